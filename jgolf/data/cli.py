@@ -1,0 +1,21 @@
+"""The verbs of `jgolf data`."""
+
+from __future__ import annotations
+
+VERBS: dict[str, str] = {
+    "pack": "jgolf.data.pack:pack",
+    "tokenizer": "jgolf.data.train_tokenizer:tokenizer",
+    "download": "jgolf.data.download:download",
+    "demo": "jgolf.data.demo:demo",
+    "inspect": "jgolf.data.inspect:inspect",
+}
+"""Verb → "module:function"."""
+
+HELP: dict[str, str] = {
+    "pack": "pack documents into token shards",
+    "tokenizer": "train a SentencePiece tokenizer",
+    "download": "fetch the challenge's published shards and tokenizer",
+    "demo": "build a small corpus from this Python's own texts",
+    "inspect": "show what shards hold",
+}
+"""Verb → what it does, in a line."""

@@ -1,0 +1,180 @@
+"""A small corpus from text that every Python installation has: `jgolf data demo`.
+
+Its documents are the docstrings, other long strings and comment blocks in the sources of the standard
+library, one document a source file, and the help topics of `pydoc`. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+import sysconfig
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from jgolf import files
+from jgolf.data.documents import read_documents
+from jgolf.data.pack import pack_documents
+from jgolf.data.train_tokenizer import train_tokenizer
+from jgolf.errors import DataError
+
+_MANIFEST = "demo.json"
+_FORMAT = 1  # of the corpus; a folder built with another one is built anew
+_TOKENIZER = "demo_1024_bpe.model"
+_VOCAB_SIZE = 1024
+_TOKENIZER_CHARS = 4000  # of each document; SentencePiece leaves longer ones out
+_MIN_CORPUS_BYTES = 1_000_000
+_MAX_CORPUS_BYTES = 4_000_000
+_VALIDATION_BYTES = 170_000
+_MIN_PASSAGE_CHARS = 60
+_OWN_DOCUMENT_CHARS = 2_500  # a string this long, such as a help topic, is a document
+_VALIDATION_DOCUMENT_CHARS = range(1_000, 16_000)
+_SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "__pycache__"}
+
+
+def demo(out: Path = Path("data/demo")) -> None:
+    """Build a small corpus, a tokenizer and shards from this Python's own documentation strings.
+
+    Args:
+      out: Folder to build in.
+    """
+    build_demo(out)
+    manifest = _complete_manifest(out)
+    sizes = ", ".join(f"{name} {size:,} bytes" for name, size in sorted(manifest["files"].items()))
+    print(f"{out}: from Python {manifest['python']}: {sizes}")
+
+
+def build_demo(out_dir: str | Path) -> None:
+    """Builds the demo corpus in `out_dir`, unless it is there and complete.
+
+    It leaves `train.txt` and `val.txt` (one document a line), the tokenizer, the shards of both splits, and
+    a manifest, written last. The same Python installation gives the same files.
+
+    Raises:
+      DataError: the standard library has too little text, or `out_dir` holds something else.
+    """
+    out_dir = Path(out_dir)
+    if _complete_manifest(out_dir):
+        return
+    if any(out_dir.glob("*.bin")) and not (out_dir / _MANIFEST).exists():
+        raise DataError(f"{out_dir}: holds shards that are not the demo's; choose another folder for the demo")
+    print(f"building the demo corpus in {out_dir} from the standard library's texts", flush=True)
+    _write_manifest(out_dir, {})  # marks the folder as the demo's, incomplete
+    train, validation = _split(_documents(Path(sysconfig.get_paths()["stdlib"])))
+    files.write_text(out_dir / "train.txt", "\n".join(train) + "\n")
+    files.write_text(out_dir / "val.txt", "\n".join(validation) + "\n")
+    texts = (text[:_TOKENIZER_CHARS] for text in read_documents([out_dir / "train.txt"]))
+    files.write_bytes(out_dir / _TOKENIZER, train_tokenizer(texts, _VOCAB_SIZE))
+    paths = [out_dir / "train.txt", out_dir / "val.txt", out_dir / _TOKENIZER]
+    for split in ("train", "val"):
+        summary = pack_documents([out_dir / f"{split}.txt"], out_dir / _TOKENIZER, out_dir, split, overwrite=True)
+        paths += summary.paths
+    _write_manifest(out_dir, {path.name: path.stat().st_size for path in paths})
+
+
+def validation_text(demo_dir: str | Path) -> bytes:
+    """The held-out text, whose tokens are the validation shard: for comparison with general compressors."""
+    path = Path(demo_dir) / "val.txt"
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; build it with `jgolf data demo`") from None
+
+
+def _write_manifest(out_dir: Path, sizes: dict[str, int]) -> None:
+    manifest = {"format": _FORMAT, "python": sys.version.split()[0], "files": sizes}
+    files.write_text(out_dir / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def _complete_manifest(out_dir: Path) -> dict | None:
+    """The manifest, if all that it lists is there with the right size."""
+    try:
+        manifest = json.loads((out_dir / _MANIFEST).read_text())
+        complete = manifest["format"] == _FORMAT and manifest["files"]
+        sizes = {name: (out_dir / name).stat().st_size for name in manifest["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest if complete and sizes == manifest["files"] else None
+
+
+# --- text --------------------------------------------------------------------------------------
+
+
+def _split(documents: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Training and held-out documents, both in an order that depends on their names alone."""
+    train, validation = [], []
+    train_bytes = validation_bytes = 0
+    for name in sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        text = documents[name]
+        num_bytes = len(text.encode())
+        if validation_bytes < _VALIDATION_BYTES and len(text) in _VALIDATION_DOCUMENT_CHARS:
+            validation.append(text)
+            validation_bytes += num_bytes
+        elif train_bytes < _MAX_CORPUS_BYTES:
+            train.append(text)
+            train_bytes += num_bytes
+    if train_bytes < _MIN_CORPUS_BYTES or validation_bytes < _VALIDATION_BYTES:
+        raise DataError(
+            f"the standard library of this Python ({sysconfig.get_paths()['stdlib']}) holds only {train_bytes:,} bytes of "
+            f"text, expected {_MIN_CORPUS_BYTES:,} or more: its sources are missing; take a full Python, or pack your own "
+            "text with `jgolf data tokenizer` and `jgolf data pack`"
+        )
+    return train, validation
+
+
+def _documents(library: Path) -> dict[str, str]:
+    """Name → text of every document; no passage occurs twice."""
+    documents: dict[str, str] = {}
+    seen: set[str] = set()
+    for path in sorted(library.rglob("*.py")):
+        name = path.relative_to(library).as_posix()
+        if _SKIPPED_FOLDERS.intersection(path.relative_to(library).parts):
+            continue
+        new = [passage for passage in _passages(path) if not (passage in seen or seen.add(passage))]
+        short = [passage for passage in new if len(passage) < _OWN_DOCUMENT_CHARS]
+        documents |= {f"{name}:{index}": text for index, text in enumerate(new) if len(text) >= _OWN_DOCUMENT_CHARS}
+        if short:
+            documents[name] = " ".join(short)
+    return documents
+
+
+def _passages(path: Path) -> Iterator[str]:
+    """The prose of a source file in order, each passage on one line."""
+    try:
+        source = path.read_text("utf-8")
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(source)
+    except (OSError, ValueError, SyntaxError):
+        return  # not UTF-8, or a template that only looks like Python
+    strings = [
+        (node.lineno, node.end_lineno, node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    inside_strings = {line for first, last, _ in strings for line in range(first, last + 1)}
+    comments = _comment_blocks(source.splitlines(), inside_strings)
+    for _, text in sorted([(first, text) for first, _, text in strings] + list(comments)):
+        text = " ".join(unicodedata.normalize("NFKC", text).split())
+        if _is_prose(text):
+            yield text
+
+
+def _comment_blocks(lines: list[str], inside_strings: set[int]) -> Iterator[tuple[int, str]]:
+    """First line number and text of every run of lines that are comments and nothing else."""
+    block: list[str] = []
+    for number, line in enumerate([*lines, ""], start=1):
+        stripped = line.strip()
+        if stripped.startswith("#") and number not in inside_strings:
+            block.append(stripped.lstrip("#"))
+        elif block:
+            yield number - len(block), "\n".join(block)
+            block = []
+
+
+def _is_prose(text: str) -> bool:
+    """Whether it is long enough, printable, and has the spaces that words have and tables of codes have not."""
+    return len(text) >= _MIN_PASSAGE_CHARS and text.isprintable() and text.count(" ") > len(text) / 15

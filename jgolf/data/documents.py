@@ -1,0 +1,129 @@
+"""Reading documents from text files, plain or compressed, a line at a time.
+
+`NAME.jsonl`, `NAME.ndjson` and `NAME.json` hold a JSON object with a "text" a line; any other name holds
+plain text with one document a line. Either may be compressed: `.zst` or `.gz` after that name.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import zstandard
+
+from jgolf.errors import DataError
+
+_READ_BYTES = 1 << 16
+_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` writes
+_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+
+def check_files(paths: Sequence[str | Path]) -> None:
+    """Raises DataError for the first of `paths` that is not a file, or if there is none."""
+    if not paths:
+        raise DataError("no text files given: name at least one .jsonl or .txt file (.zst and .gz are read too)")
+    for path in paths:
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such file")
+
+
+def read_documents(
+    paths: Iterable[str | Path], advance: Callable[[int], None] = lambda num_bytes: None
+) -> Iterator[str]:
+    """The documents of several files in order; `advance` is told how many bytes were read from disk.
+
+    Raises:
+      DataError: a file or a line of one cannot be used.
+    """
+    for path in paths:
+        for number, line in enumerate(read_lines(path, advance), start=1):
+            document = parse_document(line, path, number)
+            if document is not None:
+                yield document
+
+
+def read_lines(path: str | Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+    """The lines of a file, decompressed, without their line feeds."""
+    parts: list[bytes] = []
+    for chunk in _decompressed(Path(path), advance):
+        first, *rest = chunk.split(b"\n")
+        parts.append(first)
+        for line in rest:
+            yield b"".join(parts)
+            parts = [line]
+    if any(parts):
+        yield b"".join(parts)
+
+
+def parse_document(line: bytes, path: str | Path, number: int) -> str | None:
+    """The text of line `number` of the file `path`; None for an empty line.
+
+    Raises:
+      DataError: the line is not UTF-8, or not a JSON object with a "text".
+    """
+    path = Path(path)
+    line = line.removesuffix(b"\r")
+    if not line.strip():
+        return None
+    try:
+        text = line.decode()
+        if _format_suffix(path) not in _JSON_SUFFIXES:
+            return text
+        document = json.loads(text)
+        text = document["text"] if isinstance(document, dict) and "text" in document else None
+        if not isinstance(text, str):
+            raise DataError(
+                f'{path}:{number}: expected a JSON object with a string "text", found {line[:60].decode("utf-8", "replace")}'
+            )
+        text.encode()  # JSON can spell half a surrogate pair, which is no text
+    except UnicodeError as error:
+        raise DataError(f"{path}:{number}: not UTF-8 text: {error}") from None
+    except ValueError as error:
+        raise DataError(
+            f'{path}:{number}: not JSON ({error}); a line of a {_format_suffix(path)} file is {{"text": …}}, '
+            "and plain text with one document a line goes into a .txt file"
+        ) from None
+    return text
+
+
+def _format_suffix(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix in (".zst", ".gz") else path).suffix
+
+
+def _decompressed(path: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+    chunks = _chunks(path, advance)
+    if path.suffix == ".zst":
+        return _frames(path, chunks, lambda: zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj())
+    if path.suffix == ".gz":
+        return _frames(path, chunks, lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | 16))
+    return chunks
+
+
+def _chunks(path: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_READ_BYTES):
+                yield chunk
+                advance(len(chunk))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _frames(path: Path, chunks: Iterable[bytes], make_decompressor: Callable) -> Iterator[bytes]:
+    """Decompresses frames that follow one another; streaming readers pass a cut-off file over in silence."""
+    decompressor = None
+    try:
+        for chunk in chunks:
+            while chunk:
+                decompressor = decompressor or make_decompressor()
+                yield decompressor.decompress(chunk)
+                chunk = b""
+                if decompressor.eof:
+                    chunk = decompressor.unused_data
+                    decompressor = None
+    except (zlib.error, zstandard.ZstdError) as error:
+        raise DataError(f"{path}: not a {path.suffix} file, or damaged: {error}") from None
+    if decompressor is not None:
+        raise DataError(f"{path}: the file is cut off in the middle of its compressed data; copy it again")

@@ -1,0 +1,196 @@
+"""Token shards: the challenge's files of 16-bit tokens, memory-mapped and checked.
+
+A shard is 256 little-endian int32, `[20240520, 1, number of tokens, 0, …]`, then the tokens as
+little-endian uint16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from jgolf import files
+from jgolf.errors import DataError
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+TOKEN_TYPE = np.dtype("<u2")
+_CHECKED_AT_ONCE = 1 << 22  # tokens; bounds the memory that a check touches at a time
+
+
+def open_shard(path: str | Path, vocab_size: int | None = None) -> np.ndarray:
+    """The tokens of a shard, memory-mapped: `uint16[tokens]`, read only.
+
+    Args:
+      path: the shard.
+      vocab_size: when given, every id is checked to be below it.
+
+    Raises:
+      DataError: the file is missing, is no shard, is cut off, or holds an id past the vocabulary.
+    """
+    path = Path(path)
+    try:
+        file_bytes = path.stat().st_size
+        header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    num_tokens = _checked_num_tokens(path, header, file_bytes)
+    if num_tokens == 0:
+        return np.empty(0, TOKEN_TYPE)
+    tokens = np.memmap(path, dtype=TOKEN_TYPE, mode="r", offset=HEADER_BYTES, shape=(num_tokens,))
+    if vocab_size is not None:
+        check_ids(path, tokens, vocab_size)
+    return tokens
+
+
+def _checked_num_tokens(path: Path, header: np.ndarray, file_bytes: int) -> int:
+    if len(header) < HEADER_INTS:
+        raise DataError(f"{path}: {file_bytes:,} bytes, shorter than a shard's header of {HEADER_BYTES:,}: not a shard")
+    magic, version, num_tokens = (int(value) for value in header[:3])
+    if magic != MAGIC:
+        raise DataError(f"{path}: starts with {magic}, expected the magic number {MAGIC}: not a token shard")
+    if version != VERSION:
+        raise DataError(
+            f"{path}: shard version {version}, expected {VERSION}: packed by another program; pack it again"
+        )
+    expected_bytes = HEADER_BYTES + TOKEN_TYPE.itemsize * num_tokens
+    if num_tokens < 0 or file_bytes != expected_bytes:
+        found = "cut off" if file_bytes < expected_bytes else "damaged"
+        raise DataError(
+            f"{path}: the header says {num_tokens:,} tokens, a file of {expected_bytes:,} bytes, but it has "
+            f"{file_bytes:,}: the shard is {found}; pack or download it again"
+        )
+    return num_tokens
+
+
+def check_ids(path: str | Path, tokens: np.ndarray, vocab_size: int) -> None:
+    """Raises DataError, naming position and id, unless all `tokens` of the shard `path` are below `vocab_size`."""
+    for start in range(0, len(tokens), _CHECKED_AT_ONCE):
+        chunk = tokens[start : start + _CHECKED_AT_ONCE]
+        if chunk.max() >= vocab_size:
+            offset = int(np.argmax(chunk >= vocab_size))
+            raise DataError(
+                f"{path}: token {start + offset:,} has the id {int(chunk[offset])}, expected ids below {vocab_size}, the "
+                "size of the vocabulary: the shard was packed with another tokenizer, or it is damaged"
+            )
+
+
+def write_shard(path: str | Path, tokens: np.ndarray | Sequence[int]) -> None:
+    """Writes `tokens` [n], ids from 0 to 65,535, as a shard, all or nothing."""
+    values = np.asarray(tokens)
+    if values.ndim != 1 or (
+        values.size and (values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 65535)
+    ):
+        raise DataError(f"{path}: a shard holds one row of ids from 0 to 65535, found {values.dtype} {values.shape}")
+    with create_shard(path) as writer:
+        writer.write(values.astype(TOKEN_TYPE))
+
+
+class ShardWriter:
+    """Appends tokens to a shard that is being written; see `create_shard`."""
+
+    def __init__(self, file: IO[bytes]):
+        self.num_tokens = 0
+        self._file = file
+        self._write_header()
+
+    def _write_header(self) -> None:
+        header = np.zeros(HEADER_INTS, dtype="<i4")
+        header[:3] = MAGIC, VERSION, self.num_tokens
+        self._file.write(header.tobytes())
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Appends `uint16[n]`."""
+        self._file.write(tokens.astype(TOKEN_TYPE, copy=False).tobytes())
+        self.num_tokens += len(tokens)
+
+    def finish(self) -> None:
+        """Puts the number of tokens into the header."""
+        self._file.seek(0)
+        self._write_header()
+
+
+@contextlib.contextmanager
+def create_shard(path: str | Path) -> Iterator[ShardWriter]:
+    """Yields a writer; the shard appears at `path`, complete, when the block ends without an error."""
+    with files.atomic_write(path) as file:
+        writer = ShardWriter(file)
+        yield writer
+        writer.finish()
+
+
+def find_shards(data_dir: str | Path, split: str) -> list[Path]:
+    """The shards `*_{split}_*.bin` of a folder, sorted by name.
+
+    Raises:
+      DataError: there is no such folder, or no such shard in it.
+    """
+    data_dir = Path(data_dir)
+    option = "" if split == "train" else f" --split {split}"
+    commands = (
+        "make it with `jgolf data demo` (from this machine's Python), `jgolf data download sp1024` (the challenge's "
+        f"text) or `jgolf data pack DOCS.jsonl --tokenizer T.model --out {data_dir}{option}` (your own)"
+    )
+    if not data_dir.is_dir():
+        raise DataError(f"{data_dir}: no such data folder; {commands}")
+    paths = sorted(data_dir.glob(f"*_{split}_*.bin"))
+    if not paths:
+        raise DataError(f"{data_dir}: no {split} shards (*_{split}_*.bin) in this folder; {commands}")
+    return paths
+
+
+class TokenStream:
+    """The tokens of several shards as one endless stream: after the last comes the first again."""
+
+    def __init__(self, paths: Sequence[str | Path], vocab_size: int | None = None):
+        """Opens the shards, in the order given.
+
+        Args:
+          paths: the shards; their headers and lengths are checked here.
+          vocab_size: when given, a shard's ids are checked against it before its first token is handed out.
+
+        Raises:
+          DataError: a shard cannot be used, or there is no token at all.
+        """
+        self.paths = [Path(path) for path in paths]
+        self.vocab_size = vocab_size
+        self._shards = [open_shard(path) for path in self.paths]
+        self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
+        self._unchecked = set(range(len(self._shards))) if vocab_size is not None else set()
+        if len(self) == 0:
+            names = ", ".join(str(path) for path in self.paths) or "no shard"
+            raise DataError(f"{names}: no tokens; pack some text with `jgolf data pack`")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """The `count` tokens from position `start` ≥ 0 of the endless stream on: `uint16[count]`, a copy.
+
+        Raises:
+          DataError: a shard holds an id past the vocabulary; it names the shard, the position and the id.
+        """
+        taken = np.empty(count, np.uint16)
+        filled = 0
+        while filled < count:
+            position = (start + filled) % len(self)
+            index = int(np.searchsorted(self._ends, position, side="right"))
+            shard = self._checked_shard(index)
+            offset = position - (int(self._ends[index]) - len(shard))
+            piece = shard[offset : offset + count - filled]
+            taken[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return taken
+
+    def _checked_shard(self, index: int) -> np.ndarray:
+        shard = self._shards[index]
+        if index in self._unchecked:
+            check_ids(self.paths[index], shard, self.vocab_size)
+            self._unchecked.discard(index)
+        return shard

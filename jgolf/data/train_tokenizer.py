@@ -1,0 +1,102 @@
+"""Training a SentencePiece tokenizer: `jgolf data tokenizer`."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+import tyro
+
+from jgolf import files
+from jgolf.data.documents import check_files, read_documents
+from jgolf.data.progress import byte_progress
+from jgolf.data.tokenizer import Tokenizer
+from jgolf.errors import DataError
+
+# The settings of the challenge's published tokenizers.
+_TRAINER_SETTINGS = {
+    "model_type": "bpe",
+    "character_coverage": 0.999,
+    "byte_fallback": True,
+    "split_digits": True,
+    "normalization_rule_name": "nmt_nfkc",
+    "add_dummy_prefix": False,
+    "pad_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "unk_id": 3,
+    "hard_vocab_limit": False,
+}
+_QUIET = 2  # SentencePiece's log level: errors only
+
+
+def tokenizer(
+    documents: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path,
+    vocab_size: int = 1024,
+    max_documents: int = 1_000_000,
+    max_chars: int = 4000,
+) -> None:
+    """Train a SentencePiece BPE tokenizer with the challenge's settings.
+
+    Args:
+      documents: Text files: .jsonl, with {"text": …} a line, or .txt, with one document a line; also as .zst or .gz.
+      out: The .model file to write.
+      vocab_size: Number of pieces.
+      max_documents: Learn from this many documents, the first ones.
+      max_chars: Learn from this many characters of a document, the first ones; 0 takes whole documents, of which
+        SentencePiece leaves out those of more than 4,192 bytes. The trainer holds all that it learns from in memory.
+    """
+    start_s = time.monotonic()
+    check_files(documents)
+    if max_documents < 1 or max_chars < 0:
+        raise DataError(f"--max-documents {max_documents} --max-chars {max_chars}: expected at least 1 and at least 0")
+    with byte_progress("reading", sum(path.stat().st_size for path in documents)) as advance:
+        texts = itertools.islice(read_documents(documents, advance), max_documents)
+        model_bytes = train_tokenizer((text[: max_chars or None] for text in texts), vocab_size)
+    files.write_bytes(out, model_bytes)
+    print(f"{out}: {vocab_size} pieces, {time.monotonic() - start_s:.1f} s")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+    """Learns a tokenizer of exactly `vocab_size` pieces; the bytes of its model file.
+
+    Raises:
+      DataError: the text has too few, or too many, different characters and pairs for that many pieces.
+    """
+    error_while_reading: list[Exception] = []
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(texts, error_while_reading),
+            model_writer=model,
+            vocab_size=vocab_size,
+            minloglevel=_QUIET,
+            **_TRAINER_SETTINGS,
+        )
+    except RuntimeError as error:
+        if not error_while_reading:
+            raise DataError(f"cannot train a tokenizer of {vocab_size} pieces on this text: {error}") from None
+    if error_while_reading:
+        raise error_while_reading[0]
+    found = Tokenizer("the trained tokenizer", model.getvalue()).vocab_size
+    if found != vocab_size:
+        raise DataError(
+            f"the text yields only {found} of {vocab_size} pieces: give more text, or a smaller --vocab-size"
+        )
+    return model.getvalue()
+
+
+def _sentences(texts: Iterable[str], errors: list[Exception]) -> Iterator[str]:
+    """The documents as the challenge gives them to the trainer, which cannot carry an exception out."""
+    try:
+        for text in texts:
+            sentence = text.replace("\0", " ").strip()
+            if sentence:
+                yield sentence
+    except Exception as error:
+        errors.append(error)

@@ -1,0 +1,46 @@
+"""The errors that a user can cause, and the exit codes they end in."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_CHECK_FAILED = 1  # a check that the user asked for did not hold: cross-check, size budget
+EXIT_BAD_INPUT = 2  # a file, an option or a setting that cannot be used
+EXIT_DIVERGED = 3  # training stopped on a loss that is not finite
+EXIT_INTERRUPTED = 130  # stopped with Ctrl-C; the run can be resumed
+
+
+class JgolfError(Exception):
+    """Something the user can put right. Its text names what was found and what to do.
+
+    The command line prints it without a stack trace and exits with `exit_code`.
+    """
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class ConfigError(JgolfError):
+    """A setting, or a combination of settings, that makes no sense."""
+
+
+class DataError(JgolfError):
+    """A shard, a text file or a tokenizer that cannot be used."""
+
+
+class ArtifactError(JgolfError):
+    """An artifact or a checkpoint that cannot be read or does not fit."""
+
+
+class DivergedError(JgolfError):
+    """The training loss became infinite or NaN."""
+
+    exit_code = EXIT_DIVERGED
+
+
+class MissingExtraError(JgolfError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str):
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed; "
+            f"install it with: pip install 'jgolf[{extra}]' (in a clone: pip install -e '.[{extra}]')"
+        )

@@ -1,0 +1,1 @@
+"""Optimizers: Muon, AdamW, the partition between them, and the schedule."""

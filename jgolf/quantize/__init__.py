@@ -1,0 +1,1 @@
+"""Rounding of weights: what an artifact stores, and what late QAT trains on."""

@@ -1,0 +1,57 @@
+"""From trained parameters to storage forms and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from jgolf import rules
+from jgolf.config import QuantizeConfig, form_bits
+from jgolf.errors import ArtifactError
+from jgolf.quantize.rows import quantize_rows, quantize_table_rows
+from jgolf.quantize.stored import StoredTensor
+
+
+def quantize(params: Mapping[str, np.ndarray], config: QuantizeConfig) -> dict[str, StoredTensor]:
+    """Every parameter in the storage form that the rules give it.
+
+    Args:
+      params: path → array of any floating-point type.
+      config: forms by kind of parameter, clip search, scale floor.
+
+    Raises:
+      ArtifactError: a parameter is not finite, or too large for its form.
+    """
+    return {path: _quantize_one(path, np.asarray(values, np.float32), config) for path, values in params.items()}
+
+
+def dequantize(stored: Mapping[str, StoredTensor]) -> dict[str, np.ndarray]:
+    """The float32 parameters that a model computes with, by path."""
+    return {path: tensor.dequantize() for path, tensor in stored.items()}
+
+
+def _quantize_one(path: str, weights: np.ndarray, config: QuantizeConfig) -> StoredTensor:
+    form = rules.storage_form(path, weights.shape, config)
+    bits = form_bits(form)
+    if not np.isfinite(weights).all():
+        raise ArtifactError(f"{path}: {np.count_nonzero(~np.isfinite(weights))} values are not finite")
+    with np.errstate(over="ignore"):  # the check below says which parameter
+        if bits is None:
+            tensor = StoredTensor.floats(form, weights)
+        else:
+            tensor = StoredTensor.integers(path, form, *_levels_and_scales(path, weights, bits, config))
+    if not np.isfinite(tensor.values if bits is None else tensor.scales).all():
+        largest = float(np.abs(weights).max())
+        raise ArtifactError(f"{path}: largest magnitude {largest:.4g} is past what {form} can hold; choose fp32 for it")
+    return tensor
+
+
+def _levels_and_scales(
+    path: str, weights: np.ndarray, bits: int, config: QuantizeConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    rule = rules.rule_of(path)
+    rows = np.ascontiguousarray(weights.T) if rule.transposed else weights
+    if bits == 8 and rule.kind in ("table", "embedding"):
+        return quantize_table_rows(rows, config.table_clip_percentile, config.scale_floor)
+    return quantize_rows(rows, bits, config.clip_percentiles, config.scale_floor)

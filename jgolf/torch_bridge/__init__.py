@@ -1,0 +1,1 @@
+"""From and to PyTorch: checkpoints, artifacts, and the cross-check against a training script."""

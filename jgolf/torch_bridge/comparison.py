@@ -1,0 +1,93 @@
+"""Differences between the two sides, with what may be expected of each arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Largest differences that a correct pair of implementations shows."""
+
+    values: float
+    """Of logits and block outputs, of the largest magnitude among them; the mean, of the mean magnitude."""
+    loss: float
+    """Of the loss, relative."""
+    bits_per_byte: float
+    """Of bits per byte, absolute."""
+    train_loss: float
+    """Of the loss while training, relative."""
+    distance: float
+    """Of all parameters after a step: norm of the difference, relative to the distance covered since the start."""
+
+
+TOLERANCES = {
+    # Rounding in another order: a few units in the last of 24 bits, through some dozen layers.
+    "float32": Tolerances(values=2e-5, loss=2e-5, bits_per_byte=1e-5, train_loss=2e-5, distance=1e-2),
+    # 8 bits: every product is rounded to 2^-9 of itself, and both sides round at other places.
+    "bfloat16": Tolerances(values=4e-2, loss=4e-3, bits_per_byte=1e-2, train_loss=1e-2, distance=2e-1),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure on both sides."""
+
+    name: str
+    difference: float
+    tolerance: float
+    reference: float | None = None
+    jgolf: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is a number within the tolerance."""
+        return self.difference <= self.tolerance
+
+
+def largest(name: str, reference: np.ndarray, jgolf: np.ndarray, tolerance: float) -> Check:
+    """The largest difference, relative to the largest magnitude in the reference."""
+    scale = float(np.abs(reference).max())
+    return Check(name, float(np.abs(reference - jgolf).max()) / max(scale, 1e-30), tolerance)
+
+
+def mean(name: str, reference: np.ndarray, jgolf: np.ndarray, tolerance: float) -> Check:
+    """The mean difference, relative to the mean magnitude in the reference."""
+    scale = float(np.abs(reference).mean())
+    return Check(name, float(np.abs(reference - jgolf).mean()) / max(scale, 1e-30), tolerance)
+
+
+def relative(name: str, reference: float, jgolf: float, tolerance: float) -> Check:
+    """Two numbers and their difference, relative to the reference's."""
+    return Check(name, abs(reference - jgolf) / max(abs(reference), 1e-30), tolerance, reference, jgolf)
+
+
+def absolute(name: str, reference: float, jgolf: float, tolerance: float) -> Check:
+    """Two numbers and their difference."""
+    return Check(name, abs(reference - jgolf), tolerance, reference, jgolf)
+
+
+def by_layer(
+    reference: Mapping[str, np.ndarray], jgolf: Mapping[str, np.ndarray], tolerance: float
+) -> tuple[list[Check], str | None]:
+    """The largest difference of each intermediate result, and the name of the first that departs, if one does."""
+    checks = [largest(name, value, np.asarray(jgolf[name], np.float32), tolerance) for name, value in reference.items()]
+    return checks, next((check.name for check in checks if not check.passed), None)
+
+
+def table(title: str, checks: list[Check]) -> Table:
+    """The checks as a table for the terminal."""
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("figure")
+    for column in ("PyTorch", "jgolf", "difference", "tolerance"):
+        shown.add_column(column, justify="right")
+    shown.add_column("")
+    for check in checks:
+        both = ["" if value is None else f"{value:.7f}" for value in (check.reference, check.jgolf)]
+        verdict = "[green]pass[/green]" if check.passed else "[bold red]FAIL[/bold red]"
+        shown.add_row(check.name, *both, f"{check.difference:.1e}", f"{check.tolerance:.0e}", verdict)
+    return shown

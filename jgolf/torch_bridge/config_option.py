@@ -1,0 +1,125 @@
+"""The option `--config` of commands that read PyTorch checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jgolf import config as configs
+from jgolf.config import Config, ModelConfig
+from jgolf.errors import ConfigError
+
+RENAMED = {
+    "mlp_mult": "mlp_multiple",
+    "tied_embed_init_std": "embedding_init_std",
+    "qk_gain_init": "q_gain",
+    "bigram_vocab_size": "bigram_buckets",
+    "ve_dim": "value_embedding_dim",
+    "ve_layers": "value_embedding_layers",
+}
+LAST_LAYERS = "xsa_last_n"
+SWITCH = "ve_enabled"
+TRAINING_ONLY = ("mtp_num_heads", "mtp_loss_weight")
+ABSENT_FEATURES = ("dtg", "dtg_enabled")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What `--config` says.
+
+    Attributes:
+      source: how to call it in a message.
+      settings: the name of a setting of ModelConfig, or `xsa_last_n` → value.
+      base: the whole config where the option names one; None for a JSON object with some settings.
+    """
+
+    source: str
+    settings: dict[str, Any]
+    base: Config | None = None
+
+
+def parse(option: str | None) -> Given:
+    """Reads a config's name, a run's config.json, or a JSON object (inline, or in a file).
+
+    The object has the reference's own names, such as {"num_heads": 8, "xsa_last_n": 4,
+    "ve_layers": "9,10"}, or those of `jgolf.config.ModelConfig`.
+
+    Raises:
+      ConfigError: it is none of these, or holds unknown names or values of the wrong type.
+    """
+    if option is None:
+        return Given("--config", {})
+    text, source = option, "--config"
+    if not option.lstrip().startswith("{"):
+        if not option.endswith(".json"):
+            return _of_config(configs.load(option), f"the config {option}")
+        text, source = _read(option), option
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: not a JSON object: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected a JSON object, found {type(values).__name__}")
+    if isinstance(values.get("model"), dict):
+        try:
+            return _of_config(configs.from_dict(values), source)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: not a jgolf config: {error}") from None
+    return Given(source, _translate(values, source))
+
+
+def _of_config(config: Config, source: str) -> Given:
+    return Given(source, dataclasses.asdict(config.model), config)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error}") from None
+
+
+def _translate(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The reference's names and values as those of ModelConfig; upper case, as in the environment, is taken too."""
+    values = {key.lower(): value for key, value in values.items()}
+    defaults = dataclasses.asdict(ModelConfig()) | {LAST_LAYERS: 0, SWITCH: True} | dict.fromkeys(ABSENT_FEATURES, False)
+    settings: dict[str, Any] = {}
+    unknown = []
+    for key, value in values.items():
+        name = RENAMED.get(key, key)
+        if name in defaults:
+            settings[name] = _convert(key, value, defaults[name], source)
+        elif name not in TRAINING_ONLY:
+            unknown.append(key)
+    if unknown:
+        known = ", ".join(sorted({*RENAMED, *defaults, *TRAINING_ONLY}))
+        raise ConfigError(f"{source}: unknown settings {', '.join(unknown)}; expected some of {known}")
+    for name in ABSENT_FEATURES:
+        if settings.pop(name, False):
+            raise ConfigError(f"{source}: {name} is on; this feature is not part of jgolf's network")
+    if not settings.pop(SWITCH, True):
+        settings["value_embedding_layers"] = ()
+    return settings
+
+
+def _convert(name: str, value: Any, like: Any, source: str) -> Any:
+    """`value` in the type of the default `like`; numbers and truths written as strings are read."""
+    try:
+        if isinstance(like, bool):
+            return {"0": False, "1": True, "false": False, "true": True}[str(value).lower()]
+        if isinstance(like, tuple):
+            items = value.split(",") if isinstance(value, str) else value
+            return tuple(int(item) for item in items if str(item).strip())
+        if isinstance(like, str):
+            return str(value)
+        number = float(value)
+        if isinstance(value, bool) or number != type(like)(number):
+            raise ValueError
+        return type(like)(number)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        kind = "layers such as 9,10" if isinstance(like, tuple) else f"a value of type {type(like).__name__}"
+        raise ConfigError(f"{source}: {name} is {value!r}: expected {kind}") from None

@@ -1,0 +1,73 @@
+"""Models from one kind of file to another: `jgolf convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from jgolf.artifact import container
+from jgolf.config import Config
+from jgolf.errors import JgolfError
+from jgolf.load import LoadedModel, artifact_metadata, load_model
+from jgolf.quantize.export import quantize
+from jgolf.quantize.stored import StoredTensor
+from jgolf.torch_bridge import checkpoint, names, reference_artifact
+
+SUFFIXES = {
+    ".pt": "PyTorch state dict, float32",
+    ".ptz": "artifact of the PyTorch reference",
+    ".jgolf": "jgolf artifact",
+}
+
+
+def convert(
+    source: tyro.conf.Positional[Path],
+    destination: tyro.conf.Positional[Path],
+    config: str | None = None,
+    average: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Convert a model between PyTorch checkpoints, the PyTorch reference's artifacts and jgolf's.
+
+    Integers, scales and floats of an artifact are kept as they are; full-precision weights are quantized by
+    the rules of the config where the destination is an artifact.
+
+    Args:
+      source: A .pt state dict, a .ptz or .jgolf artifact, or a run directory.
+      destination: A file ending in .pt, .ptz or .jgolf.
+      config: For PyTorch files: a config's name, a run's config.json, or a JSON object of settings (inline or a file).
+      average: Weights of a run: raw, ema, swa or ema+swa.
+      overwrite: Replace the destination where it exists.
+    """
+    write = {".pt": _write_state_dict, ".ptz": _write_reference_artifact, ".jgolf": _write_artifact}
+    suffix = destination.suffix.lower()
+    if suffix not in write:
+        kinds = ", ".join(f"{suffix} ({kind})" for suffix, kind in SUFFIXES.items())
+        raise JgolfError(f"{destination}: the ending says what to write; expected one of {kinds}")
+    if destination.exists() and not overwrite:
+        raise JgolfError(f"{destination}: exists already; choose another name or add --overwrite")
+    model = load_model(source, config, average)
+    write[suffix](destination, model)
+    values = sum(array.size for array in model.params.values())
+    print(f"{destination}: {SUFFIXES[suffix]}, {values:,} parameters, {destination.stat().st_size:,} bytes")
+
+
+def stored_form(params: Mapping[str, np.ndarray], stored: dict[str, StoredTensor] | None, config: Config) -> dict:
+    """The parameters in storage form: as they were read, or quantized where they were read in full precision."""
+    return stored if stored is not None else quantize(params, config.quantize)
+
+
+def _write_state_dict(path: Path, model: LoadedModel) -> None:
+    checkpoint.write(path, names.from_params(model.params))
+
+
+def _write_reference_artifact(path: Path, model: LoadedModel) -> None:
+    reference_artifact.write(path, stored_form(model.params, model.stored, model.config))
+
+
+def _write_artifact(path: Path, model: LoadedModel) -> None:
+    stored = stored_form(model.params, model.stored, model.config)
+    container.write(path, container.pack(stored, artifact_metadata(model.config, model.tokenizer_fingerprint)))

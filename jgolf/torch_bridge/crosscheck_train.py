@@ -1,0 +1,170 @@
+"""The same optimizer steps on both sides: the script's Muon and PyTorch's AdamW beside jgolf's optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import jax
+import numpy as np
+import optax
+import torch
+
+from jgolf import rules
+from jgolf.config import Config, MuonConfig
+from jgolf.data.batches import Batch, BatchOrder
+from jgolf.data.shards import TokenStream
+from jgolf.model import functional
+from jgolf.optim.optimizer import make_optimizer
+from jgolf.torch_bridge import comparison, names
+from jgolf.torch_bridge.comparison import Check, Tolerances
+from jgolf.torch_bridge.script import ScriptError, describe
+from jgolf.torch_bridge.torch_model import TorchModel
+
+Params = Mapping[str, np.ndarray]
+Step = tuple[float, Params]  # the loss before it, the parameters after it
+
+
+@dataclass(frozen=True)
+class StepComparison:
+    """One optimizer step on both sides."""
+
+    step: int
+    loss: Check
+    distance: Check
+    worst_parameter: str
+
+
+def compare_steps(
+    module: ModuleType,
+    torch_model: TorchModel,
+    config: Config,
+    params: Params,
+    batches: list[Batch],
+    tolerances: Tolerances,
+) -> Iterator[StepComparison]:
+    """Takes a step on each batch, on both sides from `params`, and yields how they compare.
+
+    The learning-rate multiplier stays 1 and Muon's momentum warms up from step 0. Distances are
+    relative to how far the reference's parameters have moved since the start. Casts that the script
+    would make to bfloat16 are float32 where the cross-check is, Newton-Schulz iterations included.
+
+    Raises:
+      ScriptError: the script has no class Muon, or it fails.
+    """
+    reference = torch_steps(module, torch_model, config, batches)
+    ours = jax_steps(config, params, batches)
+    for step, ((torch_loss, torch_params), (jax_loss, jax_params)) in enumerate(zip(reference, ours, strict=True)):
+        apart = {path: float(np.linalg.norm(torch_params[path] - jax_params[path])) for path in params}
+        moved = {path: float(np.linalg.norm(torch_params[path] - params[path])) for path in params}
+        total = comparison.norm(apart.values()) / max(comparison.norm(moved.values()), 1e-30)
+        worst = max(apart, key=lambda path: apart[path] / max(moved[path], 1e-30))
+        yield StepComparison(
+            step,
+            comparison.relative(f"loss of step {step + 1}", torch_loss, jax_loss, tolerances.train_loss),
+            Check(f"parameters after step {step + 1}", total, tolerances.distance),
+            f"{rules.torch_name(worst)} {apart[worst] / max(moved[worst], 1e-30):.1e}",
+        )
+
+
+def batches_of(stream: TokenStream, rows: int, seq_len: int, steps: int) -> list[Batch]:
+    """The first `steps` batches [rows, seq_len] of a stream, in the order in which one rank trains on them."""
+    order = BatchOrder(rows * seq_len, seq_len, num_ranks=1, accumulation=1)
+    taken = [order.batch(stream, step) for step in range(steps)]
+    return [Batch(*(array.reshape(rows, seq_len).astype(np.int32) for array in batch)) for batch in taken]
+
+
+def jax_steps(config: Config, params: Params, batches: list[Batch]) -> Iterator[Step]:
+    """jgolf's steps: the loss before each, and the parameters after it."""
+    optimizer = make_optimizer(config.optim)
+
+    @jax.jit
+    def step(params: functional.Params, state: optax.OptState, batch: Batch) -> tuple:
+        loss, gradients = jax.value_and_grad(partial(functional.loss, config.model))(params, *batch)
+        updates, state = optimizer.update(gradients, state, params, learning_rate_multiplier=1.0)
+        return loss, optax.apply_updates(params, updates), state
+
+    current = {path: jax.numpy.asarray(array) for path, array in params.items()}
+    state = optimizer.init(current)
+    for batch in batches:
+        loss, current, state = step(current, state, batch)
+        yield float(loss), {path: np.asarray(array) for path, array in current.items()}
+
+
+def torch_steps(module: ModuleType, torch_model: TorchModel, config: Config, batches: list[Batch]) -> Iterator[Step]:
+    """The reference's steps: gradient clipping, the script's Muon, two AdamW groups."""
+    model = torch_model.model.train()
+    optimizers = _optimizers(module, torch_model, config)
+    clip = config.optim.grad_clip
+    for step, batch in enumerate(batches):
+        with torch_model.running():
+            inputs, targets = map(torch_model.tensor, batch)
+            loss = model(inputs, targets)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                if "momentum" in group:
+                    group["momentum"] = _momentum(config.optim.muon, step)
+            try:
+                optimizer.step()
+            except Exception as error:
+                raise ScriptError(f"{torch_model.script}: Muon fails: {describe(error, torch_model.script)}") from None
+        yield float(loss.detach()), _params_of(model)
+
+
+def _momentum(muon: MuonConfig, step: int) -> float:
+    done = min(step / muon.momentum_warmup_steps, 1.0) if muon.momentum_warmup_steps else 1.0
+    return muon.momentum_warmup_start + (muon.momentum - muon.momentum_warmup_start) * done
+
+
+def _optimizers(module: ModuleType, torch_model: TorchModel, config: Config) -> list[torch.optim.Optimizer]:
+    """Muon for its group of the rules, AdamW for the two others."""
+    groups: dict[str, list[torch.nn.Parameter]] = {}
+    for name, parameter in names.canonical(dict(torch_model.model.named_parameters()))[0].items():
+        if parameter.numel():
+            groups.setdefault(rules.rule_of(rules.path_of_torch_name(name)).group, []).append(parameter)
+    adamw = config.optim.adamw
+    make: Callable = partial(
+        torch.optim.AdamW, betas=(adamw.beta1, adamw.beta2), eps=adamw.epsilon, weight_decay=adamw.weight_decay
+    )
+    rates = {"adamw_token": adamw.token_learning_rate, "adamw_scalar": adamw.scalar_learning_rate}
+    optimizers = [make(groups[group], lr=rate) for group, rate in rates.items() if group in groups]
+    return [*optimizers, _muon(module, torch_model, config.optim.muon, groups["muon"])]
+
+
+def _muon(
+    module: ModuleType, torch_model: TorchModel, muon: MuonConfig, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    kind = getattr(module, "Muon", None)
+    if kind is None:
+        raise ScriptError(f"{torch_model.script}: has no class Muon, which --train-steps needs")
+    settings = {
+        "lr": muon.learning_rate,
+        "momentum": muon.momentum,
+        "backend_steps": muon.newton_schulz_steps,
+        "ns_steps": muon.newton_schulz_steps,
+        "nesterov": True,
+        "weight_decay": muon.weight_decay,
+    }
+    taken = inspect.signature(kind).parameters
+    if "weight_decay" not in taken and muon.weight_decay:
+        raise ScriptError(
+            f"{torch_model.script}: its Muon takes no weight_decay, the config has {muon.weight_decay}; "
+            "give a config whose optim.muon.weight_decay is 0"
+        )
+    try:
+        return kind(parameters, **{name: value for name, value in settings.items() if name in taken})
+    except Exception as error:
+        raise ScriptError(f"{torch_model.script}: Muon(…) failed: {describe(error, torch_model.script)}") from None
+
+
+def _params_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    state, _ = names.canonical(model.state_dict())
+    return names.to_params({name: value.detach().float().cpu().numpy() for name, value in state.items()})[0]

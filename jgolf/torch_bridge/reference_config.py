@@ -1,0 +1,182 @@
+"""The settings of a PyTorch checkpoint's model: from its tensors' shapes, from `--config`, from the recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jgolf import config as configs
+from jgolf.config import Config, ModelConfig
+from jgolf.errors import ConfigError
+from jgolf.model.functional import parameter_shapes
+from jgolf.torch_bridge import config_option, names, shapes
+from jgolf.torch_bridge.config_option import LAST_LAYERS, Given
+from jgolf.torch_bridge.shapes import Shape, Told
+
+RECIPE, PLAIN_RECIPE = "pr592", "baseline"
+RECIPE_XSA_LAYERS = 4
+RECIPE_HEAD_DIM = 64
+UNTOLD = ("rope_dims", "rope_base", "ln_scale", "logit_softcap")  # no tensor's shape depends on these
+
+
+def fit(
+    found: Mapping[str, Shape], unknown: Mapping[str, Shape], option: str | None, source: str
+) -> tuple[Config, list[str]]:
+    """As `resolve`, and checks that the tensors are exactly those of the model.
+
+    Args:
+      found: path → shape of each parameter.
+      unknown: PyTorch name → shape of each tensor that is none.
+      option: the value of `--config`, if given.
+      source: what the tensors were read from, for messages.
+
+    Raises:
+      ArtifactError: names every missing, extra and misshapen tensor; and the errors of `resolve`.
+    """
+    config, notices = resolve(found, option, source)
+    wanted = names.by_torch_name(parameter_shapes(config.model))
+    names.check({**names.by_torch_name(found), **unknown}, wanted, source)
+    return config, notices
+
+
+def resolve(found: Mapping[str, Shape], option: str | None, source: str) -> tuple[Config, list[str]]:
+    """The config of the model whose parameters have these shapes.
+
+    What neither shapes nor `--config` tell is taken from the recipe pr592, or from the challenge's
+    baseline for a network without SmearGate and extra tables: XSA on the last four layers, the value
+    embedding on the last layers, rotary dimensions up to the head's width.
+
+    Args:
+      found: path → shape of each parameter.
+      option: the value of `--config`, if given.
+      source: what the tensors were read from, for messages.
+
+    Returns:
+      The config, and a notice that names the settings that had to be assumed.
+
+    Raises:
+      ConfigError: `option` cannot be read, contradicts the shapes, or leaves a model that makes no sense.
+      ArtifactError: the shapes are not those of such a model.
+    """
+    given = config_option.parse(option)
+    told = shapes.told_by(found, source)
+    plain = not any(told[feature].value for feature in ("smear_gate", "bigram", "value_embedding"))
+    recipe = PLAIN_RECIPE if plain else RECIPE
+    base = given.base or configs.load(recipe)
+    values = {**dataclasses.asdict(base.model), **given.settings}
+    contradictions = _Contradictions(given, source)
+    _set_features(values, told, contradictions)
+    _set_sizes(values, told, contradictions)
+    assumed = [] if given.base else [name for name in UNTOLD if name not in given.settings]
+    assumed += _place_layers(values, told, given, contradictions)
+    if "num_heads" not in told and "num_heads" not in given.settings:
+        assumed.append("num_heads")
+    contradictions.raise_any()
+    config = dataclasses.replace(base, model=ModelConfig(**values))
+    configs.validate(dataclasses.replace(Config(), model=config.model))
+    return config, _notices(values, assumed, recipe, source)
+
+
+class _Contradictions:
+    """Collects what `--config` says otherwise than the tensors."""
+
+    def __init__(self, given: Given, source: str):
+        self.given, self.source, self.found = given, source, []
+
+    def compare(self, name: str, agrees: bool, told: Told) -> None:
+        if name in self.given.settings and not agrees:
+            self.found.append(f"{name} is {_shown(self.given.settings[name])}, but the tensors have {told.by}")
+
+    def raise_any(self) -> None:
+        if self.found:
+            lines = "\n".join(f"  {line}" for line in self.found)
+            raise ConfigError(f"{self.given.source} and {self.source} contradict each other:\n{lines}")
+
+
+def _set_features(values: dict[str, Any], told: Mapping[str, Told], contradictions: _Contradictions) -> None:
+    """Which optional parts there are. An absent gate, gain or skip weight is missing unless a config leaves it out."""
+    for name in ("smear_gate", "unet_skips", "q_gain"):
+        if told[name].value:
+            contradictions.compare(name, bool(values[name]), told[name])
+    contradictions.compare("tie_embeddings", values["tie_embeddings"] != told["head"].value, told["head"])
+    values["tie_embeddings"] = not told["head"].value
+    if not told["bigram"].value:
+        contradictions.compare("bigram_buckets", values["bigram_buckets"] == 0, told["bigram"])
+        values["bigram_buckets"] = 0
+
+
+def _set_sizes(values: dict[str, Any], told: Mapping[str, Told], contradictions: _Contradictions) -> None:
+    """Every width and count that a tensor tells; the rest stay as they are in `values`."""
+    direct = ["vocab_size", "num_layers", "model_dim", "bigram_buckets", "bigram_dim", "value_embedding_dim"]
+    for name in direct:
+        if name in told:
+            contradictions.compare(name, values[name] == told[name].value, told[name])
+            values[name] = told[name].value
+    if "num_heads" in told:
+        contradictions.compare("num_heads", values["num_heads"] == told["num_heads"].value, told["num_heads"])
+        values["num_heads"] = told["num_heads"].value
+    elif "num_heads" not in contradictions.given.settings:
+        values["num_heads"] = max(1, values["model_dim"] // RECIPE_HEAD_DIM)
+    dim = values["model_dim"]
+    if "kv_dim" in told:
+        kv_dim, head_dim = told["kv_dim"].value, dim // max(1, values["num_heads"])
+        if not head_dim or kv_dim % head_dim:
+            raise ConfigError(
+                f"{contradictions.source}: {told['kv_dim'].by} does not divide into heads of width {head_dim} "
+                f"(model_dim {dim}, num_heads {values['num_heads']}); give the number of heads with "
+                '--config \'{"num_heads": …}\''
+            )
+        contradictions.compare("num_kv_heads", values["num_kv_heads"] * head_dim == kv_dim, told["kv_dim"])
+        values["num_kv_heads"] = kv_dim // head_dim
+    if "mlp_dim" in told and int(values["mlp_multiple"] * dim) != told["mlp_dim"].value:
+        contradictions.compare("mlp_multiple", False, told["mlp_dim"])
+        values["mlp_multiple"] = _multiple(told["mlp_dim"].value, dim)
+
+
+def _multiple(width: int, dim: int) -> float:
+    """The multiple of `dim` that truncates to `width`."""
+    multiple = width / dim
+    return multiple if int(multiple * dim) == width else math.nextafter(multiple, math.inf)
+
+
+def _place_layers(
+    values: dict[str, Any], told: Mapping[str, Told], given: Given, contradictions: _Contradictions
+) -> list[str]:
+    """Sets which layers have XSA and the value embedding; returns the names of those that are assumed."""
+    assumed = []
+    num_layers, count = values["num_layers"], told["num_value_layers"].value
+    if "value_embedding_layers" in given.settings:
+        listed = values["value_embedding_layers"]
+        has_table = bool(listed) == told["value_embedding"].value
+        contradictions.compare("value_embedding_layers", has_table, told["value_embedding"])
+        if has_table:
+            contradictions.compare("value_embedding_layers", len(listed) == count, told["num_value_layers"])
+    else:
+        values["value_embedding_layers"] = tuple(range(max(0, num_layers - count), num_layers))
+        assumed += ["value_embedding_layers"] if count else []
+    last = values.pop(LAST_LAYERS, None)
+    if last is None and "xsa_layers" not in given.settings:
+        last = RECIPE_XSA_LAYERS if values["xsa_layers"] else 0
+        assumed.append("xsa_layers")
+    if last is not None:
+        values["xsa_layers"] = tuple(range(max(0, num_layers - last), num_layers))
+    if "rope_dims" not in given.settings and values["num_heads"]:
+        values["rope_dims"] = min(values["rope_dims"], values["model_dim"] // values["num_heads"])
+    return assumed
+
+
+def _notices(values: Mapping[str, Any], assumed: list[str], recipe: str, source: str) -> list[str]:
+    if not assumed:
+        return []
+    settings = ", ".join(f"{name} {_shown(values[name])}" for name in assumed)
+    return [f"{source}: told by neither its tensors nor --config, taken as in the recipe {recipe}: {settings}"]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

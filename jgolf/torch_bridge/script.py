@@ -1,0 +1,200 @@
+"""A user's training script, imported without being run, and its model with given settings and weights."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import inspect
+import itertools
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from jgolf.config import ModelConfig
+from jgolf.errors import ConfigError, JgolfError
+from jgolf.torch_bridge import names, stand_ins
+
+NEUTRAL = (0, 0.0, False, "", None)  # values that leave a feature out
+SETTINGS_ARGUMENTS = ("args", "hparams", "hyperparameters", "config", "cfg", "h")
+ONLY_AT_THE_START = ("tied_embed_init_std", "qk_gain_init")  # the weights are given
+VARIADIC, VARIADIC_NAMES = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+_numbers = itertools.count()
+
+
+class ScriptError(JgolfError):
+    """A training script that cannot be imported, or does not have what the cross-check needs."""
+
+
+@contextlib.contextmanager
+def imported(path: str | Path, float32_only: bool, on_cpu: bool) -> Iterator[ModuleType]:
+    """Yields the script as a module; while the block lasts, the stand-ins it may need are installed.
+
+    Its `main` is not run: the module's name is not "__main__". Environment variables, `sys.argv` and
+    `sys.path` are as before afterwards, and nothing is written beside the script.
+
+    Args:
+      path: the script.
+      float32_only: whether what it would cast to bfloat16 is to stay in float32.
+      on_cpu: whether it is to run on the CPU even where there is a GPU.
+
+    Raises:
+      ScriptError: there is no such file, it fails while it is imported, or it has no GPT with `forward_logits`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ScriptError(f"{path}: no such file; --reference takes a Python training script")
+    name = f"jgolf_reference_script_{next(_numbers)}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, path, loader=loader))
+    with (
+        stand_ins.installed(float32_only, on_cpu),
+        stand_ins.modules_added({name: module}),
+        mock.patch.object(sys, "argv", [str(path)]),
+        mock.patch.object(sys, "path", [str(path.parent.resolve()), *sys.path]),
+        mock.patch.object(sys, "dont_write_bytecode", True),
+        _matmul_precision(),
+    ):
+        try:
+            loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise ScriptError(f"{path}: cannot be imported: {describe(error, path)}") from None
+        if float32_only:
+            torch.set_float32_matmul_precision("highest")
+        if not callable(getattr(getattr(module, "GPT", None), "forward_logits", None)):
+            raise ScriptError(f"{path}: expected a class GPT with a method forward_logits(input_ids), found none")
+        yield module
+
+
+@contextlib.contextmanager
+def _matmul_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def describe(error: BaseException, path: str | Path) -> str:
+    """The error, and the last line of the script on the way to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
+    if isinstance(error, SyntaxError):
+        line = error.lineno
+    text = f"{type(error).__name__}: {error}"
+    return f"{text} (line {line})" if line else text
+
+
+def build_model(
+    module: ModuleType, path: str | Path, config: ModelConfig, params: Mapping[str, np.ndarray], device: str
+) -> tuple[torch.nn.Module, list[str]]:
+    """The script's GPT with these settings and weights, on `device`, in evaluation mode.
+
+    Returns:
+      The model, and a notice for each setting that its constructor does not take.
+
+    Raises:
+      ScriptError: the constructor needs an argument that nobody knows, or fails.
+      ConfigError: a setting cannot be expressed in the reference's terms.
+      ArtifactError: the model's parameters are others than those in `params`.
+    """
+    arguments, notices = constructor_arguments(module, path, config)
+    try:
+        model = module.GPT(**arguments)
+    except Exception as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise ScriptError(f"{path}: GPT({shown}) failed: {describe(error, path)}") from None
+    state = names.from_params(params)
+    own = {name: value for name, value in names.canonical(model.state_dict())[0].items() if value.numel()}
+    names.check(
+        {name: array.shape for name, array in state.items()},
+        {name: tuple(value.shape) for name, value in own.items()},
+        f"the checkpoint, for the GPT of {path}",
+    )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(torch.from_numpy(np.array(state[name])))
+    return model.to(device).eval(), notices
+
+
+def reference_settings(config: ModelConfig) -> dict[str, Any]:
+    """The settings by the reference's names.
+
+    Raises:
+      ConfigError: XSA is on other layers than the last ones.
+    """
+    num_xsa = len(config.xsa_layers)
+    if config.xsa_layers != tuple(range(config.num_layers - num_xsa, config.num_layers)):
+        raise ConfigError(f"model.xsa_layers is {config.xsa_layers}: the PyTorch reference knows last layers only")
+    multiple = config.mlp_multiple
+    return {
+        "vocab_size": config.vocab_size,
+        "num_layers": config.num_layers,
+        "model_dim": config.model_dim,
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "mlp_mult": int(multiple) if multiple == int(multiple) else multiple,
+        "tie_embeddings": config.tie_embeddings,
+        "tied_embed_init_std": config.embedding_init_std,
+        "logit_softcap": config.logit_softcap,
+        "rope_base": config.rope_base,
+        "qk_gain_init": config.q_gain,
+        "mtp_num_heads": 0,
+        "mtp_loss_weight": 0.0,
+        "bigram_vocab_size": config.bigram_buckets,
+        "bigram_dim": config.bigram_dim,
+        "xsa_last_n": num_xsa,
+        "rope_dims": config.rope_dims,
+        "ln_scale": config.ln_scale,
+        "dtg": False,
+        "ve_enabled": bool(config.value_embedding_layers),
+        "ve_dim": config.value_embedding_dim,
+        "ve_layers": ",".join(map(str, config.value_embedding_layers)),
+    }
+
+
+def constructor_arguments(module: ModuleType, path: str | Path, config: ModelConfig) -> tuple[dict[str, Any], list[str]]:
+    """What to call the script's GPT with, by name, and a notice for each setting that it does not take.
+
+    An argument that is not one of the reference's keeps its default, or gets the value of that name
+    in the script's Hyperparameters; an argument for all of them gets such an object.
+    """
+    settings = reference_settings(config)
+    hyperparameters = getattr(module, "Hyperparameters", None)
+    parameters = inspect.signature(module.GPT).parameters.values()
+    named = [parameter for parameter in parameters if parameter.kind not in (VARIADIC_NAMES, VARIADIC)]
+    arguments = {parameter.name: settings[parameter.name] for parameter in named if parameter.name in settings}
+    rest = {name: value for name, value in settings.items() if name not in arguments}
+    if any(parameter.kind is VARIADIC_NAMES for parameter in parameters):
+        arguments, rest = settings, {}
+    unknown = []
+    for name in (parameter.name for parameter in named if parameter.default is parameter.empty):
+        if name in arguments:
+            continue
+        if hasattr(hyperparameters, name):
+            arguments[name] = getattr(hyperparameters, name)
+        elif name in SETTINGS_ARGUMENTS and hyperparameters is not None:
+            arguments[name], rest = _hyperparameters(hyperparameters, settings), {}
+        else:
+            unknown.append(name)
+    if unknown:
+        raise ScriptError(
+            f"{path}: GPT needs {', '.join(unknown)}, which the cross-check does not know; "
+            f"it gives {', '.join(settings)}, and values of that name in a class Hyperparameters"
+        )
+    used = {name: value for name, value in rest.items() if value not in NEUTRAL and name not in ONLY_AT_THE_START}
+    return arguments, [f"{path}: GPT takes no {name}; the model has {value}" for name, value in used.items()]
+
+
+def _hyperparameters(kind: type, settings: Mapping[str, Any]) -> Any:
+    values = kind()
+    for name, value in settings.items():
+        setattr(values, name, value)
+    return values

@@ -1,0 +1,137 @@
+"""What lets a script that is written for CUDA be imported and run where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+FLASH_ATTENTION_MODULES = ("flash_attn_interface", "flash_attn", "flash_attn.flash_attn_interface")
+LAUNCHER_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+# Calls for a device's state, with what they give where there is no device.
+CUDA_CALLS: dict[str, Any] = {
+    "set_device": None,
+    "synchronize": None,
+    "empty_cache": None,
+    "manual_seed": None,
+    "manual_seed_all": None,
+    "reset_peak_memory_stats": None,
+    "current_device": 0,
+    "max_memory_allocated": 0,
+    "max_memory_reserved": 0,
+    "memory_allocated": 0,
+    "mem_get_info": (0, 0),
+    "get_device_capability": (9, 0),
+    "get_device_name": "no device",
+    "get_device_properties": SimpleNamespace(
+        name="no device", major=9, minor=0, total_memory=80 << 30, multi_processor_count=132
+    ),
+    "Event": mock.MagicMock(),
+    "Stream": mock.MagicMock(),
+}
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, causal: bool = False, **options: Any) -> Tensor:
+    """flash_attn_func in PyTorch's own attention: q [B, T, heads, d], k and v [B, T, kv heads, d].
+
+    Raises:
+      TypeError: an option other than the scale is used; the numbers would not be those of the script.
+    """
+    scale = options.pop("softmax_scale", None)
+    used = [name for name, value in options.items() if value not in (None, False, 0, 0.0, 1, (-1, -1))]
+    if args or used:
+        raise TypeError(f"flash attention with the options {[*args, *used]} has no stand-in here")
+    groups = q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
+
+
+class Redirect(TorchFunctionMode):
+    """Sends tensors meant for a missing GPU to the CPU, and where asked keeps float32 what would become bfloat16.
+
+    The latter lets all of a script, its optimizer too, be compared in float32.
+    """
+
+    def __init__(self, without_cuda: bool, float32_only: bool):
+        super().__init__()
+        self.without_cuda, self.float32_only = without_cuda, float32_only
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if self.without_cuda and func is Tensor.cuda:
+            return args[0]
+        if self.float32_only and func in (Tensor.bfloat16, Tensor.half):
+            func, args = Tensor.to, (args[0], torch.float32)
+        kwargs = {name: self._redirected(value) for name, value in (kwargs or {}).items()}
+        return func(*map(self._redirected, args), **kwargs)
+
+    def _redirected(self, value: Any) -> Any:
+        if self.float32_only and isinstance(value, torch.dtype) and value in (torch.bfloat16, torch.float16):
+            return torch.float32
+        if self.without_cuda:
+            if isinstance(value, torch.device) and value.type == "cuda":
+                return torch.device("cpu")
+            if isinstance(value, str) and value.partition(":")[0] == "cuda":
+                return "cpu"
+        return value
+
+
+@contextlib.contextmanager
+def installed(float32_only: bool, on_cpu: bool) -> Iterator[None]:
+    """Stand-ins for flash attention, CUDA calls and compilation; the environment is as before afterwards.
+
+    Args:
+      float32_only: whether casts to bfloat16 and float16 are to stay in float32.
+      on_cpu: whether the script is to run on the CPU even where there is a GPU.
+    """
+    without_cuda = on_cpu or not torch.cuda.is_available()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, {**LAUNCHER_VARIABLES, **os.environ}))
+        stack.enter_context(modules_added(_flash_attention_modules(without_cuda or float32_only)))
+        stack.enter_context(mock.patch.object(torch, "compile", _not_compiled))
+        if without_cuda:
+            calls = {name: mock.MagicMock(return_value=value) for name, value in CUDA_CALLS.items()}
+            stack.enter_context(mock.patch.multiple(torch.cuda, is_available=lambda: False, **calls))
+        stack.enter_context(Redirect(without_cuda, float32_only))
+        yield
+
+
+@contextlib.contextmanager
+def modules_added(modules: Mapping[str, ModuleType]) -> Iterator[None]:
+    """Makes `modules` importable by their names; afterwards those names mean what they did before."""
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
+
+
+def _flash_attention_modules(always: bool) -> dict[str, ModuleType]:
+    """Stand-ins for those of the modules that are not installed, or for all."""
+    modules = {}
+    for name in FLASH_ATTENTION_MODULES:
+        top = name.partition(".")[0]
+        if always or importlib.util.find_spec(top) is None:
+            module = modules[name] = ModuleType(name)
+            module.__path__ = []
+            module.flash_attn_func = module.flash_attn_3_func = flash_attention
+    if "flash_attn" in modules:
+        modules["flash_attn"].flash_attn_interface = modules["flash_attn.flash_attn_interface"]
+    return modules
+
+
+def _not_compiled(function: Callable | None = None, *args: Any, **options: Any) -> Callable:
+    """`torch.compile` as a call and as a decorator, without compiling: the numbers are those of eager execution."""
+    return function if function is not None else lambda decorated: decorated

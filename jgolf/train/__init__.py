@@ -1,0 +1,1 @@
+"""Training: state, step, mesh, clock, checkpoints, logs and the loop."""

@@ -1,0 +1,119 @@
+"""Devices: the mesh, each process's share of a batch, and the step compiled for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jgolf.config import Config
+from jgolf.data.batches import Batch, BatchOrder
+from jgolf.data.shards import TokenStream
+from jgolf.errors import ConfigError
+from jgolf.train.step import StepMetrics, TrainState, train_step
+
+AXIS = "data"
+
+CompiledStep = Callable[[TrainState, Batch, float], tuple[TrainState, StepMetrics]]
+
+
+def make_mesh() -> Mesh:
+    """All devices of all processes, on one axis; a process's devices follow one another."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def device_batch_order(config: Config, num_devices: int) -> BatchOrder:
+    """The config's batch order, laid out for this many devices.
+
+    A step's runs of consecutive tokens follow one another, so `accumulation × num_ranks` runs are the
+    same tokens for every way to write that product: with fewer devices than ranks, each device takes
+    more micro-steps, in the reference's rank order. With more, the devices of a rank split its rows.
+
+    Raises:
+      ConfigError: the devices cannot share the batch evenly.
+    """
+    order = BatchOrder.from_config(config.train)
+    runs = order.num_ranks * order.accumulation
+    if order.micro_batch_rows % num_devices == 0 and num_devices >= order.num_ranks:
+        return order
+    if num_devices < order.num_ranks and runs % num_devices == 0:
+        return BatchOrder(order.run_tokens, order.seq_len, num_devices, runs // num_devices)
+    raise ConfigError(
+        f"{num_devices} devices cannot share a batch of {order.accumulation} micro-steps × {order.num_ranks} ranks × "
+        f"{order.rows_per_run} sequences evenly: expected a number of devices that divides {runs} runs, or "
+        f"{order.micro_batch_rows} sequences; change train.num_ranks, train.accumulation or train.batch_tokens"
+    )
+
+
+class BatchSource:
+    """Makes a step's batch, of which each process reads and holds only its own devices' share."""
+
+    def __init__(self, config: Config, stream: TokenStream, mesh: Mesh):
+        self.order = device_batch_order(config, mesh.size)
+        self._stream = stream
+        self._sharding = NamedSharding(mesh, P(None, AXIS))
+        rows_each = self.order.micro_batch_rows // mesh.size
+        own = [index for index, device in enumerate(mesh.devices) if device.process_index == jax.process_index()]
+        self._rows = slice(own[0] * rows_each, (own[-1] + 1) * rows_each)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens trained on in a step, over all devices."""
+        return self.order.accumulation * self.order.micro_batch_rows * self.order.seq_len
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of `step` as global arrays [accumulation, rows, seq_len], on their devices."""
+        local = self.order.rows(self._stream, step, self._rows)
+        return Batch(*(jax.make_array_from_process_local_data(self._sharding, part) for part in local))
+
+
+def compile_step(config: Config, mesh: Mesh, state: TrainState, batch: Batch) -> CompiledStep:
+    """Compiles the training step for all devices; the state it is given is donated.
+
+    Each process passes its own clock's reading; the first device's is the one that counts, so that all
+    follow one schedule. `state` and `batch` serve for their shapes only.
+    """
+
+    def on_each_device(state: TrainState, batch: Batch, elapsed_s: jax.Array) -> tuple[TrainState, StepMetrics]:
+        first = jnp.where(jax.lax.axis_index(AXIS) == 0, elapsed_s[0], 0.0)
+        return train_step(config, state, *batch, jax.lax.psum(first, AXIS), AXIS)
+
+    # check_vma: the checker cannot know that an all-gather's result is the same on every device.
+    sharded = jax.shard_map(
+        on_each_device, mesh=mesh, in_specs=(P(), P(None, AXIS), P(AXIS)), out_specs=P(), check_vma=False
+    )
+    clock_sharding = NamedSharding(mesh, P(AXIS))
+    num_local = len(mesh.local_devices)
+
+    def clocks(elapsed_s: float) -> jax.Array:
+        return jax.make_array_from_process_local_data(clock_sharding, np.full(num_local, elapsed_s, np.float32))
+
+    compiled = jax.jit(sharded, donate_argnums=0).lower(state, batch, clocks(0.0)).compile()
+
+    def step(state: TrainState, batch: Batch, elapsed_s: float) -> tuple[TrainState, StepMetrics]:
+        return compiled(state, batch, clocks(elapsed_s))
+
+    step.compiled = compiled
+    return step
+
+
+def replicate(tree: TrainState, mesh: Mesh) -> TrainState:
+    """Puts a copy of every array on every device; all processes hold the same values."""
+    place = partial(_replicate_one, sharding=replicated(mesh))
+    return jax.tree.map(place, tree)
+
+
+def _replicate_one(value: jax.Array, sharding: NamedSharding) -> jax.Array:
+    local = np.asarray(value)
+    return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])

@@ -1,0 +1,145 @@
+"""One training step as a pure function: state and tokens in, state and metrics out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jgolf.config import Config, ModelConfig
+from jgolf.model.functional import Params, loss
+from jgolf.model.initial import init
+from jgolf.optim.optimizer import global_norm, make_optimizer
+from jgolf.optim.schedule import learning_rate_multiplier, momentum_schedule
+from jgolf.quantize.fake import fake_quantize
+
+
+class TrainState(NamedTuple):
+    """All that a run is, but for the clock; a checkpoint is this and the clock.
+
+    An average that is switched off is an empty dictionary.
+    """
+
+    step: Int[Array, ""]
+    """Finished steps."""
+    params: Params
+    opt_state: optax.OptState
+    ema: Params
+    swa_sum: Params
+    swa_count: Int[Array, ""]
+    """Parameter sets in `swa_sum`."""
+
+
+class StepMetrics(NamedTuple):
+    """What one step reports, scalars that are the same on every device."""
+
+    step: Int[Array, ""]
+    """Finished steps, this one included."""
+    loss: Float[Array, ""]
+    """Mean negative log likelihood in nats, of the weights that were trained on."""
+    grad_norm: Float[Array, ""]
+    """Global norm of the gradients before clipping."""
+    learning_rate_multiplier: Float[Array, ""]
+    muon_momentum: Float[Array, ""]
+    elapsed_s: Float[Array, ""]
+    """Training time when the step was started, by the clock that counts."""
+    late_qat: Int[Array, ""]
+    """1 where the step trained on quantized weights."""
+    swa_count: Int[Array, ""]
+
+
+def init_state(config: Config, params: Params) -> TrainState:
+    """The state of a run that starts from `params`."""
+    average = config.average
+    copy = {path: jnp.array(value) for path, value in params.items()}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=make_optimizer(config.optim).init(params),
+        ema=copy if average.ema_decay else {},
+        swa_sum=jax.tree.map(jnp.zeros_like, params) if average.swa_start else {},
+        swa_count=jnp.zeros((), jnp.int32),
+    )
+
+
+def new_state(config: Config, key: PRNGKeyArray) -> TrainState:
+    """The state of a run that starts from random parameters."""
+    return init_state(config, init(config.model, key))
+
+
+def mean_loss_and_grads(
+    model: ModelConfig, params: Params, inputs: Int[Array, "A B T"], targets: Int[Array, "A B T"]
+) -> tuple[Float[Array, ""], Params]:
+    """Loss and gradients averaged over A micro-batches, one at a time."""
+    value_and_grad = jax.value_and_grad(lambda params, x, y: loss(model, params, x, y))
+    if len(inputs) == 1:
+        return value_and_grad(params, inputs[0], targets[0])
+
+    def add(total, micro_batch):
+        return jax.tree.map(jnp.add, total, value_and_grad(params, *micro_batch)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    total, _ = jax.lax.scan(add, zeros, (inputs, targets))
+    return jax.tree.map(lambda value: value / len(inputs), total)
+
+
+def train_step(
+    config: Config,
+    state: TrainState,
+    inputs: Int[Array, "A B T"],
+    targets: Int[Array, "A B T"],
+    elapsed_s: Float[Array, ""] | float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[TrainState, StepMetrics]:
+    """Trains on A micro-batches of B sequences.
+
+    Everything that depends on the schedule (learning rate, late QAT, SWA) is decided in here, from the
+    step and the clock's reading; the numbers in `config.optim`, `config.average` and
+    `config.train.warmdown_steps` may be traced values.
+
+    Args:
+      config: the run.
+      state: parameters, optimizer state and averages.
+      inputs: token ids; on several devices, this device's share.
+      targets: the next token at every position.
+      elapsed_s: training time so far in seconds, the same on every device; used under a time cap.
+      axis_name: mesh axis that gradients are averaged over, inside `shard_map`; None on one device.
+    """
+    average, quantize = config.average, config.quantize
+    multiplier = learning_rate_multiplier(config.train, state.step, elapsed_s)
+
+    # Rounding the weights costs nothing beside the step, so both are computed and one is taken: a step
+    # with late QAT is the same program as one without. The gradient at the rounded weights is the
+    # straight-through gradient of the weights.
+    late_qat = multiplier < quantize.late_qat_start
+    rounded = fake_quantize(state.params, quantize)
+    weights = {path: jnp.where(late_qat, rounded[path], value) for path, value in state.params.items()}
+    value, grads = mean_loss_and_grads(config.model, weights, inputs, targets)
+    if axis_name is not None:
+        value, grads = jax.lax.pmean((value, grads), axis_name)
+
+    updates, opt_state = make_optimizer(config.optim, axis_name).update(
+        grads, state.opt_state, state.params, learning_rate_multiplier=multiplier
+    )
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    decay = average.ema_decay
+    ema = {path: decay * value + (1 - decay) * params[path] for path, value in state.ema.items()}
+    take = (multiplier < average.swa_start) & (step % average.swa_every == 0)
+    swa_sum = {path: value + jnp.where(take, params[path], 0.0) for path, value in state.swa_sum.items()}
+    swa_count = state.swa_count + take
+
+    metrics = StepMetrics(
+        step=step,
+        loss=value,
+        grad_norm=global_norm(grads),
+        learning_rate_multiplier=multiplier,
+        muon_momentum=momentum_schedule(config.optim.muon)(state.step),
+        elapsed_s=jnp.asarray(elapsed_s, jnp.float32),
+        late_qat=late_qat.astype(jnp.int32),
+        swa_count=swa_count,
+    )
+    return TrainState(step, params, opt_state, ema, swa_sum, swa_count), metrics
