@@ -233,6 +233,8 @@ class DataConfig:
     """Folder of the shards, *_train_*.bin and *_val_*.bin."""
     tokenizer: Annotated[str, tyro.conf.arg(aliases=["--tokenizer"])] = ""
     """SentencePiece model; empty takes the only *.model in dir, or in its ../../tokenizers."""
+    build_demo: bool = False
+    """Build the demo corpus in dir where it is missing."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise writing_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # renamed away, or never made
+            temporary.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

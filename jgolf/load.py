@@ -15,8 +15,7 @@ from jgolf import config as configs
 from jgolf.artifact import container
 from jgolf.config import Average, Config, ModelConfig
 from jgolf.errors import ArtifactError, ConfigError
-from jgolf.quantize.export import dequantize
-from jgolf.quantize.stored import StoredTensor
+from jgolf.quantize.stored import StoredTensor, dequantize
 
 Kind = Literal["run", "jgolf", "ptz", "pt"]
 ZSTD_MAGIC = bytes.fromhex("28b52ffd")
@@ -130,7 +129,9 @@ def _check_shapes(found: Mapping[str, tuple[int, ...]], model: ModelConfig, sour
     expected = parameter_shapes(model)
     wrong = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
     if wrong:
-        lines = (f"  {path}: found {found.get(path, 'nothing')}, expected {expected.get(path, 'nothing')}" for path in wrong)
+        lines = (
+            f"  {path}: found {found.get(path, 'nothing')}, expected {expected.get(path, 'nothing')}" for path in wrong
+        )
         raise ArtifactError(f"{source}: parameters do not fit the model in its metadata:\n" + "\n".join(lines))
 
 

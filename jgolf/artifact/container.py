@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -140,8 +141,9 @@ def _parse_header(text: bytes, source: str) -> tuple[str, dict[str, Any], list[T
 def _specs(tensors: list[Any], source: str) -> list[TensorSpec]:
     """Checks paths, forms and shapes, before anything is allocated from them."""
     specs = [_spec(entry, source) for entry in tensors]
-    if len({spec.path for spec in specs}) != len(specs):
-        raise ArtifactError(f"{source}: lists a tensor twice")
+    path, times = Counter(spec.path for spec in specs).most_common(1)[0] if specs else ("", 0)
+    if times > 1:
+        raise ArtifactError(f"{source}: lists {path} {times} times, expected once")
     values = sum(math.prod(spec.shape) for spec in specs)
     if values > MAX_VALUES:
         raise ArtifactError(f"{source}: lists tensors of {values} values in all, expected at most {MAX_VALUES}")
@@ -151,7 +153,10 @@ def _specs(tensors: list[Any], source: str) -> list[TensorSpec]:
 def _spec(entry: Any, source: str) -> TensorSpec:
     match entry:
         case [str(path), str(form), list(shape)] if form in STORAGE_FORMS:
-            rules.rule_of(path)
+            try:
+                rules.rule_of(path)
+            except ArtifactError as error:
+                raise ArtifactError(f"{source}: {error}") from None
             plausible = all(type(size) is int and 1 <= size <= MAX_VALUES for size in shape)
             if plausible and len(shape) <= 2 and (len(shape) == 2 or form in FLOAT_TYPES):
                 return TensorSpec(path, form, tuple(shape))

@@ -119,7 +119,7 @@ class Prefetcher(Generic[T]):
                     return
             try:
                 result = self._make(step)
-            except BaseException as error:  # whatever it is, it belongs to the consumer
+            except BaseException as error:  # noqa: BLE001 – whatever it is, it belongs to the consumer
                 with self._changed:
                     self._error = error
                     self._changed.notify_all()

@@ -119,9 +119,9 @@ def _split(documents: dict[str, str]) -> tuple[list[str], list[str]]:
             train_bytes += num_bytes
     if train_bytes < _MIN_CORPUS_BYTES or validation_bytes < _VALIDATION_BYTES:
         raise DataError(
-            f"the standard library of this Python ({sysconfig.get_paths()['stdlib']}) holds only {train_bytes:,} bytes of "
-            f"text, expected {_MIN_CORPUS_BYTES:,} or more: its sources are missing; take a full Python, or pack your own "
-            "text with `jgolf data tokenizer` and `jgolf data pack`"
+            f"the standard library of this Python ({sysconfig.get_paths()['stdlib']}) holds only {train_bytes:,} bytes "
+            f"of text, expected {_MIN_CORPUS_BYTES:,} or more: its sources are missing; take a full Python, or pack "
+            "your own text with `jgolf data tokenizer` and `jgolf data pack`"
         )
     return train, validation
 

@@ -74,13 +74,11 @@ def parse_document(line: bytes, path: str | Path, number: int) -> str | None:
         document = json.loads(text)
         text = document["text"] if isinstance(document, dict) and "text" in document else None
         if not isinstance(text, str):
-            raise DataError(
-                f'{path}:{number}: expected a JSON object with a string "text", found {line[:60].decode("utf-8", "replace")}'
-            )
+            raise DataError(f'{path}:{number}: expected a JSON object with a string "text", found {document!s:.60}')
         text.encode()  # JSON can spell half a surrogate pair, which is no text
     except UnicodeError as error:
         raise DataError(f"{path}:{number}: not UTF-8 text: {error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f'{path}:{number}: not JSON ({error}); a line of a {_format_suffix(path)} file is {{"text": …}}, '
             "and plain text with one document a line goes into a .txt file"

@@ -43,7 +43,8 @@ def download(
 ) -> None:
     """Fetch the challenge's published shards and tokenizer from the Hugging Face hub.
 
-    What is there already and intact is kept; a download that was interrupted goes on where it stopped.
+    Every file is verified. A broken connection goes on in the middle of a file; after an interruption, the same
+    command fetches the files that are not there yet, or damaged.
 
     Args:
       variant: Which export: sp1024 is text in the 1,024-piece tokenizer.
@@ -127,20 +128,29 @@ def _choose(published: list[RemoteFile], variant: str, train_shards: int | None,
 
 def _asked(repo: str, request: Any) -> Any:
     """The answer of the hub to `request`, with its errors in our words."""
-    import httpx
     from huggingface_hub import errors
 
     try:
         return request()
     except errors.RepositoryNotFoundError:
         raise DataError(f"{repo}: no such public dataset repository on the hub: check --repo") from None
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, httpx.TransportError) as error:
-        raise JgolfError(
-            f"{repo}: the Hugging Face hub cannot be reached ({str(error).splitlines()[0]}): check the network, then run "
-            "the same command again; it goes on where it stopped"
-        ) from None
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+        raise _unreachable(repo, error) from None
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise JgolfError(f"{repo}: the Hugging Face hub refused the request: {str(error).splitlines()[0]}") from None
+        raise JgolfError(f"{repo}: the Hugging Face hub refused the request: {_first_line(error)}") from None
+    except errors.HTTPError as error:  # of the HTTP library: no connection, or one that broke
+        raise _unreachable(repo, error) from None
+
+
+def _unreachable(repo: str, error: Exception) -> JgolfError:
+    return JgolfError(
+        f"{repo}: the Hugging Face hub cannot be reached ({_first_line(error)}): check the network, then run the same "
+        "command again; files that are complete are kept"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _fetch(hub: Any, repo: str, file: RemoteFile, out_dir: Path) -> None:
@@ -188,6 +198,6 @@ def _check_room(out_dir: Path, missing: list[RemoteFile]) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise JgolfError(
-            f"{out_dir}: {needed / 1e9:.2f} GB to download, but only {free / 1e9:.2f} GB are free there: make room, choose "
-            "another --out, or fewer --train-shards"
+            f"{out_dir}: {needed / 1e9:.2f} GB to download, but only {free / 1e9:.2f} GB are free there: make room, "
+            "choose another --out, or fewer --train-shards"
         )

@@ -8,8 +8,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from jgolf.data.shards import HEADER_BYTES, VERSION, open_shard
+from jgolf.data.shards import MAGIC, VERSION, open_shard
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import DataError
 
@@ -24,6 +25,8 @@ def inspect(
 ) -> None:
     """Show what shards hold: header, tokens, documents, bytes a token, and an excerpt.
 
+    Bytes are those of the text as the tokenizer keeps it, which bits per byte counts; it makes one space of several.
+
     Args:
       shards: Shard files.
       tokenizer: SentencePiece model; by default the one in, or beside, the first shard's folder, if there is one.
@@ -33,21 +36,20 @@ def inspect(
         raise DataError("no shards given: name at least one .bin file")
     loaded = _tokenizer(shards[0].parent, tokenizer)
     console = Console()
-    table = Table("shard", box=None, header_style="bold")
-    for column in ("version", "bytes", "tokens", "documents", "bytes a token", "lowest id", "highest id"):
-        table.add_column(column, justify="right")
-    excerpts = []
     for path in shards:
         tokens = open_shard(path, loaded.vocab_size if loaded else None)
-        table.add_row(path.name, str(VERSION), f"{HEADER_BYTES + tokens.nbytes:,}", *_figures(tokens, loaded))
+        table = Table(box=None, show_header=False)
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        table.add_row("header", f"magic {MAGIC}, version {VERSION}, {len(tokens):,} tokens")
+        for name, value in _figures(tokens, loaded).items():
+            table.add_row(name, value)
         if loaded:
-            excerpts.append((path.name, loaded.decode(tokens[:excerpt_tokens])))
-    console.print(table)
+            table.add_row("excerpt", Text(loaded.decode(tokens[:excerpt_tokens])))
+        console.print(Text(str(path), style="bold"), soft_wrap=True)
+        console.print(table)
     if loaded is None:
         console.print("no tokenizer in the shards' folder: name one with --tokenizer to see bytes and text")
-    for name, excerpt in excerpts:
-        console.print(f"\n[bold]{name}[/bold]")
-        console.print(excerpt, markup=False, highlight=False)
 
 
 def _tokenizer(folder: Path, explicit: Path | None) -> Tokenizer | None:
@@ -59,8 +61,8 @@ def _tokenizer(folder: Path, explicit: Path | None) -> Tokenizer | None:
     return load_tokenizer(explicit)
 
 
-def _figures(tokens: np.ndarray, tokenizer: Tokenizer | None) -> list[str]:
-    """Tokens, documents, bytes a token, lowest and highest id, counted a piece at a time."""
+def _figures(tokens: np.ndarray, tokenizer: Tokenizer | None) -> dict[str, str]:
+    """What there is to count, a piece at a time; bytes are those that bits per byte counts."""
     bos_id = tokenizer.bos_id if tokenizer else _BOS_ID
     documents = text_bytes = 0
     lowest, highest = 65535, 0
@@ -73,7 +75,9 @@ def _figures(tokens: np.ndarray, tokenizer: Tokenizer | None) -> list[str]:
             before = np.concatenate([previous, piece[:-1]])
             text_bytes += int(tokenizer.byte_tables.target_bytes(before, piece).sum())
             previous = piece[-1:]
-    if not len(tokens):
-        return ["0", "0", "–", "–", "–"]
-    bytes_a_token = f"{text_bytes / len(tokens):.4f}" if tokenizer else "–"
-    return [f"{len(tokens):,}", f"{documents:,}", bytes_a_token, str(lowest), str(highest)]
+    figures = {"documents": f"{documents:,}"}
+    if len(tokens):
+        figures["ids"] = f"{lowest} to {highest}"
+        if tokenizer:
+            figures["bytes a token"] = f"{text_bytes / len(tokens):.4f}"
+    return figures

@@ -108,7 +108,7 @@ def pack_documents(
     try:
         shutil.rmtree(staging, ignore_errors=True)  # left by a pack that was killed
         with byte_progress(f"packing {split}", sum(Path(path).stat().st_size for path in documents)) as advance:
-            pieces = _tokenized(documents, tokenizer.path, workers or len(os.sched_getaffinity(0)), advance, totals)
+            pieces = _tokenized(documents, tokenizer.path, workers or _usable_cores(), advance, totals)
             with contextlib.closing(pieces):
                 names = _write_shards(staging, split, pieces, shard_tokens)
         if not names:
@@ -120,6 +120,11 @@ def pack_documents(
         files.write_bytes(out_dir / tokenizer.path.name, tokenizer.model_bytes)
     paths = tuple(out_dir / name for name in names)
     return PackSummary(paths, totals.documents, totals.tokens, totals.text_bytes, time.monotonic() - start_s)
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on, where the system tells; all of them elsewhere."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _holds_tokenizer(out_dir: Path, tokenizer: Tokenizer) -> bool:

@@ -76,8 +76,8 @@ def check_ids(path: str | Path, tokens: np.ndarray, vocab_size: int) -> None:
         if chunk.max() >= vocab_size:
             offset = int(np.argmax(chunk >= vocab_size))
             raise DataError(
-                f"{path}: token {start + offset:,} has the id {int(chunk[offset])}, expected ids below {vocab_size}, the "
-                "size of the vocabulary: the shard was packed with another tokenizer, or it is damaged"
+                f"{path}: token {start + offset:,} has the id {int(chunk[offset])}, expected ids below {vocab_size}, "
+                "the size of the vocabulary: the shard was packed with another tokenizer, or it is damaged"
             )
 
 

@@ -111,8 +111,8 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
     tokenizer = Tokenizer(path, model_bytes)
     if vocab_size is not None and tokenizer.vocab_size != vocab_size:
         raise DataError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, expected {vocab_size}: take the tokenizer that the "
-            "shards were packed with, or set model.vocab_size to its size"
+            f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, expected {vocab_size}: take the tokenizer that "
+            "the shards were packed with, or set model.vocab_size to its size"
         )
     if tokenizer.vocab_size > _MAX_VOCAB_SIZE:
         raise DataError(

@@ -68,7 +68,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     Raises:
       DataError: the text has too few, or too many, different characters and pairs for that many pieces.
     """
-    error_while_reading: list[Exception] = []
+    error_while_reading: list[BaseException] = []
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -80,7 +80,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         if not error_while_reading:
-            raise DataError(f"cannot train a tokenizer of {vocab_size} pieces on this text: {error}") from None
+            raise DataError(
+                f"cannot train a tokenizer of {vocab_size} pieces on this text: give more text, or another "
+                f"--vocab-size (SentencePiece says: {error})"
+            ) from None
     if error_while_reading:
         raise error_while_reading[0]
     found = Tokenizer("the trained tokenizer", model.getvalue()).vocab_size
@@ -91,12 +94,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def _sentences(texts: Iterable[str], errors: list[Exception]) -> Iterator[str]:
+def _sentences(texts: Iterable[str], errors: list[BaseException]) -> Iterator[str]:
     """The documents as the challenge gives them to the trainer, which cannot carry an exception out."""
     try:
         for text in texts:
             sentence = text.replace("\0", " ").strip()
             if sentence:
                 yield sentence
-    except Exception as error:
+    except BaseException as error:  # noqa: BLE001 – Ctrl-C has to get past the trainer too
         errors.append(error)

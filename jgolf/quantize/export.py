@@ -1,4 +1,4 @@
-"""From trained parameters to storage forms and back."""
+"""From trained parameters to storage forms; `stored.dequantize` is the way back."""
 
 from __future__ import annotations
 
@@ -26,17 +26,12 @@ def quantize(params: Mapping[str, np.ndarray], config: QuantizeConfig) -> dict[s
     return {path: _quantize_one(path, np.asarray(values, np.float32), config) for path, values in params.items()}
 
 
-def dequantize(stored: Mapping[str, StoredTensor]) -> dict[str, np.ndarray]:
-    """The float32 parameters that a model computes with, by path."""
-    return {path: tensor.dequantize() for path, tensor in stored.items()}
-
-
 def _quantize_one(path: str, weights: np.ndarray, config: QuantizeConfig) -> StoredTensor:
     form = rules.storage_form(path, weights.shape, config)
     bits = form_bits(form)
     if not np.isfinite(weights).all():
         raise ArtifactError(f"{path}: {np.count_nonzero(~np.isfinite(weights))} values are not finite")
-    with np.errstate(over="ignore"):  # the check below says which parameter
+    with np.errstate(over="ignore", invalid="ignore"):  # the check below says which parameter
         if bits is None:
             tensor = StoredTensor.floats(form, weights)
         else:

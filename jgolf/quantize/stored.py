@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,3 +54,8 @@ class StoredTensor:
             return self.values.astype(np.float32)
         weights = self.values * self.scales.astype(np.float32)[:, None]
         return np.ascontiguousarray(weights.T) if self.transposed else weights
+
+
+def dequantize(stored: Mapping[str, StoredTensor]) -> dict[str, np.ndarray]:
+    """The float32 parameters that a model computes with, by path."""
+    return {path: tensor.dequantize() for path, tensor in stored.items()}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,11 @@ class Tolerances:
 
 TOLERANCES = {
     # Rounding in another order: a few units in the last of 24 bits, through some dozen layers.
-    "float32": Tolerances(values=2e-5, loss=2e-5, bits_per_byte=1e-5, train_loss=2e-5, distance=1e-2),
-    # 8 bits: every product is rounded to 2^-9 of itself, and both sides round at other places.
-    "bfloat16": Tolerances(values=4e-2, loss=4e-3, bits_per_byte=1e-2, train_loss=1e-2, distance=2e-1),
+    "float32": Tolerances(values=2e-5, loss=2e-5, bits_per_byte=1e-5, train_loss=2e-5, distance=1e-3),
+    # 8 bits: everything is rounded to 2^-9 of itself, and the two sides round in other places, jgolf the
+    # residual stream, PyTorch's autocast the matrix products alone: about 1 % of the logits and, through
+    # the orthogonalization, which keeps no size, about 10 % of an update.
+    "bfloat16": Tolerances(values=5e-2, loss=5e-3, bits_per_byte=2e-2, train_loss=1e-2, distance=3e-1),
 }
 
 
@@ -79,15 +81,6 @@ def by_layer(
     return checks, next((check.name for check in checks if not check.passed), None)
 
 
-def table(title: str, checks: list[Check]) -> Table:
-    """The checks as a table for the terminal."""
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("figure")
-    for column in ("PyTorch", "jgolf", "difference", "tolerance"):
-        shown.add_column(column, justify="right")
-    shown.add_column("")
-    for check in checks:
-        both = ["" if value is None else f"{value:.7f}" for value in (check.reference, check.jgolf)]
-        verdict = "[green]pass[/green]" if check.passed else "[bold red]FAIL[/bold red]"
-        shown.add_row(check.name, *both, f"{check.difference:.1e}", f"{check.tolerance:.0e}", verdict)
-    return shown
+def norm(parts: Iterable[float]) -> float:
+    """The norm of a whole from the norms of its parts."""
+    return math.sqrt(sum(part * part for part in parts))

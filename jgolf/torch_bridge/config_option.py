@@ -86,7 +86,9 @@ def _read(path: str) -> str:
 def _translate(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The reference's names and values as those of ModelConfig; upper case, as in the environment, is taken too."""
     values = {key.lower(): value for key, value in values.items()}
-    defaults = dataclasses.asdict(ModelConfig()) | {LAST_LAYERS: 0, SWITCH: True} | dict.fromkeys(ABSENT_FEATURES, False)
+    defaults = (
+        dataclasses.asdict(ModelConfig()) | {LAST_LAYERS: 0, SWITCH: True} | dict.fromkeys(ABSENT_FEATURES, False)
+    )
     settings: dict[str, Any] = {}
     unknown = []
     for key, value in values.items():

@@ -18,6 +18,7 @@ from jgolf.torch_bridge.shapes import Shape, Told
 RECIPE, PLAIN_RECIPE = "pr592", "baseline"
 RECIPE_XSA_LAYERS = 4
 RECIPE_HEAD_DIM = 64
+TABLE_SIZES = ("bigram_buckets", "bigram_dim", "value_embedding_dim")
 UNTOLD = ("rope_dims", "rope_base", "ln_scale", "logit_softcap")  # no tensor's shape depends on these
 
 
@@ -85,9 +86,11 @@ class _Contradictions:
     def __init__(self, given: Given, source: str):
         self.given, self.source, self.found = given, source, []
 
-    def compare(self, name: str, agrees: bool, told: Told) -> None:
-        if name in self.given.settings and not agrees:
-            self.found.append(f"{name} is {_shown(self.given.settings[name])}, but the tensors have {told.by}")
+    def note(self, name: str, says: Any, told: Told) -> None:
+        """Adds that the tensors say `says` of this setting, if it was given."""
+        if name in self.given.settings:
+            given = _shown(self.given.settings[name])
+            self.found.append(f"{name} is {given}, by the tensors it is {_shown(says)} ({told.by})")
 
     def raise_any(self) -> None:
         if self.found:
@@ -98,26 +101,26 @@ class _Contradictions:
 def _set_features(values: dict[str, Any], told: Mapping[str, Told], contradictions: _Contradictions) -> None:
     """Which optional parts there are. An absent gate, gain or skip weight is missing unless a config leaves it out."""
     for name in ("smear_gate", "unet_skips", "q_gain"):
-        if told[name].value:
-            contradictions.compare(name, bool(values[name]), told[name])
-    contradictions.compare("tie_embeddings", values["tie_embeddings"] != told["head"].value, told["head"])
-    values["tie_embeddings"] = not told["head"].value
+        if told[name].value and not values[name]:
+            contradictions.note(name, True, told[name])
+    tied = not told["head"].value
+    if values["tie_embeddings"] != tied:
+        contradictions.note("tie_embeddings", tied, told["head"])
+    values["tie_embeddings"] = tied
     if not told["bigram"].value:
-        contradictions.compare("bigram_buckets", values["bigram_buckets"] == 0, told["bigram"])
+        if values["bigram_buckets"]:
+            contradictions.note("bigram_buckets", 0, told["bigram"])
         values["bigram_buckets"] = 0
 
 
 def _set_sizes(values: dict[str, Any], told: Mapping[str, Told], contradictions: _Contradictions) -> None:
     """Every width and count that a tensor tells; the rest stay as they are in `values`."""
-    direct = ["vocab_size", "num_layers", "model_dim", "bigram_buckets", "bigram_dim", "value_embedding_dim"]
-    for name in direct:
+    for name in ("vocab_size", "num_layers", "model_dim", "num_heads", *TABLE_SIZES):
         if name in told:
-            contradictions.compare(name, values[name] == told[name].value, told[name])
+            if values[name] != told[name].value:
+                contradictions.note(name, told[name].value, told[name])
             values[name] = told[name].value
-    if "num_heads" in told:
-        contradictions.compare("num_heads", values["num_heads"] == told["num_heads"].value, told["num_heads"])
-        values["num_heads"] = told["num_heads"].value
-    elif "num_heads" not in contradictions.given.settings:
+    if not {"num_heads"} & (told.keys() | contradictions.given.settings.keys()):
         values["num_heads"] = max(1, values["model_dim"] // RECIPE_HEAD_DIM)
     dim = values["model_dim"]
     if "kv_dim" in told:
@@ -126,13 +129,15 @@ def _set_sizes(values: dict[str, Any], told: Mapping[str, Told], contradictions:
             raise ConfigError(
                 f"{contradictions.source}: {told['kv_dim'].by} does not divide into heads of width {head_dim} "
                 f"(model_dim {dim}, num_heads {values['num_heads']}); give the number of heads with "
-                '--config \'{"num_heads": …}\''
+                "--config '{\"num_heads\": …}'"
             )
-        contradictions.compare("num_kv_heads", values["num_kv_heads"] * head_dim == kv_dim, told["kv_dim"])
+        if values["num_kv_heads"] * head_dim != kv_dim:
+            contradictions.note("num_kv_heads", kv_dim // head_dim, told["kv_dim"])
         values["num_kv_heads"] = kv_dim // head_dim
     if "mlp_dim" in told and int(values["mlp_multiple"] * dim) != told["mlp_dim"].value:
-        contradictions.compare("mlp_multiple", False, told["mlp_dim"])
-        values["mlp_multiple"] = _multiple(told["mlp_dim"].value, dim)
+        multiple = _multiple(told["mlp_dim"].value, dim)
+        contradictions.note("mlp_multiple", multiple, told["mlp_dim"])
+        values["mlp_multiple"] = multiple
 
 
 def _multiple(width: int, dim: int) -> float:
@@ -149,10 +154,11 @@ def _place_layers(
     num_layers, count = values["num_layers"], told["num_value_layers"].value
     if "value_embedding_layers" in given.settings:
         listed = values["value_embedding_layers"]
-        has_table = bool(listed) == told["value_embedding"].value
-        contradictions.compare("value_embedding_layers", has_table, told["value_embedding"])
-        if has_table:
-            contradictions.compare("value_embedding_layers", len(listed) == count, told["num_value_layers"])
+        if bool(listed) != told["value_embedding"].value:
+            says = "some" if told["value_embedding"].value else "none"
+            contradictions.note("value_embedding_layers", says, told["value_embedding"])
+        elif len(listed) != count:
+            contradictions.note("value_embedding_layers", f"{count} layers", told["num_value_layers"])
     else:
         values["value_embedding_layers"] = tuple(range(max(0, num_layers - count), num_layers))
         assumed += ["value_embedding_layers"] if count else []

@@ -160,7 +160,9 @@ def reference_settings(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def constructor_arguments(module: ModuleType, path: str | Path, config: ModelConfig) -> tuple[dict[str, Any], list[str]]:
+def constructor_arguments(
+    module: ModuleType, path: str | Path, config: ModelConfig
+) -> tuple[dict[str, Any], list[str]]:
     """What to call the script's GPT with, by name, and a notice for each setting that it does not take.
 
     An argument that is not one of the reference's keeps its default, or gets the value of that name

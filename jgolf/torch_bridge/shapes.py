@@ -67,12 +67,12 @@ def told_by(found: Mapping[str, Shape], source: str) -> dict[str, Told]:
             told[size] = Told(value, _shown(found, next(path for vote, path in votes if vote == value)))
     for feature, prefix in FEATURES.items():
         path = next((path for path in found if re.match(_pattern(prefix), path)), None)
-        absent = f"the absence of {_torch_name(prefix)}"
+        absent = f"there is no {_torch_name(prefix)}"
         told[feature] = Told(path is not None, _shown(found, path) if path else absent)
     for count, prefix in (("num_layers", "blocks/"), ("num_value_layers", "value_embed/layer_scales/")):
         numbers = {int(match[1]): path for path in found if (match := re.match(rf"{prefix}(\d+)", path))}
         last = max(numbers, default=-1)
-        by = _shown(found, numbers[last]) if numbers else f"the absence of {_torch_name(prefix)}"
+        by = _shown(found, numbers[last]) if numbers else f"there is no {_torch_name(prefix)}"
         told[count] = Told(last + 1, by)
     if not told["num_layers"].value:
         raise ArtifactError(f"{source}: no tensor of it is called blocks.…: not a checkpoint of this family of models")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jgolf.data.tokenizer import ByteTables
+from jgolf.evaluate.windows import Windows
 from jgolf.torch_bridge.script import ScriptError, describe
 
 
@@ -72,3 +75,28 @@ def _keeping(seen: dict[str, Tensor], name: str) -> Callable[..., None]:
             seen[name] = value
 
     return keep
+
+
+def score(
+    model: TorchModel, tokens: np.ndarray, tables: ByteTables, windows: Windows, seq_len: int, rows: int
+) -> tuple[float, float]:
+    """Mean loss in nats and bits per byte of the windows' scored targets, `rows` windows at a time.
+
+    Windows shorter than `seq_len` are padded at their end, as the reference does: the rotary base
+    depends on the length that is run.
+    """
+    nll, num_tokens, num_bytes = 0.0, 0, 0
+    every = list(zip(windows.start, windows.length, windows.first_scored, strict=True))
+    for index in range(0, len(every), rows):
+        chunk = every[index : index + rows]
+        inputs, targets = np.zeros((2, len(chunk), seq_len), np.int64)
+        for row, (start, length, _) in enumerate(chunk):
+            inputs[row, :length] = tokens[start : start + length]
+            targets[row, :length] = tokens[start + 1 : start + 1 + length]
+        losses = model.losses(inputs, targets).astype(np.float64)
+        for row, (_, length, first_scored) in enumerate(chunk):
+            scored = slice(first_scored, length)
+            nll += losses[row, scored].sum()
+            num_tokens += length - first_scored
+            num_bytes += int(tables.target_bytes(inputs[row, scored], targets[row, scored]).sum())
+    return nll / num_tokens, nll / math.log(2) / num_bytes

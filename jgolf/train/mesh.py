@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
 
 from jgolf.config import Config
 from jgolf.data.batches import Batch, BatchOrder
@@ -18,9 +18,6 @@ from jgolf.errors import ConfigError
 from jgolf.train.step import StepMetrics, TrainState, train_step
 
 AXIS = "data"
-
-CompiledStep = Callable[[TrainState, Batch, float], tuple[TrainState, StepMetrics]]
-
 
 def make_mesh() -> Mesh:
     """All devices of all processes, on one axis; a process's devices follow one another."""
@@ -78,42 +75,46 @@ class BatchSource:
         return Batch(*(jax.make_array_from_process_local_data(self._sharding, part) for part in local))
 
 
-def compile_step(config: Config, mesh: Mesh, state: TrainState, batch: Batch) -> CompiledStep:
-    """Compiles the training step for all devices; the state it is given is donated.
+class StepReport(NamedTuple):
+    """What all processes know about a step, and so can decide on alike."""
 
-    Each process passes its own clock's reading; the first device's is the one that counts, so that all
-    follow one schedule. `state` and `batch` serve for their shapes only.
+    metrics: StepMetrics
+    elapsed_s: Float[Array, ""]
+    """Training time when the step was started, by the first process's clock."""
+    stop_requested: Int[Array, ""]
+    """Processes that had been asked to stop."""
+
+
+class CompiledStep:
+    """The training step, compiled for all devices; the state it is called with is donated.
+
+    Each process passes its own clock's reading and whether it was asked to stop. They travel with the
+    batch: the first process's clock drives the schedule of all, and a request reaches every process.
     """
 
-    def on_each_device(state: TrainState, batch: Batch, elapsed_s: jax.Array) -> tuple[TrainState, StepMetrics]:
-        first = jnp.where(jax.lax.axis_index(AXIS) == 0, elapsed_s[0], 0.0)
-        return train_step(config, state, *batch, jax.lax.psum(first, AXIS), AXIS)
+    def __init__(self, config: Config, mesh: Mesh, state: TrainState, batch: Batch):
+        """Compiles for arguments shaped and placed like `state` and `batch`."""
+        self._sharding = NamedSharding(mesh, P(AXIS))
+        self._num_local = len(mesh.local_devices)
 
-    # check_vma: the checker cannot know that an all-gather's result is the same on every device.
-    sharded = jax.shard_map(
-        on_each_device, mesh=mesh, in_specs=(P(), P(None, AXIS), P(AXIS)), out_specs=P(), check_vma=False
-    )
-    clock_sharding = NamedSharding(mesh, P(AXIS))
-    num_local = len(mesh.local_devices)
+        def on_each_device(state: TrainState, batch: Batch, host: Float[Array, "1 2"]):
+            elapsed_s, stop = host[0]
+            elapsed_s = jax.lax.psum(jnp.where(jax.lax.axis_index(AXIS) == 0, elapsed_s, 0.0), AXIS)
+            state, metrics = train_step(config, state, *batch, elapsed_s, AXIS)
+            return state, StepReport(metrics, elapsed_s, jax.lax.psum(stop, AXIS))
 
-    def clocks(elapsed_s: float) -> jax.Array:
-        return jax.make_array_from_process_local_data(clock_sharding, np.full(num_local, elapsed_s, np.float32))
+        # check_vma: the checker cannot know that an all-gather's result is the same on every device.
+        sharded = jax.shard_map(
+            on_each_device, mesh=mesh, in_specs=(P(), P(None, AXIS), P(AXIS)), out_specs=P(), check_vma=False
+        )
+        jitted = jax.jit(sharded, donate_argnums=0)
+        self.compiled = jitted.lower(state, batch, self._host(0.0, False)).compile()
 
-    compiled = jax.jit(sharded, donate_argnums=0).lower(state, batch, clocks(0.0)).compile()
+    def _host(self, elapsed_s: float, stop: bool) -> jax.Array:
+        values = np.tile(np.array([elapsed_s, stop], np.float32), (self._num_local, 1))
+        return jax.make_array_from_process_local_data(self._sharding, values)
 
-    def step(state: TrainState, batch: Batch, elapsed_s: float) -> tuple[TrainState, StepMetrics]:
-        return compiled(state, batch, clocks(elapsed_s))
-
-    step.compiled = compiled
-    return step
-
-
-def replicate(tree: TrainState, mesh: Mesh) -> TrainState:
-    """Puts a copy of every array on every device; all processes hold the same values."""
-    place = partial(_replicate_one, sharding=replicated(mesh))
-    return jax.tree.map(place, tree)
-
-
-def _replicate_one(value: jax.Array, sharding: NamedSharding) -> jax.Array:
-    local = np.asarray(value)
-    return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
+    def __call__(
+        self, state: TrainState, batch: Batch, elapsed_s: float = 0.0, stop: bool = False
+    ) -> tuple[TrainState, StepReport]:
+        return self.compiled(state, batch, self._host(elapsed_s, stop))

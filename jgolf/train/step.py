@@ -44,8 +44,6 @@ class StepMetrics(NamedTuple):
     """Global norm of the gradients before clipping."""
     learning_rate_multiplier: Float[Array, ""]
     muon_momentum: Float[Array, ""]
-    elapsed_s: Float[Array, ""]
-    """Training time when the step was started, by the clock that counts."""
     late_qat: Int[Array, ""]
     """1 where the step trained on quantized weights."""
     swa_count: Int[Array, ""]
@@ -138,7 +136,6 @@ def train_step(
         grad_norm=global_norm(grads),
         learning_rate_multiplier=multiplier,
         muon_momentum=momentum_schedule(config.optim.muon)(state.step),
-        elapsed_s=jnp.asarray(elapsed_s, jnp.float32),
         late_qat=late_qat.astype(jnp.int32),
         swa_count=swa_count,
     )

@@ -1,0 +1,77 @@
+"""The command line: `jgolf VERB`, `python -m jgolf VERB`, `train.py` and `export.py`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jgolf.data import cli as data_cli
+from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
+    "train": ("jgolf.train.cli:train", "train a model"),
+    "export": ("jgolf.export:export", "quantize a run, pack it into an artifact and score that"),
+    "evaluate": ("jgolf.evaluate.cli:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),
+    "sample": ("jgolf.evaluate.sample:sample", "let a model continue a text"),
+    "convert": ("jgolf.torch_bridge.convert:convert", "turn PyTorch checkpoints and artifacts into ours and back"),
+    "crosscheck": ("jgolf.torch_bridge.crosscheck:crosscheck", "compare with a PyTorch script, number by number"),
+}
+"""Verb → ("module:function", what it does)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code; see `jgolf.errors` for what the codes mean."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        _print_verbs("jgolf", {verb: text for verb, (_, text) in VERBS.items()})
+        return EXIT_OK if argv else EXIT_BAD_INPUT
+    verb, *rest = argv
+    if verb not in VERBS:
+        return _unknown("jgolf", verb, VERBS)
+    if verb == "data":
+        if not rest or rest[0] in ("-h", "--help"):
+            _print_verbs("jgolf data", data_cli.HELP)
+            return EXIT_OK if rest else EXIT_BAD_INPUT
+        if rest[0] not in data_cli.VERBS:
+            return _unknown("jgolf data", rest[0], data_cli.VERBS)
+        return _call(f"jgolf data {rest[0]}", data_cli.VERBS[rest[0]], rest[1:])
+    return _call(f"jgolf {verb}", VERBS[verb][0], rest)
+
+
+def _call(prog: str, target: str, argv: list[str]) -> int:
+    module, _, name = target.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        parse = getattr(function, "parse_and_call", None)
+        result = parse(prog, argv) if parse else tyro.cli(function, prog=prog, args=argv)
+        return EXIT_OK if result is None else int(result)
+    except JgolfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def _unknown(prog: str, verb: str, known: dict) -> int:
+    print(f"error: {prog} has no verb {verb!r}: expected one of {', '.join(known)}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def _print_verbs(prog: str, verbs: dict[str, str]) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for verb, text in verbs.items():
+        table.add_row(f"[bold]{verb}[/bold]", text)
+    console = Console()
+    console.print(f"usage: {prog} VERB …   ({prog} VERB --help tells more)\n", highlight=False)
+    console.print(table)

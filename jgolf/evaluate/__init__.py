@@ -1,0 +1,1 @@
+"""Scoring: bits per byte, sliding windows, samples."""

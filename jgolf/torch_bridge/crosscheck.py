@@ -1,0 +1,101 @@
+"""The same numbers as a PyTorch training script, from the same weights and tokens: `jgolf crosscheck`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+
+from jgolf import config as configs
+from jgolf.config import Config
+from jgolf.data.shards import TokenStream
+from jgolf.data.tokenizer import load_tokenizer
+from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
+from jgolf.evaluate.windows import sliding_windows, standard_windows
+from jgolf.load import load_model
+from jgolf.torch_bridge.torch_extra import import_torch
+
+
+def crosscheck(
+    reference: Path,
+    checkpoint: Path,
+    tokens: tuple[Path, ...],
+    tokenizer: Path,
+    config: str | None = None,
+    average: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    seq_len: int = 0,
+    stride: int = 64,
+    batch: int = 4,
+    max_tokens: int = 8192,
+    train_steps: int = 0,
+    reference_windows: bool = False,
+) -> int:
+    """Compare jgolf with a PyTorch training script: logits, loss, bits per byte, and training where asked.
+
+    The script is imported, not run; it needs no GPU and no flash-attention. float32 runs both sides on the CPU, and
+    keeps in float32 what the script casts to bfloat16; bfloat16 runs them on the GPU where there is one. The exit
+    status is 1 where a difference exceeds its tolerance.
+
+    Args:
+      reference: The training script, a Python file with a class GPT that has forward_logits.
+      checkpoint: The weights for both sides: a .pt state dict, a .ptz or .jgolf artifact, or a run directory.
+      tokens: Token shards.
+      tokenizer: SentencePiece model of the shards.
+      config: Settings that the checkpoint's tensors do not tell: a config's name, a run's config.json, or a JSON object.
+      average: Weights of a run: raw, ema, swa or ema+swa.
+      dtype: Arithmetic of both sides; each has its own tolerances.
+      seq_len: Tokens of a sequence; 0 takes the config's, 2,048 in the recipe.
+      stride: Tokens between two windows of the sliding evaluation.
+      batch: Sequences run at once, and in one training step.
+      max_tokens: Compare on this many tokens, the first of the shards; 0 takes all.
+      train_steps: Also compare this many optimizer steps from these weights; uses the script's Muon.
+      reference_windows: Sliding evaluation as the reference does it, with windows that hang over the end.
+    """
+    import_torch("jgolf crosscheck")
+    if min(batch, stride) < 1 or min(seq_len, max_tokens, train_steps) < 0:
+        raise JgolfError(
+            "expected --batch and --stride of 1 or more; --seq-len, --max-tokens, --train-steps of 0 or more"
+        )
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both sides share the GPU's memory
+    from jgolf.torch_bridge import both_sides, comparison, report
+
+    model = load_model(checkpoint, config, average)
+    settings = in_dtype(model.config, dtype)
+    tables = load_tokenizer(tokenizer, settings.model.vocab_size).byte_tables
+    stream = TokenStream(tokens, settings.model.vocab_size)
+    seq_len = seq_len or settings.train.seq_len
+    text = stream.take(0, min(len(stream), max_tokens + 1 if max_tokens else len(stream))).astype(np.int32)
+    windows = {
+        "standard": standard_windows(len(text), seq_len),
+        f"sliding, stride {stride}": sliding_windows(len(text), seq_len, stride, reference_windows),
+    }
+    tolerances = comparison.TOLERANCES[dtype]
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with both_sides.prepared(reference, settings, model.params, tolerances) as sides:
+        console.print(f"{reference} and jgolf, weights of {checkpoint}, {dtype}: {sides.where}")
+        for notice in sides.notices:
+            console.print(notice)
+        result = sides.compare(text, tables, windows, seq_len, batch)
+        report.print_result(console, result, f"{len(text) - 1:,} tokens, sequences of {seq_len:,}")
+        passed = result.passed
+        if train_steps:
+            steps = sides.train(stream, batch, seq_len, train_steps)
+            passed &= report.print_steps(console, steps)
+    console.print("the cross-check passed" if passed else "[bold red]the cross-check FAILED[/bold red]")
+    return EXIT_OK if passed else EXIT_CHECK_FAILED
+
+
+def in_dtype(config: Config, dtype: str) -> Config:
+    """The config with all arithmetic in `dtype`, the orthogonalization's too."""
+    for name, value in (
+        ("model.compute_dtype", dtype),
+        ("model.attention", "auto"),
+        ("optim.muon.newton_schulz_dtype", dtype),
+    ):
+        config = configs.replace(config, name, value)
+    return config

@@ -1,0 +1,60 @@
+"""The cross-check's tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from jgolf.torch_bridge.both_sides import Result
+from jgolf.torch_bridge.comparison import Check
+from jgolf.torch_bridge.crosscheck_train import StepComparison
+
+
+def print_result(console: Console, result: Result, title: str) -> None:
+    """Prints every check, and the layers where one of them departs."""
+    worst = max(result.layers, key=lambda check: check.difference)
+    shown = _table(title, ("figure", "PyTorch", "jgolf", "difference", "tolerance", ""))
+    for check in [*result.checks, _named(worst, f"every layer (most: {worst.name})")]:
+        shown.add_row(check.name, *_cells(check))
+    console.print(shown)
+    if result.first_departure:
+        console.print(f"[bold red]{result.first_departure} is the first to depart[/bold red]")
+        layers = _table("largest difference by layer", ("layer", "difference", "tolerance", ""))
+        for check in result.layers:
+            layers.add_row(check.name, *_cells(check)[2:])
+        console.print(layers)
+
+
+def print_steps(console: Console, steps: Iterable[StepComparison]) -> bool:
+    """Prints a row for each optimizer step once all are taken; returns whether all are within tolerance."""
+    shown = _table(
+        "training; the parameters' distance is relative to the distance covered",
+        ("step", "PyTorch loss", "jgolf loss", "difference", "tolerance", "", "distance", "tolerance", ""),
+    )
+    passed, step = True, None
+    for step in steps:
+        shown.add_row(str(step.step + 1), *_cells(step.loss), *_cells(step.distance)[2:])
+        passed &= step.loss.passed and step.distance.passed
+    console.print(shown)
+    if step is not None:
+        console.print(f"farthest apart after the last step: {step.worst_parameter}")
+    return passed
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index and column else "left")
+    return table
+
+
+def _cells(check: Check) -> list[str]:
+    both = ["" if value is None else f"{value:.7f}" for value in (check.reference, check.jgolf)]
+    verdict = "[green]pass[/green]" if check.passed else "[bold red]FAIL[/bold red]"
+    return [*both, f"{check.difference:.1e}", f"{check.tolerance:.0e}", verdict]
+
+
+def _named(check: Check, name: str) -> Check:
+    return Check(name, check.difference, check.tolerance)

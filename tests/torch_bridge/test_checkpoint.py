@@ -1,0 +1,88 @@
+from pathlib import Path
+import pickle
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from jgolf.errors import ArtifactError  # noqa: E402
+from jgolf.torch_bridge import checkpoint  # noqa: E402
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+class Harmful:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_reads_a_state_dict(golden_state):
+    read = checkpoint.read(GOLDEN / "tiny" / "final_model.pt")
+    assert read.keys() == golden_state.keys()
+    assert all(array.dtype == np.float32 for array in read.values())
+
+
+def test_write_then_read(tmp_path):
+    state = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32(3).reshape(())}
+    checkpoint.write(tmp_path / "x.pt", state)
+    read = checkpoint.read(tmp_path / "x.pt")
+    assert {name: array.tolist() for name, array in read.items()} == {"a": [[0, 1, 2], [3, 4, 5]], "b": 3.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_bfloat16_is_read_exactly(tmp_path):
+    values = torch.tensor([1.0, -2.5, 3.140625], dtype=torch.bfloat16)
+    torch.save({"a": values}, tmp_path / "x.pt")
+    np.testing.assert_array_equal(checkpoint.read(tmp_path / "x.pt")["a"], np.float32([1.0, -2.5, 3.140625]))
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
+def test_nested_state_dict(tmp_path, key):
+    torch.save({key: {"a": torch.ones(2)}, "step": 3}, tmp_path / "x.pt")
+    assert list(checkpoint.read(tmp_path / "x.pt")) == ["a"]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_is_refused_and_not_run(tmp_path, legacy):
+    content = {"a": torch.ones(2), "b": Harmful(tmp_path / "harm")}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ArtifactError, match=r"x\.pt: refused"):
+        checkpoint.read(tmp_path / "x.pt")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_plain_pickle_is_refused(tmp_path):
+    (tmp_path / "x.pt").write_bytes(pickle.dumps(Harmful(tmp_path / "harm")))
+    with pytest.raises(ArtifactError, match=r"x\.pt"):
+        checkpoint.read(tmp_path / "x.pt")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_damaged_files(tmp_path):
+    whole = (GOLDEN / "tiny" / "final_model.pt").read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    for name, data in {"cut": whole[: len(whole) // 2], "changed": changed, "empty": b"", "text": b"hello"}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ArtifactError, match=name):
+            checkpoint.read(tmp_path / name)
+    with pytest.raises(ArtifactError, match="nowhere.*cannot be read"):
+        checkpoint.read(tmp_path / "nowhere")
+
+
+def test_what_is_no_float_tensor_is_named(tmp_path):
+    spread = torch.zeros(1).expand(1 << 40)
+    torch.save({"a": torch.ones(2), "b": "text", "c": torch.arange(3), "d": spread}, tmp_path / "x.pt")
+    with pytest.raises(ArtifactError) as error:
+        checkpoint.read(tmp_path / "x.pt")
+    text = str(error.value)
+    assert "b: found str" in text and "c: found torch.int64" in text and "d: found" in text and "a:" not in text
+    torch.save([torch.ones(2)], tmp_path / "y.pt")
+    with pytest.raises(ArtifactError, match="expected a state dict"):
+        checkpoint.read(tmp_path / "y.pt")
