@@ -406,20 +406,38 @@ def _train_problems(config: Config) -> list[str]:
         if not holds:
             problems.append(f"{name} is {values[name]}: expected {expected}")
 
-    for name in (
-        "train.batch_tokens train.seq_len train.num_ranks train.accumulation train.keep_checkpoints "
-        "average.swa_every evaluate.batch_tokens evaluate.sliding_stride"
-    ).split():
+    for name in [
+        "train.batch_tokens",
+        "train.seq_len",
+        "train.num_ranks",
+        "train.accumulation",
+        "train.keep_checkpoints",
+        "average.swa_every",
+        "evaluate.batch_tokens",
+        "evaluate.sliding_stride",
+    ]:
         need(values[name] >= 1, name, "at least 1")
-    for name in (
-        "train.steps train.time_cap_s train.warmdown_steps train.validate_every train.log_every "
-        "train.checkpoint_every_steps train.checkpoint_every_s optim.grad_clip optim.muon.momentum_warmup_steps "
-        "optim.muon.newton_schulz_steps optim.muon.learning_rate optim.muon.weight_decay "
-        "optim.adamw.token_learning_rate optim.adamw.scalar_learning_rate optim.adamw.weight_decay "
-        "quantize.small_size evaluate.max_tokens"
-    ).split():
+    for name in [
+        "train.steps",
+        "train.time_cap_s",
+        "train.warmdown_steps",
+        "train.validate_every",
+        "train.log_every",
+        "train.checkpoint_every_steps",
+        "train.checkpoint_every_s",
+        "optim.grad_clip",
+        "optim.muon.momentum_warmup_steps",
+        "optim.muon.newton_schulz_steps",
+        "optim.muon.learning_rate",
+        "optim.muon.weight_decay",
+        "optim.adamw.token_learning_rate",
+        "optim.adamw.scalar_learning_rate",
+        "optim.adamw.weight_decay",
+        "quantize.small_size",
+        "evaluate.max_tokens",
+    ]:
         need(values[name] >= 0, name, "0 or more")
-    for name in "optim.muon.momentum optim.muon.momentum_warmup_start optim.adamw.beta1 optim.adamw.beta2".split():
+    for name in ["optim.muon.momentum", "optim.muon.momentum_warmup_start", "optim.adamw.beta1", "optim.adamw.beta2"]:
         need(0 <= values[name] < 1, name, "at least 0 and below 1")
     need(0 <= config.average.ema_decay < 1, "average.ema_decay", "0 (off), or below 1")
     for name in ("average.swa_start", "quantize.late_qat_start"):

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from jgolf import config as configs
 from jgolf.artifact import container
+from jgolf.artifact.scoring import check_shapes, read_artifact
 from jgolf.config import Average, Config, ModelConfig
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.quantize.stored import StoredTensor, dequantize
@@ -63,7 +63,27 @@ def load_model(path: str | Path, config: str | None = None, average: str | None 
         raise ConfigError(f"{path}: holds its own config; --config is for PyTorch files")
     if kind == "run":
         return _load_run(path, average)
-    return {"jgolf": _load_artifact, "ptz": _load_reference_artifact, "pt": _load_state_dict}[kind](path, config)
+    return _load_artifact(path) if kind == "jgolf" else _load_pytorch(path, kind, config)
+
+
+def load_params(path: str | Path, model: ModelConfig) -> dict[str, np.ndarray]:
+    """The weights in any model file, path → float32, for a network whose settings are known.
+
+    Raises:
+      ArtifactError: the file is missing, unknown or damaged, or its parameters are not those of `model`.
+      MissingExtraError: a PyTorch file, and PyTorch is not installed.
+    """
+    kind = kind_of(path)
+    if kind in ("run", "jgolf"):
+        params = load_model(path).params
+        check_shapes(_shapes(params), model, str(path))
+        return params
+    from jgolf.torch_bridge import reference_config
+
+    params, _, unknown, notices = _read_pytorch(path, kind)
+    reference_config.check(_shapes(params), unknown, model, str(path))
+    _tell(notices)
+    return params
 
 
 def kind_of(path: str | Path) -> Kind:
@@ -89,18 +109,9 @@ def kind_of(path: str | Path) -> Kind:
     if start.startswith(PYTORCH_MAGICS):
         return "pt"
     raise ArtifactError(
-        f"{path}: starts with {start!r}, expected a run directory, a jgolf artifact (.jgolf), a PyTorch state dict (.pt) "
-        "or an artifact of the PyTorch reference, compressed with zstd (.ptz)"
+        f"{path}: starts with {start!r}, expected a run directory, a jgolf artifact (.jgolf), a PyTorch state dict "
+        "(.pt) or an artifact of the PyTorch reference, compressed with zstd (.ptz)"
     )
-
-
-def artifact_metadata(config: Config, tokenizer_fingerprint: str | None) -> dict[str, Any]:
-    """What a .jgolf artifact says about its model: all that loading needs besides the weights."""
-    return {
-        "name": config.name,
-        "model": configs.to_dict(config.model),
-        "tokenizer_fingerprint": tokenizer_fingerprint,
-    }
 
 
 def _load_run(path: str | Path, average: str | None) -> LoadedModel:
@@ -110,50 +121,41 @@ def _load_run(path: str | Path, average: str | None) -> LoadedModel:
     return LoadedModel(config, params, None, None, str(path))
 
 
-def _load_artifact(path: str | Path, config: str | None) -> LoadedModel:
-    stored, metadata = container.read(path)
-    try:
-        model = configs.from_dict(metadata["model"], ModelConfig)
-        name, fingerprint = metadata["name"], metadata["tokenizer_fingerprint"]
-        full_config = dataclasses.replace(Config(), name=name, model=model)
-        configs.validate(full_config)
-    except (KeyError, ConfigError) as error:
-        raise ArtifactError(f"{path}: its metadata do not describe a model: {error}") from None
-    _check_shapes({parameter: tensor.shape for parameter, tensor in stored.items()}, model, str(path))
-    return LoadedModel(full_config, dequantize(stored), stored, fingerprint, str(path))
+def _load_artifact(path: str | Path) -> LoadedModel:
+    artifact = read_artifact(path)
+    recipe = Config()
+    full_config = dataclasses.replace(
+        recipe,
+        name=artifact.name,
+        model=artifact.model,
+        train=dataclasses.replace(recipe.train, seq_len=artifact.seq_len),
+    )
+    return LoadedModel(full_config, artifact.params(), artifact.stored, artifact.tokenizer_fingerprint, str(path))
 
 
-def _check_shapes(found: Mapping[str, tuple[int, ...]], model: ModelConfig, source: str) -> None:
-    from jgolf.model.functional import parameter_shapes
+def _load_pytorch(path: str | Path, kind: Kind, option: str | None) -> LoadedModel:
+    from jgolf.torch_bridge import reference_config
 
-    expected = parameter_shapes(model)
-    wrong = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
-    if wrong:
-        lines = (
-            f"  {path}: found {found.get(path, 'nothing')}, expected {expected.get(path, 'nothing')}" for path in wrong
-        )
-        raise ArtifactError(f"{source}: parameters do not fit the model in its metadata:\n" + "\n".join(lines))
-
-
-def _load_reference_artifact(path: str | Path, config: str | None) -> LoadedModel:
-    from jgolf.torch_bridge import reference_artifact, reference_config
-
-    stored, notices = reference_artifact.read(path)
-    shapes = {parameter: tensor.shape for parameter, tensor in stored.items()}
-    full_config, assumed = reference_config.fit(shapes, {}, config, str(path))
+    params, stored, unknown, notices = _read_pytorch(path, kind)
+    config, assumed = reference_config.fit(_shapes(params), unknown, option, str(path))
     _tell(notices + assumed)
-    return LoadedModel(full_config, dequantize(stored), stored, None, str(path))
+    return LoadedModel(config, params, stored, None, str(path))
 
 
-def _load_state_dict(path: str | Path, config: str | None) -> LoadedModel:
-    from jgolf.torch_bridge import checkpoint, names, reference_config
+def _read_pytorch(path: str | Path, kind: Kind) -> tuple[dict, dict | None, dict[str, tuple], list[str]]:
+    """Parameters, their storage forms if the file has them, shapes of unknown tensors by name, and notices."""
+    from jgolf.torch_bridge import checkpoint, names, reference_artifact
 
+    if kind == "ptz":
+        stored, notices = reference_artifact.read(path)
+        return dequantize(stored), stored, {}, notices
     state, notices = names.canonical(checkpoint.read(path))
     params, unknown = names.to_params(state)
-    shapes = {parameter: array.shape for parameter, array in params.items()}
-    full_config, assumed = reference_config.fit(shapes, unknown, config, str(path))
-    _tell(notices + assumed)
-    return LoadedModel(full_config, params, None, None, str(path))
+    return params, None, unknown, notices
+
+
+def _shapes(tensors: Mapping[str, np.ndarray | StoredTensor]) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(tensor.shape) for path, tensor in tensors.items()}
 
 
 def _tell(notices: list[str]) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from jgolf import config as configs
 from jgolf.artifact import container
+from jgolf.artifact.scoring import Artifact
 from jgolf.config import Config, ModelConfig
 from jgolf.errors import ArtifactError, ConfigError, MissingExtraError
-from jgolf.load import artifact_metadata, kind_of, load_model
+from jgolf.load import kind_of, load_model, load_params
 from jgolf.model.initial import init
 from jgolf.quantize.export import quantize
 
@@ -34,6 +35,10 @@ MODEL = ModelConfig(
 CONFIG = dataclasses.replace(Config(name="little"), model=MODEL)
 
 
+def artifact_of(config, fingerprint, stored):
+    return Artifact(config.name, config.model, config.train.seq_len, fingerprint, stored)
+
+
 @pytest.fixture(scope="module")
 def params():
     return {path: np.asarray(array) for path, array in init(MODEL, jax.random.key(0)).items()}
@@ -43,14 +48,16 @@ def params():
 def artifact(tmp_path, params):
     path = tmp_path / "model.jgolf"
     stored = quantize(params, CONFIG.quantize)
-    container.write(path, container.pack(stored, artifact_metadata(CONFIG, "abc")))
+    container.write(path, container.pack(stored, artifact_of(CONFIG, "abc", stored).metadata()))
     return path
 
 
 def test_artifact(artifact, params):
     model = load_model(artifact)
-    assert model.config.model == MODEL and model.config.name == "little"
-    assert model.tokenizer_fingerprint == "abc" and model.source == str(artifact)
+    assert model.config.model == MODEL
+    assert model.config.name == "little"
+    assert model.tokenizer_fingerprint == "abc"
+    assert model.source == str(artifact)
     assert model.params.keys() == model.stored.keys() == params.keys()
     for path, array in model.params.items():
         assert array.dtype == np.float32
@@ -61,18 +68,37 @@ def test_artifact_of_another_model(tmp_path, params):
     stored = quantize(params, CONFIG.quantize)
     del stored["smear/gate"]
     other = configs.replace(CONFIG, "model.vocab_size", 41)
-    container.write(tmp_path / "x.jgolf", container.pack(stored, artifact_metadata(other, None)))
+    container.write(tmp_path / "x.jgolf", container.pack(stored, artifact_of(other, None, stored).metadata()))
     with pytest.raises(ArtifactError) as error:
         load_model(tmp_path / "x.jgolf")
-    assert "smear/gate: found nothing, expected (16,)" in str(error.value)
+    assert "smear/gate: found none, expected (16,)" in str(error.value)
     assert "embed/embedding: found (40, 16), expected (41, 16)" in str(error.value)
 
 
-@pytest.mark.parametrize("metadata", [{}, {"name": "x", "model": {"vocab_size": "many"}, "tokenizer_fingerprint": None}])
+@pytest.mark.parametrize(
+    "metadata", [{}, {"name": "x", "model": {"vocab_size": "many"}, "tokenizer_fingerprint": None}]
+)
 def test_artifact_without_a_model_in_its_metadata(tmp_path, params, metadata):
     container.write(tmp_path / "x.jgolf", container.pack(quantize(params, CONFIG.quantize), metadata))
-    with pytest.raises(ArtifactError, match="x.jgolf: its metadata do not describe a model"):
+    with pytest.raises(ArtifactError, match=r"x\.jgolf: its metadata do not describe a model"):
         load_model(tmp_path / "x.jgolf")
+
+
+def test_params_for_a_known_network(artifact, params):
+    assert load_params(artifact, MODEL).keys() == params.keys()
+    with pytest.raises(ArtifactError, match=r"model.jgolf: its parameters .*\n  embed/embedding: found \(40, 16\)"):
+        load_params(artifact, dataclasses.replace(MODEL, vocab_size=41))
+
+
+def test_pytorch_params_for_a_known_network(capsys):
+    pytest.importorskip("torch")
+    path = GOLDEN / "tiny" / "final_model.pt"
+    model = load_model(path, str(GOLDEN / "tiny" / "config.json")).config.model
+    capsys.readouterr()
+    assert load_params(path, model).keys() == load_params(GOLDEN / "tiny" / "final_model.int6.ptz", model).keys()
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ArtifactError, match=r"tok_emb.weight: found \[128, 64\], expected \[129, 64\]"):
+        load_params(path, dataclasses.replace(model, vocab_size=129))
 
 
 def test_kinds_are_told_by_content(tmp_path, artifact):
@@ -90,7 +116,7 @@ def test_files_that_hold_no_model(tmp_path):
         load_model(tmp_path / "text")
     with pytest.raises(ArtifactError, match="nowhere: cannot be read"):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(ArtifactError, match="no config.json"):
+    with pytest.raises(ArtifactError, match=r"no config\.json"):
         load_model(tmp_path)
 
 
@@ -114,7 +140,8 @@ def test_state_dict_and_reference_artifact(capsys):
     pytest.importorskip("torch")
     arrays = np.load(GOLDEN / "tiny" / "model.npz")
     model = load_model(GOLDEN / "tiny" / "final_model.pt", str(GOLDEN / "tiny" / "config.json"))
-    assert model.stored is None and model.config.model.rope_dims == 8
+    assert model.stored is None
+    assert model.config.model.rope_dims == 8
     np.testing.assert_array_equal(model.params["smear/gate"], arrays["params/smear.gate"])
     np.testing.assert_array_equal(
         model.params["blocks/0/attn/k_proj/kernel"], arrays["params/blocks.0.attn.c_k.weight"].T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,11 @@ class Score:
 def bits_per_byte(mean_nll: float, tokens: int, num_bytes: int) -> float:
     """(mean negative log likelihood in nats / ln 2) × (tokens / bytes)."""
     return mean_nll / math.log(2) * (tokens / num_bytes)
+
+
+def scoring_model(config: ModelConfig) -> ModelConfig:
+    """The network as it is scored on this machine: in float32 on a CPU, where bfloat16 is emulated."""
+    return dataclasses.replace(config, compute_dtype="float32") if jax.default_backend() == "cpu" else config
 
 
 def last_token_losses(
@@ -117,6 +123,7 @@ def score(
       progress: see `Progress`.
     """
     started = time.perf_counter()
+    config = scoring_model(config)
     mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
     params = jax.device_put(params, NamedSharding(mesh, P()))
     rows = _rows_at_once(config, seq_len, batch_tokens) * mesh.size

@@ -8,7 +8,7 @@ import numpy as np
 
 from jgolf.config import Config
 from jgolf.data.shards import TokenStream, find_shards
-from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from jgolf.data.tokenizer import ByteTables, Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import DataError
 from jgolf.evaluate.score import Score, sliding_score, standard_score
 from jgolf.model.functional import Params
@@ -49,17 +49,21 @@ class Validation:
           **how: `mesh` and `progress` of `jgolf.evaluate.score.score`.
         """
         seq_len = self.config.train.seq_len
-        tokens = self.tokens[: max(max_tokens, seq_len) + 1] if max_tokens else self.tokens
+        tokens = self._first(max_tokens)
         return standard_score(self.config.model, params, tokens, self._tables, seq_len, **self._how(how))
 
-    def sliding(self, params: Params, **how) -> Score:
-        """Scores with the context of `train.seq_len` and the stride of `evaluate.sliding_stride`."""
-        seq_len, stride = self.config.train.seq_len, self.config.evaluate.sliding_stride
-        stride = min(stride, seq_len)
-        return sliding_score(self.config.model, params, self.tokens, self._tables, seq_len, stride, **self._how(how))
+    def sliding(self, params: Params, max_tokens: int = 0, **how) -> Score:
+        """Scores with the context of `train.seq_len` and the stride of `evaluate.sliding_stride`; see `standard`."""
+        seq_len = self.config.train.seq_len
+        stride = min(self.config.evaluate.sliding_stride, seq_len)
+        tokens = self._first(max_tokens)
+        return sliding_score(self.config.model, params, tokens, self._tables, seq_len, stride, **self._how(how))
+
+    def _first(self, max_tokens: int) -> np.ndarray:
+        return self.tokens[: max(max_tokens, self.config.train.seq_len) + 1] if max_tokens else self.tokens
 
     @property
-    def _tables(self):
+    def _tables(self) -> ByteTables:
         return self.tokenizer.byte_tables
 
     def _how(self, how: dict) -> dict:

@@ -17,9 +17,9 @@ class Windows(NamedTuple):
     `first_scored[i]` on are scored.
     """
 
-    start: Int[np.ndarray, "windows"]
-    length: Int[np.ndarray, "windows"]
-    first_scored: Int[np.ndarray, "windows"]
+    start: Int[np.ndarray, windows]
+    length: Int[np.ndarray, windows]
+    first_scored: Int[np.ndarray, windows]
 
     def __getitem__(self, index) -> Windows:
         return Windows(*(field[index] for field in tuple(self)))

@@ -44,16 +44,21 @@ def causal_attention(
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
 
 
-def rotary_tables(config: ModelConfig, length: int) -> tuple[Float[Array, "T r"], Float[Array, "T r"]]:
-    """Cosines and sines of the rotary angles, r = rotated dimensions / 2.
+def rotary_base(config: ModelConfig, length: int) -> float:
+    """Base of the rotary frequencies for sequences of `length` tokens.
 
-    Past `rope_original_length` the base grows by (T / original)^(d / (d − 2)), in training too.
+    Past `rope_original_length` it grows by (length / original)^(d / (d − 2)), in training too.
     """
     dims = config.rope_dims or config.head_dim
-    base = config.rope_base
-    if length > config.rope_original_length and dims > 2:
-        base *= (length / config.rope_original_length) ** (dims / (dims - 2))
-    frequencies = base ** (-jnp.arange(0, dims, 2, dtype=jnp.float32) / dims)
+    if length <= config.rope_original_length or dims <= 2:
+        return config.rope_base
+    return config.rope_base * (length / config.rope_original_length) ** (dims / (dims - 2))
+
+
+def rotary_tables(config: ModelConfig, length: int) -> tuple[Float[Array, "T r"], Float[Array, "T r"]]:
+    """Cosines and sines of the rotary angles, r = rotated dimensions / 2."""
+    dims = config.rope_dims or config.head_dim
+    frequencies = rotary_base(config, length) ** (-jnp.arange(0, dims, 2, dtype=jnp.float32) / dims)
     angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 

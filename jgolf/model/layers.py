@@ -45,7 +45,7 @@ class Embedding(nnx.Module):
     def __init__(self, rows: int, dim: int):
         self.embedding = nnx.Param(jnp.zeros((rows, dim)))
 
-    def __call__(self, index: Int[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... dim"]:
+    def __call__(self, index: Int[Array, ...], dtype: jnp.dtype) -> Float[Array, "... dim"]:
         return self.embedding[...].astype(dtype)[index]
 
 

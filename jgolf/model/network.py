@@ -65,9 +65,7 @@ class GPT(nnx.Module):
         self.skip_weights = nnx.Param(jnp.zeros((num_skips, config.model_dim))) if num_skips else None
         self.head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size)
 
-    def hidden(
-        self, tokens: Int[Array, "B T"], observe: Observer = lambda name, value: None
-    ) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Int[Array, "B T"], observe: Observer = lambda name, value: None) -> Float[Array, "B T D"]:
         """The normalised output of the last block. `observe` is given every block's output."""
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)

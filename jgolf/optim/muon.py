@@ -23,9 +23,7 @@ EPSILON = 1e-7
 Batched = Callable[[Float[Array, "n a b"]], Float[Array, "n a b"]]
 
 
-def newton_schulz(
-    matrices: Float[Array, "n a b"], steps: int = 5, dtype: str = "bfloat16"
-) -> Float[Array, "n a b"]:
+def newton_schulz(matrices: Float[Array, "n a b"], steps: int = 5, dtype: str = "bfloat16") -> Float[Array, "n a b"]:
     """Approximately orthogonalizes a batch of matrices with a ≤ b: singular values move towards 1.
 
     X = G / (‖G‖ + ε), then `steps` times A = XXᵀ, X ← aX + (bA + cA²)X, in `dtype`.

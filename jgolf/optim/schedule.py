@@ -10,9 +10,7 @@ from jaxtyping import Array, Float, Int
 from jgolf.config import MuonConfig, TrainConfig
 
 
-def learning_rate_multiplier(
-    train: TrainConfig, step: Int[Array, ""], elapsed_s: Float[Array, ""]
-) -> Float[Array, ""]:
+def learning_rate_multiplier(train: TrainConfig, step: Int[Array, ""], elapsed_s: Float[Array, ""]) -> Float[Array, ""]:
     """The multiplier of the step that follows `step` finished ones, from 1 down to 0.
 
     By steps: 1 until `warmdown_steps` before the last, then linear to 0. Under a time cap: the same with

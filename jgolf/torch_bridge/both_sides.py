@@ -20,6 +20,7 @@ from jgolf.data.tokenizer import ByteTables
 from jgolf.evaluate import score
 from jgolf.evaluate.windows import Windows
 from jgolf.model import functional
+from jgolf.progress import progress_bar
 from jgolf.torch_bridge import comparison, crosscheck_train, script, torch_model
 from jgolf.torch_bridge.comparison import Check, Tolerances
 from jgolf.torch_bridge.crosscheck_train import StepComparison
@@ -96,10 +97,12 @@ class BothSides:
     def _bits_per_byte(
         self, name: str, tokens: np.ndarray, tables: ByteTables, windows: Windows, seq_len: int, rows: int
     ) -> Check:
-        _, theirs = torch_model.score(self.torch_model, tokens, tables, windows, seq_len, rows)
+        progress = progress_bar(f"PyTorch, {name}")
+        _, theirs = torch_model.score(self.torch_model, tokens, tables, windows, seq_len, rows, progress)
+        progress = progress_bar(f"jgolf, {name}")
         mesh = Mesh(np.array([self.jax_device]), ("data",))
         ours = score.score(
-            self.config.model, dict(self.params), tokens, tables, windows, seq_len, rows * seq_len, mesh
+            self.config.model, dict(self.params), tokens, tables, windows, seq_len, rows * seq_len, mesh, progress
         ).val_bpb
         return comparison.absolute(f"bits per byte, {name}", theirs, ours, self.tolerances.bits_per_byte)
 

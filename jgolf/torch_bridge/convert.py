@@ -9,9 +9,10 @@ import numpy as np
 import tyro
 
 from jgolf.artifact import container
+from jgolf.artifact.scoring import Artifact
 from jgolf.config import Config
 from jgolf.errors import JgolfError
-from jgolf.load import LoadedModel, artifact_metadata, load_model
+from jgolf.load import LoadedModel, load_model
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import StoredTensor
 from jgolf.torch_bridge import checkpoint, names, reference_artifact
@@ -70,4 +71,6 @@ def _write_reference_artifact(path: Path, model: LoadedModel) -> None:
 
 def _write_artifact(path: Path, model: LoadedModel) -> None:
     stored = stored_form(model.params, model.stored, model.config)
-    container.write(path, container.pack(stored, artifact_metadata(model.config, model.tokenizer_fingerprint)))
+    config = model.config
+    artifact = Artifact(config.name, config.model, config.train.seq_len, model.tokenizer_fingerprint, stored)
+    container.write(path, container.pack(stored, artifact.metadata()))

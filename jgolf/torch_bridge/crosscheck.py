@@ -31,7 +31,7 @@ def crosscheck(
     seq_len: int = 0,
     stride: int = 64,
     batch: int = 4,
-    max_tokens: int = 8192,
+    max_tokens: int = 4096,
     train_steps: int = 0,
     reference_windows: bool = False,
 ) -> int:
@@ -46,7 +46,7 @@ def crosscheck(
       checkpoint: The weights for both sides: a .pt state dict, a .ptz or .jgolf artifact, or a run directory.
       tokens: Token shards.
       tokenizer: SentencePiece model of the shards.
-      config: Settings that the checkpoint's tensors do not tell: a config's name, a run's config.json, or a JSON object.
+      config: Settings that the tensors do not tell: a config's name, a run's config.json, or a JSON object.
       average: Weights of a run: raw, ema, swa or ema+swa.
       dtype: Arithmetic of both sides; each has its own tolerances.
       seq_len: Tokens of a sequence; 0 takes the config's, 2,048 in the recipe.

@@ -37,9 +37,13 @@ def fit(
       ArtifactError: names every missing, extra and misshapen tensor; and the errors of `resolve`.
     """
     config, notices = resolve(found, option, source)
-    wanted = names.by_torch_name(parameter_shapes(config.model))
-    names.check({**names.by_torch_name(found), **unknown}, wanted, source)
+    check(found, unknown, config.model, source)
     return config, notices
+
+
+def check(found: Mapping[str, Shape], unknown: Mapping[str, Shape], model: ModelConfig, source: str) -> None:
+    """Checks that the tensors are exactly those of `model`; arguments and errors as of `fit`."""
+    names.check({**names.by_torch_name(found), **unknown}, names.by_torch_name(parameter_shapes(model)), source)
 
 
 def resolve(found: Mapping[str, Shape], option: str | None, source: str) -> tuple[Config, list[str]]:

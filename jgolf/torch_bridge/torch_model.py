@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jgolf.data.tokenizer import ByteTables
+from jgolf.evaluate.score import Progress
 from jgolf.evaluate.windows import Windows
 from jgolf.torch_bridge.script import ScriptError, describe
 
@@ -78,7 +79,13 @@ def _keeping(seen: dict[str, Tensor], name: str) -> Callable[..., None]:
 
 
 def score(
-    model: TorchModel, tokens: np.ndarray, tables: ByteTables, windows: Windows, seq_len: int, rows: int
+    model: TorchModel,
+    tokens: np.ndarray,
+    tables: ByteTables,
+    windows: Windows,
+    seq_len: int,
+    rows: int,
+    progress: Progress = lambda steps, total: steps,
 ) -> tuple[float, float]:
     """Mean loss in nats and bits per byte of the windows' scored targets, `rows` windows at a time.
 
@@ -87,8 +94,8 @@ def score(
     """
     nll, num_tokens, num_bytes = 0.0, 0, 0
     every = list(zip(windows.start, windows.length, windows.first_scored, strict=True))
-    for index in range(0, len(every), rows):
-        chunk = every[index : index + rows]
+    chunks = [every[index : index + rows] for index in range(0, len(every), rows)]
+    for chunk in progress(chunks, len(chunks)):
         inputs, targets = np.zeros((2, len(chunk), seq_len), np.int64)
         for row, (start, length, _) in enumerate(chunk):
             inputs[row, :length] = tokens[start : start + length]

@@ -125,7 +125,8 @@ def abstract_state(config: Config, sharding: NamedSharding | SingleDeviceShardin
     """Shapes of a run's state, each to be placed by `sharding`."""
     # Only the shapes matter: a drawn-out orthogonal start would be traced for nothing.
     model = dataclasses.replace(config.model, orthogonal_init=False)
-    shapes = jax.eval_shape(new_state, dataclasses.replace(config, model=model), jax.random.key(0))
+    config = dataclasses.replace(config, model=model)
+    shapes = jax.eval_shape(lambda key: new_state(config, key), jax.random.key(0))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 

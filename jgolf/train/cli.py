@@ -45,7 +45,9 @@ def train(argv: list[str], prog: str = "train.py") -> int:
     )
     from jgolf.train import loop  # JAX starts only when there is something to train
 
-    return loop.train(options.config, options.run_dir or _default_run_dir(options.config), options.init_from, options.resume)
+    return loop.train(
+        options.config, options.run_dir or _default_run_dir(options.config), options.init_from, options.resume
+    )
 
 
 def _base_config(name: str, rest: list[str]) -> Config:

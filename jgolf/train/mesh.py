@@ -19,6 +19,7 @@ from jgolf.train.step import StepMetrics, TrainState, train_step
 
 AXIS = "data"
 
+
 def make_mesh() -> Mesh:
     """All devices of all processes, on one axis; a process's devices follow one another."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))

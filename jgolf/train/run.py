@@ -18,11 +18,11 @@ from jgolf.config import Config
 from jgolf.data.demo import build_demo
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.tokenizer import find_tokenizer
-from jgolf.errors import ArtifactError, JgolfError
+from jgolf.errors import JgolfError
 from jgolf.evaluate.validation import Validation
-from jgolf.load import load_model
+from jgolf.load import load_params
 from jgolf.model.attention import attention_kernel
-from jgolf.model.functional import Params, parameter_shapes
+from jgolf.model.functional import Params
 from jgolf.train.checkpoint import CONFIG_FILE, Checkpoints, abstract_state
 from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
@@ -71,7 +71,7 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
     mesh = make_mesh()
     validation = Validation.open(config)
     source = BatchSource(config, TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size), mesh)
-    initial = _initial_params(config, init_from) if init_from else None
+    initial = load_params(init_from, config.model) if init_from else None
     claim_run_dir(run_dir, config, resume)
     checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints)
     state, elapsed_s = _first_state(config, mesh, checkpoints, initial, resume)
@@ -114,17 +114,6 @@ def _with_absolute_paths(config: Config) -> Config:
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, dir=str(data_dir), tokenizer=str(tokenizer))
     )
-
-
-def _initial_params(config: Config, init_from: str) -> Params:
-    params = load_model(init_from).params
-    expected = parameter_shapes(config.model)
-    found = {path: tuple(value.shape) for path, value in params.items()}
-    if found != expected:
-        wrong = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
-        rows = [f"  {path}: found {found.get(path, 'none')}, expected {expected.get(path, 'none')}" for path in wrong]
-        raise ArtifactError(f"{init_from}: does not fit the config {config.name}:\n" + "\n".join(rows))
-    return params
 
 
 def _first_state(

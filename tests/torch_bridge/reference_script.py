@@ -63,7 +63,13 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params, lr, momentum, backend_steps, nesterov=True, weight_decay=0.0):
         super().__init__(
             params,
-            dict(lr=lr, momentum=momentum, backend_steps=backend_steps, nesterov=nesterov, weight_decay=weight_decay),
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "backend_steps": backend_steps,
+                "nesterov": nesterov,
+                "weight_decay": weight_decay,
+            },
         )
 
     @torch.no_grad()

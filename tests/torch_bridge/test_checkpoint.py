@@ -1,5 +1,5 @@
-from pathlib import Path
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_damaged_files(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ArtifactError, match=name):
             checkpoint.read(tmp_path / name)
-    with pytest.raises(ArtifactError, match="nowhere.*cannot be read"):
+    with pytest.raises(ArtifactError, match=r"nowhere.*cannot be read"):
         checkpoint.read(tmp_path / "nowhere")
 
 
@@ -82,7 +82,10 @@ def test_what_is_no_float_tensor_is_named(tmp_path):
     with pytest.raises(ArtifactError) as error:
         checkpoint.read(tmp_path / "x.pt")
     text = str(error.value)
-    assert "b: found str" in text and "c: found torch.int64" in text and "d: found" in text and "a:" not in text
+    assert "b: found str" in text
+    assert "c: found torch.int64" in text
+    assert "d: found" in text
+    assert "a:" not in text
     torch.save([torch.ones(2)], tmp_path / "y.pt")
     with pytest.raises(ArtifactError, match="expected a state dict"):
         checkpoint.read(tmp_path / "y.pt")

@@ -11,7 +11,8 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 def test_there_and_back(golden_state):
     params, unknown = names.to_params(golden_state)
-    assert unknown == {} and len(params) == len(golden_state)
+    assert unknown == {}
+    assert len(params) == len(golden_state)
     back = names.from_params(params)
     assert back.keys() == golden_state.keys()
     for name, array in golden_state.items():
@@ -20,9 +21,7 @@ def test_there_and_back(golden_state):
 
 def test_kernels_are_transposed_and_tables_are_not(golden_state):
     params, _ = names.to_params(golden_state)
-    np.testing.assert_array_equal(
-        params["blocks/1/mlp/up_proj/kernel"], golden_state["blocks.1.mlp.fc.weight"].T
-    )
+    np.testing.assert_array_equal(params["blocks/1/mlp/up_proj/kernel"], golden_state["blocks.1.mlp.fc.weight"].T)
     np.testing.assert_array_equal(params["embed/embedding"], golden_state["tok_emb.weight"])
     assert params["blocks/1/mlp/up_proj/kernel"].shape == (64, 192)
 
@@ -53,5 +52,6 @@ def test_wrappers_and_unscored_tensors():
 def test_tensors_without_values_and_unknown_names():
     state = {"skip_weights": np.zeros((0, 4)), "what": np.zeros(3), "smear.gate": np.ones(4, np.float64)}
     params, unknown = names.to_params(state)
-    assert list(params) == ["smear/gate"] and params["smear/gate"].dtype == np.float32
+    assert list(params) == ["smear/gate"]
+    assert params["smear/gate"].dtype == np.float32
     assert unknown == {"what": (3,)}

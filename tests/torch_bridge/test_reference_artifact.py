@@ -1,6 +1,6 @@
-from pathlib import Path
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +39,8 @@ def test_every_form_is_read(folder):
     stored, notices = reference_artifact.read(GOLDEN / folder / "final_model.int6.ptz")
     formats = json.loads((GOLDEN / folder / "artifact_formats.json").read_text())
     found = {names.rules.torch_name(path): tensor.form for path, tensor in stored.items()}
-    assert notices == [] and found.keys() == formats.keys()
+    assert notices == []
+    assert found.keys() == formats.keys()
     for name, form in formats.items():
         expected = {"int6": "int5" if ".mlp." in name else "int6", "int8": "int8"}.get(form, "fp16")
         assert found[name] == expected, name
@@ -51,7 +52,8 @@ def test_written_back_it_is_the_same(tmp_path, folder):
     stored, _ = reference_artifact.read(source)
     reference_artifact.write(tmp_path / "x.ptz", stored)
     before, after = content_of(source), content_of(tmp_path / "x.ptz")
-    assert before["m"] == after["m"] and before["w"].keys() == after["w"].keys()
+    assert before["m"] == after["m"]
+    assert before["w"].keys() == after["w"].keys()
     for name, tensor in before["w"].items():
         assert tensor.dtype == after["w"][name].dtype and torch.equal(tensor, after["w"][name]), name
 
@@ -70,10 +72,12 @@ def test_control_floats_and_levels_beyond_int5(tmp_path, small):
     small["m"]["smear.gate"] = "passthrough_ctrl"
     small["w"]["blocks.0.mlp.fc.weight.q"][3, 4] = 31
     stored, _ = reference_artifact.read(write_content(tmp_path / "x.ptz", small))
-    assert stored["smear/gate"].form == "fp32" and stored["blocks/0/mlp/up_proj/kernel"].form == "int6"
+    assert stored["smear/gate"].form == "fp32"
+    assert stored["blocks/0/mlp/up_proj/kernel"].form == "int6"
     reference_artifact.write(tmp_path / "y.ptz", stored)
     again = content_of(tmp_path / "y.ptz")
-    assert again["m"] == small["m"] and torch.equal(again["w"]["smear.gate"], small["w"]["smear.gate"])
+    assert again["m"] == small["m"]
+    assert torch.equal(again["w"]["smear.gate"], small["w"]["smear.gate"])
 
 
 def test_everything_that_does_not_fit_is_named(tmp_path, small):
@@ -127,3 +131,12 @@ def test_decompression_is_bounded(monkeypatch):
     assert reference_artifact.decompress(zstandard.compress(b"\0" * 1000), "x") == b"\0" * 1000
     with pytest.raises(ArtifactError, match="more than 1,000 bytes"):
         reference_artifact.decompress(zstandard.compress(b"\0" * 1001), "x")
+
+
+def test_tensors_for_tests_without_pytorch(small):
+    """artifact_tensors.npz holds the artifact's tensors as they are, for the tests that cannot read it."""
+    arrays = np.load(GOLDEN / "small" / "artifact_tensors.npz")
+    assert set(arrays.files) == small["w"].keys()
+    for name, tensor in small["w"].items():
+        assert arrays[name].dtype == tensor.numpy().dtype
+        np.testing.assert_array_equal(arrays[name], tensor.numpy(), err_msg=name)

@@ -103,7 +103,9 @@ def test_shapes_tell_all_sizes(name):
 
 def test_what_nothing_tells_is_the_recipes_and_printed():
     found, (notice,) = resolve(ODD_MODELS["golden"], None)
-    assert found.xsa_layers == (0, 1, 2, 3) and found.rope_dims == 16 and found.value_embedding_layers == (2, 3)
+    assert found.xsa_layers == (0, 1, 2, 3)
+    assert found.rope_dims == 16
+    assert found.value_embedding_layers == (2, 3)
     for part in ("x.pt", "pr592", "rope_dims 16", "xsa_layers 0,1,2,3", "ln_scale on", "logit_softcap 30"):
         assert part in notice
 
@@ -139,7 +141,8 @@ def test_a_runs_config_and_a_configs_name(tmp_path):
     config = configs.replace(Config(name="mine"), "model", ODD_MODELS["equal widths, full rotary"])
     configs.write_json(config, tmp_path / "config.json")
     found, notices = reference_config.resolve(parameter_shapes(config.model), str(tmp_path / "config.json"), "x.pt")
-    assert found == config and notices == []
+    assert found == config
+    assert notices == []
     recipe = configs.load("pr414")
     assert reference_config.resolve(parameter_shapes(recipe.model), "pr414", "x.pt") == (recipe, [])
 
@@ -165,7 +168,8 @@ def test_a_runs_config_and_a_configs_name(tmp_path):
 def test_a_contradiction_names_both(setting, value, tensor):
     with pytest.raises(ConfigError) as error:
         resolve(ODD_MODELS["golden"], json.dumps({setting: value}))
-    assert "--config and x.pt contradict each other" in str(error.value) and tensor in str(error.value)
+    assert "--config and x.pt contradict each other" in str(error.value)
+    assert tensor in str(error.value)
 
 
 def test_a_feature_that_is_not_there_but_given():
@@ -198,7 +202,9 @@ def test_options_that_cannot_be_used(option, part):
 
 
 def test_environment_style_values():
-    found, _ = resolve(ODD_MODELS["golden"], '{"XSA_LAST_N": "1", "LN_SCALE": "0", "VE_LAYERS": "0,3", "MLP_MULT": "3"}')
+    found, _ = resolve(
+        ODD_MODELS["golden"], '{"XSA_LAST_N": "1", "LN_SCALE": "0", "VE_LAYERS": "0,3", "MLP_MULT": "3"}'
+    )
     assert (found.xsa_layers, found.ln_scale, found.value_embedding_layers) == ((3,), False, (0, 3))
 
 
@@ -231,7 +237,7 @@ def test_every_wrong_tensor_is_named():
 
 
 def test_another_familys_checkpoint():
-    with pytest.raises(ArtifactError, match="x.pt: no tensor of it is called blocks"):
+    with pytest.raises(ArtifactError, match=r"x\.pt: no tensor of it is called blocks"):
         reference_config.fit({}, {"transformer.h.0.weight": (3, 3)}, None, "x.pt")
 
 

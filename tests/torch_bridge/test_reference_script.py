@@ -1,7 +1,7 @@
 """The tests' PyTorch script gives the PyTorch reference's numbers, so that it can stand for it."""
 
-from pathlib import Path
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +13,15 @@ from jgolf.torch_bridge import script  # noqa: E402
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCRIPT = Path(__file__).parent / "reference_script.py"
 
-SETTINGS = dict(
-    tie_embeddings=True,
-    tied_embed_init_std=0.005,
-    logit_softcap=30.0,
-    rope_base=10000.0,
-    qk_gain_init=1.5,
-    ln_scale=True,
-    ve_enabled=True,
-)
+SETTINGS = {
+    "tie_embeddings": True,
+    "tied_embed_init_std": 0.005,
+    "logit_softcap": 30.0,
+    "rope_base": 10000.0,
+    "qk_gain_init": 1.5,
+    "ln_scale": True,
+    "ve_enabled": True,
+}
 
 
 @pytest.fixture(scope="module")

@@ -85,8 +85,10 @@ def cube(x):
 table = torch.zeros(3).cuda().bfloat16()
 """
     with imported(write(tmp_path, text + MINIMAL.format(arguments=""))) as module:
-        assert module.table.device.type == "cpu" and module.table.dtype == torch.float32
-        assert module.square(3) == 9 and module.cube(2) == 8
+        assert module.table.device.type == "cpu"
+        assert module.table.dtype == torch.float32
+        assert module.square(3) == 9
+        assert module.cube(2) == 8
         assert torch.zeros(2, device=module.device, dtype=torch.bfloat16).dtype == torch.float32
     with imported(write(tmp_path, text + MINIMAL.format(arguments="")), float32_only=False) as module:
         assert module.table.dtype == torch.bfloat16
@@ -106,11 +108,12 @@ def test_scripts_that_cannot_be_imported(tmp_path, text, part):
     path = write(tmp_path, text)
     with pytest.raises(ScriptError) as error, imported(path):
         pass
-    assert str(path) in str(error.value) and part in str(error.value)
+    assert str(path) in str(error.value)
+    assert part in str(error.value)
 
 
 def test_no_script(tmp_path):
-    with pytest.raises(ScriptError, match="nowhere.py: no such file"), imported(tmp_path / "nowhere.py"):
+    with pytest.raises(ScriptError, match=r"nowhere\.py: no such file"), imported(tmp_path / "nowhere.py"):
         pass
 
 
@@ -120,8 +123,10 @@ def test_settings_are_given_by_name(tmp_path):
         model = module.GPT(**arguments)
     assert notices == []
     assert [block.attn.use_xsa for block in model.blocks] == [False, True, True]
-    assert model.ve_layer_indices == [0] and model.blocks[0].attn.rotary.dim == 4
-    assert model.blocks[2].norm_factor == pytest.approx(3**-0.5) and model.bigram.embed.weight.shape == (9, 4)
+    assert model.ve_layer_indices == [0]
+    assert model.blocks[0].attn.rotary.dim == 4
+    assert model.blocks[2].norm_factor == pytest.approx(3**-0.5)
+    assert model.bigram.embed.weight.shape == (9, 4)
 
 
 def test_constructors_of_other_kinds(tmp_path):
@@ -133,11 +138,15 @@ def test_constructors_of_other_kinds(tmp_path):
     path = write(tmp_path, MINIMAL.format(arguments=", **settings"))
     with imported(path) as module:
         arguments, notices = script.constructor_arguments(module, path, MODEL)
-    assert notices == [] and arguments["xsa_last_n"] == 2 and arguments["ve_layers"] == "0"
+    assert notices == []
+    assert arguments["xsa_last_n"] == 2
+    assert arguments["ve_layers"] == "0"
     path = write(tmp_path, "class Hyperparameters:\n    width = 3\n" + MINIMAL.format(arguments=", width, args"))
     with imported(path) as module:
         arguments, notices = script.constructor_arguments(module, path, MODEL)
-    assert notices == [] and arguments["width"] == 3 and arguments["args"].num_layers == 3
+    assert notices == []
+    assert arguments["width"] == 3
+    assert arguments["args"].num_layers == 3
     path = write(tmp_path, MINIMAL.format(arguments=", vocab_size, flavour"))
     with imported(path) as module, pytest.raises(ScriptError, match="GPT needs flavour, which"):
         script.constructor_arguments(module, path, MODEL)

@@ -1,0 +1,121 @@
+"""Loads an artifact and scores it: everything that a submission's code has to do, and no more.
+
+The source files that this module needs are the submission's code, and their bytes are counted. It runs
+alone too: `python -m jgolf.artifact.scoring ARTIFACT --tokens SHARD… --tokenizer T`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jgolf.artifact import container
+from jgolf.config import ModelConfig, from_dict
+from jgolf.data.shards import TokenStream
+from jgolf.data.tokenizer import Tokenizer, load_tokenizer
+from jgolf.errors import ArtifactError, ConfigError, JgolfError
+from jgolf.evaluate.score import sliding_score, standard_score
+from jgolf.model.functional import parameter_shapes
+from jgolf.quantize.stored import StoredTensor, dequantize
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A model as an artifact holds it.
+
+    Attributes:
+      name: of its config.
+      model: the network's settings.
+      seq_len: length of the sequences that it was trained on, and is scored with.
+      tokenizer_fingerprint: SHA-256 of its tokenizer; None where it is not known.
+      stored: path → parameter in storage form.
+    """
+
+    name: str
+    model: ModelConfig
+    seq_len: int
+    tokenizer_fingerprint: str | None
+    stored: dict[str, StoredTensor]
+
+    def params(self) -> dict[str, np.ndarray]:
+        """Path → float32 parameter."""
+        return dequantize(self.stored)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the artifact's file says beside the weights."""
+        return {
+            "name": self.name,
+            "model": dataclasses.asdict(self.model),
+            "seq_len": self.seq_len,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+        }
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises ArtifactError unless the model was trained with this tokenizer, as far as that is known."""
+        if self.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
+            raise ArtifactError(
+                f"{tokenizer.path}: not the tokenizer that the artifact was trained with: its SHA-256 is "
+                f"{tokenizer.fingerprint[:16]}…, expected {self.tokenizer_fingerprint[:16]}…"
+            )
+
+
+def read_artifact(path: str | Path) -> Artifact:
+    """Reads a .jgolf file.
+
+    Raises:
+      ArtifactError: it is missing or damaged, or its parameters do not fit its own settings.
+    """
+    stored, metadata = container.read(path)
+    try:
+        fields = {item.name: metadata[item.name] for item in dataclasses.fields(Artifact) if item.name != "stored"}
+        artifact = Artifact(**{**fields, "model": from_dict(metadata["model"], ModelConfig), "stored": stored})
+        seq_len = int(artifact.seq_len)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise ArtifactError(f"{path}: its metadata do not describe a model: {error}") from None
+    if not 1 <= seq_len <= 1 << 20:
+        raise ArtifactError(f"{path}: its sequence length is {seq_len}, expected from 1 to {1 << 20}")
+    check_shapes({name: tensor.shape for name, tensor in stored.items()}, artifact.model, str(path))
+    return artifact
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], model: ModelConfig, source: str) -> None:
+    """Raises ArtifactError, naming every parameter that is missing, extra or misshapen for `model`."""
+    expected = parameter_shapes(model)
+    wrong = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
+    if wrong:
+        rows = (f"  {path}: found {found.get(path, 'none')}, expected {expected.get(path, 'none')}" for path in wrong)
+        raise ArtifactError(f"{source}: the parameters do not fit the model:\n" + "\n".join(rows))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Scores an artifact, standard and sliding, and prints one JSON object."""
+    parser = argparse.ArgumentParser(description="Score an artifact in bits per byte.")
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="validation shards")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="the SentencePiece model")
+    parser.add_argument("--stride", type=int, default=64, help="of the sliding window")
+    parser.add_argument("--max-tokens", type=int, default=0, help="score the first tokens only; 0 for all")
+    options = parser.parse_args(argv)
+    artifact = read_artifact(options.artifact)
+    tokenizer = load_tokenizer(options.tokenizer, artifact.model.vocab_size)
+    artifact.check_tokenizer(tokenizer)
+    stream = TokenStream(options.tokens, artifact.model.vocab_size)
+    tokens = stream.take(0, min(len(stream), options.max_tokens + 1) if options.max_tokens else len(stream))
+    rest = artifact.model, artifact.params(), tokens, tokenizer.byte_tables, artifact.seq_len
+    standard, sliding = standard_score(*rest), sliding_score(*rest, options.stride)
+    result = {**dataclasses.asdict(standard), "sliding_val_loss": sliding.val_loss, "sliding_val_bpb": sliding.val_bpb}
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except JgolfError as error:
+        sys.exit(f"error: {error}")

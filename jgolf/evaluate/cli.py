@@ -1,0 +1,95 @@
+"""`jgolf evaluate`: bits per byte of any model file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jgolf.config import Average
+from jgolf.data.shards import TokenStream, find_shards
+from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from jgolf.errors import ArtifactError, JgolfError
+from jgolf.evaluate.score import sliding_score, standard_score
+from jgolf.load import LoadedModel, load_model
+from jgolf.progress import progress_bar
+
+
+def evaluate(
+    model: tyro.conf.Positional[str],
+    tokens: tuple[Path, ...] = (),
+    tokenizer: Path | None = None,
+    seq_len: int | None = None,
+    stride: int = 0,
+    reference_windows: bool = False,
+    config: str | None = None,
+    average: Average | None = None,
+    max_tokens: int = 0,
+    batch_tokens: int = 65_536,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Score a model in bits per byte, every token once.
+
+    Args:
+      model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
+      tokens: Token shards to score; a run's validation split by default.
+      tokenizer: SentencePiece model of these tokens; a run's own by default.
+      seq_len: Longest context; the one the model was trained with by default.
+      stride: Slide the window by this many tokens; 0 scores rows of seq_len one after the other.
+      reference_windows: With a stride, also run the windows that hang over the end, as the PyTorch reference does.
+      config: For PyTorch files, what their tensors do not tell: a config's name, a config.json, or a JSON object.
+      average: For a run, the weights to score; those that it exports by default.
+      max_tokens: Score the first tokens only; 0 for all.
+      batch_tokens: Tokens run at once on each device.
+      json: Print one JSON object and nothing else.
+    """
+    if reference_windows and not stride:
+        raise JgolfError("--reference-windows: expected with --stride, which makes the window slide")
+    loaded = load_model(model, config, average)
+    tables = tokenizer_of(loaded, tokenizer).byte_tables
+    paths = list(tokens) or find_shards(_data_dir(loaded), "val")
+    stream = TokenStream(paths, loaded.config.model.vocab_size)
+    ids = stream.take(0, min(len(stream), max_tokens + 1) if max_tokens else len(stream))
+    seq_len = seq_len or loaded.config.train.seq_len
+    how = {"batch_tokens": batch_tokens, "progress": progress_bar("scoring")}
+    network = loaded.config.model
+    if stride:
+        score = sliding_score(network, loaded.params, ids, tables, seq_len, stride, reference_windows, **how)
+    else:
+        score = standard_score(network, loaded.params, ids, tables, seq_len, **how)
+    if json:
+        print(json_format.dumps(dataclasses.asdict(score)))
+        return
+    window = f"windows of {seq_len} every {stride} tokens" if stride else f"rows of {seq_len} tokens"
+    print(
+        f"{model}: val_loss {score.val_loss:.6f} nats, val_bpb {score.val_bpb:.6f} over {score.tokens:,} tokens "
+        f"({score.bytes:,} bytes), {window}, {score.seconds:.1f} s"
+    )
+
+
+def tokenizer_of(loaded: LoadedModel, explicit: Path | None) -> Tokenizer:
+    """The tokenizer to use with a model: the given one, or its run's own.
+
+    Raises:
+      ArtifactError: it is not the one that the model was trained with.
+      DataError: it cannot be read.
+      JgolfError: none is given, and the model does not know its own.
+    """
+    path = explicit or find_tokenizer(_data_dir(loaded, "--tokenizer"), loaded.config.data.tokenizer)
+    tokenizer = load_tokenizer(path, loaded.config.model.vocab_size)
+    expected = loaded.tokenizer_fingerprint
+    if expected not in (None, tokenizer.fingerprint):
+        raise ArtifactError(
+            f"{path}: not the tokenizer that {loaded.source} was trained with: its SHA-256 is "
+            f"{tokenizer.fingerprint[:16]}…, expected {expected[:16]}…"
+        )
+    return tokenizer
+
+
+def _data_dir(loaded: LoadedModel, option: str = "--tokens") -> str:
+    if not Path(loaded.source).is_dir():
+        raise JgolfError(f"{loaded.source}: knows no data of its own: give {option}")
+    return loaded.config.data.dir
