@@ -1,0 +1,50 @@
+"""Every setting of a run: what there is, where it is kept, and what makes no sense.
+
+A file in configs/ is a function `config()` that returns a `Config`; the command line overrides any
+leaf by its dotted name; `validate` refuses combinations that make no sense.
+"""
+
+from jgolf.config.check import validate
+from jgolf.config.settings import (
+    STORAGE_FORMS,
+    AdamWConfig,
+    Average,
+    AverageConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    MuonConfig,
+    OptimConfig,
+    QuantizeConfig,
+    StorageForm,
+    TrainConfig,
+    form_bits,
+)
+from jgolf.config.store import config_names, from_dict, leaves, load, read_json, replace, to_dict, write_json
+
+__all__ = [
+    "STORAGE_FORMS",
+    "AdamWConfig",
+    "Average",
+    "AverageConfig",
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "ModelConfig",
+    "MuonConfig",
+    "OptimConfig",
+    "QuantizeConfig",
+    "StorageForm",
+    "TrainConfig",
+    "config_names",
+    "form_bits",
+    "from_dict",
+    "leaves",
+    "load",
+    "read_json",
+    "replace",
+    "to_dict",
+    "validate",
+    "write_json",
+]
