@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("jgolf.train.cli:train", "train a model"),
     "export": ("jgolf.export:export", "quantize a run, pack it into an artifact and score that"),
     "evaluate": ("jgolf.evaluate.cli:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),
+    "compare": ("jgolf.compare:compare", "test whether runs beat others by the challenge's rule for a record"),
     "sample": ("jgolf.evaluate.sample:sample", "let a model continue a text"),
     "convert": ("jgolf.torch_bridge.convert:convert", "turn PyTorch checkpoints and artifacts into ours and back"),
     "crosscheck": ("jgolf.torch_bridge.crosscheck:crosscheck", "compare with a PyTorch script, number by number"),

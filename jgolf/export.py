@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import jax
 import numpy as np
 import tyro
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from jgolf import config as configs
 from jgolf import files
-from jgolf.artifact import code, container, size
+from jgolf.artifact import container, size, submission
 from jgolf.artifact.scoring import Artifact, read_artifact
 from jgolf.config import Average, Config, EvaluateConfig, QuantizeConfig
 from jgolf.data.text_baseline import compressor_bits_per_byte
-from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
+from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.evaluate.validation import Validation
 from jgolf.progress import progress_bar
 from jgolf.quantize.export import quantize
+from jgolf.quantize.stored import StoredTensor
 from jgolf.train.averages import averaged_params
 from jgolf.train.checkpoint import CONFIG_FILE, load_state
+from jgolf.train.step import TrainState
 
 ARTIFACT_FILE = Path("artifact") / "model.jgolf"
 RESULT_FILE = Path("artifact") / "result.json"
-SCORING_ENTRY = "jgolf.artifact.scoring"
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,24 @@ class ExportOptions:
     """Folder of the run."""
     average: Average = "ema"
     """Weights to export."""
+    compare_averages: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Quantize, pack and score every average of the run, side by side."""
     max_tokens: int = 0
     """Score about this many validation tokens only; 0 for all (on a CPU, a full-size model takes hours)."""
     codec: container.CodecName = "zstd"
     """Coding of the quantized levels; range is smaller and needs the extra entropy."""
     limit_bytes: int = size.LIMIT_BYTES
     """Largest total of artifact and code; past it the exit status is 1."""
+    submission: Path | None = None
+    """Folder to make with all that a submission to the challenge holds; needs --author and --name."""
+    author: str = ""
+    """Of the submission."""
+    github_id: str = ""
+    """Of the submission's author."""
+    name: str = ""
+    """Of the submission."""
+    blurb: str = ""
+    """What the submission does, in a sentence or two."""
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
@@ -58,14 +75,22 @@ def export(argv: list[str], prog: str = "export.py") -> int:
         configs.read_json(options.run_dir / CONFIG_FILE), quantize=options.quantize, evaluate=options.evaluate
     )
     configs.validate(config)
+    _check_submission(options)
     result, report = export_run(config, options)
     console = Console()
     console.print(size.size_table(report))
+    if options.compare_averages:
+        console.print(_averages_table(result["averages"]))
     _print_result(result, options.run_dir)
     if report.over_bytes > 0:
         stored = read_artifact(options.run_dir / ARTIFACT_FILE).stored
         print(size.advice(size.smaller_forms(stored, config.quantize, options.codec), report.over_bytes))
         return EXIT_CHECK_FAILED
+    if options.submission:
+        submitter = submission.Submitter(options.author, options.github_id, options.name, options.blurb)
+        data = (options.run_dir / ARTIFACT_FILE).read_bytes()
+        submission.write(options.submission, submitter, result, options.run_dir, data)
+        print(f"{options.submission}: ready to submit")
     return EXIT_OK
 
 
@@ -78,62 +103,133 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
     Raises:
       JgolfError: the run, its data or the disk cannot be used; an earlier export stays as it was.
     """
-    started = time.perf_counter()
-    seconds: dict[str, float] = {}
-
-    def lap(name: str) -> None:
-        seconds[name] = round(time.perf_counter() - started - sum(seconds.values()), 3)
-
-    validation = Validation.open(config)
-    state = load_state(options.run_dir, config)
-    params = {path: np.asarray(value) for path, value in averaged_params(state, options.average).items()}
-    lap("load")
-    stored = quantize(params, config.quantize)
-    lap("quantize")
-    fingerprint = validation.tokenizer.fingerprint
-    artifact = Artifact(config.name, config.model, config.train.seq_len, fingerprint, stored)
-    data = container.pack(stored, artifact.metadata(), options.codec)
-    container.write(options.run_dir / ARTIFACT_FILE, data)
-    lap("pack")
-    unpacked = read_artifact(options.run_dir / ARTIFACT_FILE).params()  # what is scored is what is on the disk
-    lap("unpack")
-    scores = {
-        name: score(weights, max_tokens=options.max_tokens, progress=progress_bar(f"scoring {name}"))
-        for name, score, weights in (
-            ("pre_quantization", validation.standard, params),
-            ("standard", validation.standard, unpacked),
-            ("sliding", validation.sliding, unpacked),
-        )
-    }
-    lap("score")
-    code_bytes = code.code_bytes(code.scoring_sources((SCORING_ENTRY,)))
-    report = size.measure(stored, len(data), code_bytes, options.codec)
-    lap("account")
+    clock = _Clock()
+    with clock.lap("load"):
+        validation = Validation.open(config)
+        state = load_state(options.run_dir, config)
+        params = _weights(state, options.average)
+    stored, data = _compress(config, options, validation, params, clock)
+    with clock.lap("unpack"):
+        container.write(options.run_dir / ARTIFACT_FILE, data)
+        unpacked = read_artifact(options.run_dir / ARTIFACT_FILE).params()  # what is scored is what is on the disk
+    with clock.lap("score"):
+        before = _score(validation, "standard", params, options, "before quantization")
+        after = _score(validation, "standard", unpacked, options, "after quantization")
+        sliding = _score(validation, "sliding", unpacked, options, "sliding")
+    with clock.lap("account"):
+        report = size.measure(stored, len(data), submission.code_bytes(), options.codec)
     result = {
         "name": config.name,
         "step": int(state.step),
         "average": options.average,
+        "codec": options.codec,
         "artifact_bytes": len(data),
-        "code_bytes": code_bytes,
+        "code_bytes": report.code_bytes,
         "total_bytes": report.total_bytes,
         "limit_bytes": options.limit_bytes,
-        "val_loss": scores["standard"].val_loss,
-        "val_bpb": scores["standard"].val_bpb,
-        "sliding_val_loss": scores["sliding"].val_loss,
-        "sliding_val_bpb": scores["sliding"].val_bpb,
+        "val_loss": after.val_loss,
+        "val_bpb": after.val_bpb,
+        "sliding_val_loss": sliding.val_loss,
+        "sliding_val_bpb": sliding.val_bpb,
         "sliding_stride": min(config.evaluate.sliding_stride, config.train.seq_len),
-        "pre_quantization_val_loss": scores["pre_quantization"].val_loss,
-        "pre_quantization_val_bpb": scores["pre_quantization"].val_bpb,
-        "tokens": scores["sliding"].tokens,
-        "bytes": scores["sliding"].bytes,
+        "pre_quantization_val_loss": before.val_loss,
+        "pre_quantization_val_bpb": before.val_bpb,
+        "tokens": sliding.tokens,
+        "bytes": sliding.bytes,
         "device": jax.devices()[0].device_kind,
-        "seconds": seconds,
     }
+    if options.compare_averages:
+        with clock.lap("averages"):
+            known = {options.average: _comparison(before.val_bpb, after.val_bpb, len(data))}
+            result["averages"] = _compare_averages(config, options, validation, state, known)
     text = _demo_text(config)
     if text is not None:
         result["compressors_bpb"] = compressor_bits_per_byte(text)
+    result["seconds"] = clock.seconds
     files.write_text(options.run_dir / RESULT_FILE, json.dumps(result, indent=1) + "\n")
     return result, dataclasses.replace(report, limit_bytes=options.limit_bytes)
+
+
+class _Clock:
+    """Seconds of each part of an export."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def lap(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
+
+
+def _weights(state: TrainState, average: Average) -> dict[str, np.ndarray]:
+    return {path: np.asarray(value) for path, value in averaged_params(state, average).items()}
+
+
+def _compress(
+    config: Config, options: ExportOptions, validation: Validation, params: dict[str, np.ndarray], clock: _Clock
+) -> tuple[dict[str, StoredTensor], bytes]:
+    """Storage forms of `params`, and the artifact that holds them."""
+    with clock.lap("quantize"):
+        stored = quantize(params, config.quantize)
+    with clock.lap("pack"):
+        artifact = Artifact(config.name, config.model, config.train.seq_len, validation.tokenizer.fingerprint, stored)
+        return stored, container.pack(stored, artifact.metadata(), options.codec)
+
+
+def _score(validation: Validation, how: str, params: dict[str, np.ndarray], options: ExportOptions, what: str):
+    score = getattr(validation, how)
+    return score(params, max_tokens=options.max_tokens, progress=progress_bar(f"scoring {what}"))
+
+
+# --- averages --------------------------------------------------------------------------------
+
+
+def _compare_averages(
+    config: Config,
+    options: ExportOptions,
+    validation: Validation,
+    state: TrainState,
+    known: dict[str, dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Scores and size of every average of the run; those that it does not have say why."""
+    found = {}
+    for average in get_args(Average):
+        if average in known:
+            found[average] = known[average]
+            continue
+        try:
+            params = _weights(state, average)
+        except ConfigError as error:
+            found[average] = {"missing": str(error)}
+            continue
+        stored, data = _compress(config, options, validation, params, _Clock())
+        unpacked = {path: tensor.dequantize() for path, tensor in stored.items()}
+        before = _score(validation, "standard", params, options, f"{average} before quantization")
+        after = _score(validation, "standard", unpacked, options, f"{average} after quantization")
+        found[average] = _comparison(before.val_bpb, after.val_bpb, len(data))
+    return found
+
+
+def _comparison(before_bpb: float, after_bpb: float, artifact_bytes: int) -> dict[str, Any]:
+    return {"pre_quantization_val_bpb": before_bpb, "val_bpb": after_bpb, "artifact_bytes": artifact_bytes}
+
+
+def _averages_table(averages: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title="Averages, bits per byte of rows of the sequence length", box=box.SIMPLE)
+    for name in ("weights", "before", "after quantization", "gap", "artifact bytes"):
+        table.add_column(name, justify="left" if name == "weights" else "right", no_wrap=True)
+    for name, row in averages.items():
+        if "missing" in row:
+            table.add_row(name, "none")
+            continue
+        before, after = row["pre_quantization_val_bpb"], row["val_bpb"]
+        table.add_row(name, f"{before:.5f}", f"{after:.5f}", f"{after - before:.5f}", f"{row['artifact_bytes']:,}")
+    return table
+
+
+# --- command line ----------------------------------------------------------------------------
 
 
 def _parse(argv: list[str], prog: str) -> ExportOptions:
@@ -150,6 +246,18 @@ def _parse(argv: list[str], prog: str) -> ExportOptions:
             f"{options.run_dir}: not a run directory: there is no {CONFIG_FILE} in it; python train.py makes one"
         )
     return options
+
+
+def _check_submission(options: ExportOptions) -> None:
+    """Raises JgolfError, before any work, where a submission is asked for that cannot be written."""
+    if options.submission is None:
+        return
+    missing = [f"--{name}" for name in ("author", "name") if not getattr(options, name).strip()]
+    if missing:
+        raise JgolfError(f"--submission needs {' and '.join(missing)}: who submits, and what it is called")
+    if options.max_tokens:
+        raise JgolfError("--submission: scored on the whole validation split; leave --max-tokens out")
+    submission.check_folder(options.submission, options.run_dir)
 
 
 def _print_result(result: dict[str, Any], run_dir: Path) -> None:

@@ -86,7 +86,7 @@ def test_artifact_without_a_model_in_its_metadata(tmp_path, params, metadata):
 
 def test_params_for_a_known_network(artifact, params):
     assert load_params(artifact, MODEL).keys() == params.keys()
-    with pytest.raises(ArtifactError, match=r"model.jgolf: its parameters .*\n  embed/embedding: found \(40, 16\)"):
+    with pytest.raises(ArtifactError, match=r"model.jgolf: the parameters .*\n  embed/embedding: found \(40, 16\)"):
         load_params(artifact, dataclasses.replace(MODEL, vocab_size=41))
 
 

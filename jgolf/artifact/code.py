@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jgolf.errors import ArtifactError
 
-SCORING_MODULES = ("jgolf.artifact.container", "jgolf.evaluate.score")
+SCORING_MODULES = ("jgolf.artifact.scoring",)
 
 
 def scoring_sources(entries: Sequence[str] = SCORING_MODULES, root: str | Path | None = None) -> list[Path]:

@@ -94,7 +94,7 @@ def check_shapes(found: dict[str, tuple[int, ...]], model: ModelConfig, source: 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Scores an artifact, standard and sliding, and prints one JSON object."""
+    """Scores an artifact, standard and sliding, and prints one JSON object; returns the exit code."""
     parser = argparse.ArgumentParser(description="Score an artifact in bits per byte.")
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="validation shards")
@@ -102,20 +102,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stride", type=int, default=64, help="of the sliding window")
     parser.add_argument("--max-tokens", type=int, default=0, help="score the first tokens only; 0 for all")
     options = parser.parse_args(argv)
+    try:
+        print(json.dumps(_score(options)))
+    except JgolfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _score(options: argparse.Namespace) -> dict[str, float]:
     artifact = read_artifact(options.artifact)
     tokenizer = load_tokenizer(options.tokenizer, artifact.model.vocab_size)
     artifact.check_tokenizer(tokenizer)
     stream = TokenStream(options.tokens, artifact.model.vocab_size)
     tokens = stream.take(0, min(len(stream), options.max_tokens + 1) if options.max_tokens else len(stream))
     rest = artifact.model, artifact.params(), tokens, tokenizer.byte_tables, artifact.seq_len
-    standard, sliding = standard_score(*rest), sliding_score(*rest, options.stride)
-    result = {**dataclasses.asdict(standard), "sliding_val_loss": sliding.val_loss, "sliding_val_bpb": sliding.val_bpb}
-    print(json.dumps(result))
-    return 0
+    standard, sliding = standard_score(*rest), sliding_score(*rest, min(options.stride, artifact.seq_len))
+    return {**dataclasses.asdict(standard), "sliding_val_loss": sliding.val_loss, "sliding_val_bpb": sliding.val_bpb}
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except JgolfError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

@@ -2,8 +2,8 @@
 
 Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
 It agrees with `optax.contrib.muon` but for three choices of the reference recipe: the momentum is a sum
-(m ← μ·m + g) rather than an average, so that a schedule of μ acts as there; the update is scaled by
-√max(1, outputs/inputs); and ε is added to the Frobenius norm.
+(m ← μ·m + g) rather than an average with its bias corrected, which matters in the first steps and while μ
+changes; the update is scaled by √max(1, outputs/inputs); and coefficients stay float32 in bfloat16 iterations.
 """
 
 from __future__ import annotations
@@ -32,10 +32,15 @@ def newton_schulz(matrices: Float[Array, "n a b"], steps: int = 5, dtype: str = 
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
     norm = jnp.sqrt(jnp.sum(jnp.square(matrices.astype(jnp.float32)), axis=(1, 2), keepdims=True))
     x = (matrices / (norm + EPSILON)).astype(dtype)
+
+    def combine(scale: float, left: Array, other_scale: float, right: Array) -> Array:
+        # In float32: the coefficients themselves must not be rounded to bfloat16.
+        return (scale * left.astype(jnp.float32) + other_scale * right.astype(jnp.float32)).astype(dtype)
+
     for _ in range(steps):
         gram = jnp.einsum("nij,nkj->nik", x, x, precision=precision)
-        polynomial = b * gram + c * jnp.einsum("nij,njk->nik", gram, gram, precision=precision)
-        x = a * x + jnp.einsum("nij,njk->nik", polynomial, x, precision=precision)
+        polynomial = combine(b, gram, c, jnp.einsum("nij,njk->nik", gram, gram, precision=precision))
+        x = combine(a, x, 1.0, jnp.einsum("nij,njk->nik", polynomial, x, precision=precision))
     return x
 
 

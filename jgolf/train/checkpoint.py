@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, SingleDeviceSharding
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from jgolf import config as configs
 from jgolf.config import Average, Config
@@ -22,53 +26,87 @@ FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run, in the hands of one process: every process holds the whole state.
 
     Orbax writes a step to a temporary name and renames it when it is whole, so a half-written one is
     never picked up. The weights and averages are one part, the optimizer state another, so that an
     export reads the first alone.
     """
 
-    def __init__(self, run_dir: str | Path, keep: int = 2):
+    def __init__(self, run_dir: str | Path, keep: int | None = None):
+        """Opens the run's checkpoints.
+
+        Args:
+          run_dir: the folder of the run.
+          keep: how many to keep when writing, what killed processes left being removed; None to read only,
+            which disturbs no process that writes.
+        """
         self._folder = Path(run_dir).absolute() / FOLDER
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=options, item_names=("weights", "optimizer", "clock")
+        if keep is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        me = jax.process_index()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            read_only=keep is None,
+            cleanup_tmp_directories=keep is not None,
+            create=False,
+            multiprocessing_options=MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+            ),
         )
+        items = ("weights", "optimizer", "clock")
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=items)
 
     @property
     def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint, None where there is none."""
-        return self._manager.latest_step()
+        return max(self._manager.all_steps(), default=None)
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether one is being written."""
+        return self._manager.is_saving_in_progress()
 
     def save(self, state: TrainState, step: int, elapsed_s: float) -> None:
-        """Begins to write the state after `step` steps; the arrays may be donated once this returns."""
-        weights, optimizer = _parts(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                weights=ocp.args.StandardSave(weights),
-                optimizer=ocp.args.StandardSave(optimizer),
-                clock=ocp.args.JsonSave({"elapsed_s": elapsed_s}),
-            ),
-        )
+        """Begins to write the state after `step` steps; the arrays may be donated once this returns.
 
-    def restore(self, like: TrainState) -> tuple[TrainState, float]:
-        """The newest checkpoint and its training time in seconds.
+        Raises:
+          ArtifactError: this one, or the one before, cannot be written.
+        """
+        weights, optimizer = _parts(_on_host(state))
+        with self._naming_the_good_one():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    weights=ocp.args.StandardSave(weights),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    clock=ocp.args.JsonSave({"elapsed_s": elapsed_s}),
+                ),
+            )
 
-        Args:
-          like: a state of the same shapes, of arrays or abstract, placed as the result is to be.
+    def check(self) -> None:
+        """Raises ArtifactError if one could not be written in the background."""
+        with self._naming_the_good_one():
+            self._manager.check_for_errors()
+
+    def finish(self) -> None:
+        """Waits until everything is on disk; raises ArtifactError if it could not be written."""
+        with self._naming_the_good_one():
+            self._manager.wait_until_finished()
+
+    def restore(self, config: Config) -> tuple[TrainState, float]:
+        """The newest checkpoint, on one device, and its training time in seconds.
 
         Raises:
           ArtifactError: there is none, or it is of another model.
         """
-        weights, optimizer = _parts(like)
+        weights, optimizer = _parts(abstract_state(config, _one_device()))
         found = self._restore(weights=weights, optimizer=optimizer, clock=None)
         return TrainState(**found["weights"], opt_state=found["optimizer"]), found["clock"]["elapsed_s"]
 
-    def restore_weights(self, like: TrainState) -> TrainState:
-        """The newest checkpoint without its optimizer state."""
-        weights, _ = _parts(like)
+    def restore_weights(self, config: Config) -> TrainState:
+        """The newest checkpoint, on one device, without its optimizer state."""
+        weights, _ = _parts(abstract_state(config, _one_device()))
         return TrainState(**self._restore(weights=weights)["weights"], opt_state=())
 
     def _restore(self, **like: Any) -> Any:
@@ -89,10 +127,43 @@ class Checkpoints:
                 f"{CONFIG_FILE} says: {str(error).splitlines()[0]}"
             ) from error
 
+    @contextlib.contextmanager
+    def _naming_the_good_one(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            whole = whole_steps(self._folder)
+            good = f"the last good one is step {max(whole)}" if whole else "there is no earlier one"
+            free_mb = shutil.disk_usage(self._folder).free / 1e6
+            raise ArtifactError(
+                f"{self._folder}: a checkpoint cannot be written: {_reason(error)}; {good}; {free_mb:,.1f} MB are left "
+                "there: make room, then go on with --resume"
+            ) from error
+
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Lets go of the folder; `finish` first where something was saved."""
         self._manager.close()
+
+
+def _on_host(state: TrainState) -> TrainState:
+    """One device's copy. Where that is a view of device memory, on the CPU, Orbax copies it before it returns."""
+    local = jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
+    jax.tree.map(lambda leaf: leaf.copy_to_host_async(), local)
+    return jax.tree.map(np.asarray, local)
+
+
+def whole_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder that were renamed to their final names."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def _reason(error: BaseException) -> str:
+    """What the storage library has to say, without its source locations."""
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+def _one_device() -> SingleDeviceSharding:
+    return SingleDeviceSharding(jax.local_devices()[0])
 
 
 def load_weights(run_dir: str | Path, average: Average | None = None) -> tuple[Config, dict[str, np.ndarray]]:
@@ -116,7 +187,7 @@ def load_state(run_dir: str | Path, config: Config) -> TrainState:
     """The newest checkpoint of a run, without its optimizer state, on one device."""
     checkpoints = Checkpoints(run_dir)
     try:
-        return checkpoints.restore_weights(abstract_state(config, SingleDeviceSharding(jax.local_devices()[0])))
+        return checkpoints.restore_weights(config)
     finally:
         checkpoints.close()
 

@@ -27,6 +27,12 @@ class TrainOptions:
     """Take the first parameters from a run, an artifact or a PyTorch checkpoint."""
     resume: bool = False
     """Go on from the newest checkpoint in the run's folder, with the run's own settings."""
+    coordinator: str | None = None
+    """Of several processes: HOST:PORT of the first one, at a free port. Slurm and Open MPI need no such options."""
+    num_processes: int | None = None
+    """Of several processes: how many there are."""
+    process_id: int | None = None
+    """Of several processes: which one this is, from 0."""
 
 
 def train(argv: list[str], prog: str = "train.py") -> int:
@@ -39,15 +45,15 @@ def train(argv: list[str], prog: str = "train.py") -> int:
         prog=f"{prog} [CONFIG]",
         args=rest,
         description=(
-            f"Train a model. CONFIG is one of {', '.join(configs.config_names())} ({DEFAULT_CONFIG} by default), a .py file "
-            "with a function config(), or a run's config.json. Every setting below can be changed by its name."
+            f"Train a model. CONFIG is one of {', '.join(configs.config_names())} ({DEFAULT_CONFIG} by default), a .py "
+            "file with a function config(), or a run's config.json. Every setting below can be changed by its name."
         ),
     )
-    from jgolf.train import loop  # JAX starts only when there is something to train
+    from jgolf.train import distributed, loop  # JAX starts only when there is something to train
 
-    return loop.train(
-        options.config, options.run_dir or _default_run_dir(options.config), options.init_from, options.resume
-    )
+    launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
+    run_dir = options.run_dir or _default_run_dir(options.config)
+    return loop.train(options.config, run_dir, options.init_from, options.resume, launch)
 
 
 def _base_config(name: str, rest: list[str]) -> Config:

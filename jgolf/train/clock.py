@@ -24,9 +24,15 @@ class Clock:
         running_s = 0.0 if self._running_since is None else time.perf_counter() - self._running_since
         return self._elapsed_s + running_s
 
+    def stop(self) -> None:
+        """Stops counting."""
+        self._elapsed_s, self._running_since = self.elapsed_s, None
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Does not count the time spent in the block."""
-        self._elapsed_s, self._running_since = self.elapsed_s, None
+        was_running = self._running_since is not None
+        self.stop()
         yield
-        self.start()
+        if was_running:
+            self.start()

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from jgolf import files
+from jgolf.errors import JgolfError
 
 LOG_FILE = "train.log"
 METRICS_FILE = "metrics.jsonl"
@@ -20,25 +26,37 @@ class RunLog:
     def __init__(self, run_dir: str | Path, is_main: bool = True, resume_step: int = 0):
         """Opens the files; those of a resumed run lose what came after `resume_step`, to be written again."""
         self._is_main = is_main
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, IO[bytes]] = {}
+        self._said: set[str] = set()
+        self._validated: set[float] = set()
         if not is_main:
             return
         run_dir = Path(run_dir)
-        if resume_step:
-            _drop_later_metrics(run_dir / METRICS_FILE, resume_step)
-        for name in (LOG_FILE, METRICS_FILE):
-            self._files[name] = open(run_dir / name, "a" if resume_step else "w", buffering=1)
+        lines = _lines_up_to(run_dir / LOG_FILE, resume_step, _step_of_line) if resume_step else []
+        metrics = _lines_up_to(run_dir / METRICS_FILE, resume_step, _step_of_metrics) if resume_step else []
+        self._said = {line.split()[0] for line in lines if line}
+        self._validated = {_step_of_metrics(line) for line in metrics if "val_loss" in line}
+        for name, kept in ((LOG_FILE, lines), (METRICS_FILE, metrics)):
+            files.write_text(run_dir / name, "".join(f"{line}\n" for line in kept))
+            # Unbuffered: a process that is killed has written its last line.
+            self._files[name] = open(run_dir / name, "ab", buffering=0)  # noqa: SIM115 – closed by close()
 
     def line(self, text: str) -> None:
         """A line on the console and in train.log."""
         if self._is_main:
             print(text, flush=True)
-            print(text, file=self._files[LOG_FILE])
+            self._write(LOG_FILE, text)
+
+    def line_once(self, event: str, text: str) -> None:
+        """The line `event text`, unless the run, resumed or not, has said so before."""
+        if event not in self._said:
+            self._said.add(event)
+            self.line(f"{event} {text}")
 
     def metrics(self, **values: float) -> None:
         """An object in metrics.jsonl."""
         if self._is_main:
-            print(json.dumps(values), file=self._files[METRICS_FILE])
+            self._write(METRICS_FILE, json.dumps(values))
 
     def train_step(self, step: int, steps: int, loss: float, elapsed_s: float, every: int) -> None:
         """The challenge's line for a training step, where one is due."""
@@ -49,6 +67,21 @@ class RunLog:
         """The challenge's line for a validation."""
         self.line(f"step:{step}/{steps} val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f} {_times(step, elapsed_s)}")
         self.metrics(step=step, val_loss=val_loss, val_bpb=val_bpb, train_time_s=elapsed_s)
+        self._validated.add(step)
+
+    def holds_validation(self, step: int) -> bool:
+        """Whether the run has been validated after `step` steps; known to the first process only."""
+        return step in self._validated
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            self._files[name].write(f"{text}\n".encode())
+        except OSError as error:
+            path = self._files[name].name
+            raise JgolfError(
+                f"{path}: cannot be written: {error.strerror}; make room, then go on with --resume from the newest "
+                "checkpoint"
+            ) from error
 
     def close(self) -> None:
         """Closes the files."""
@@ -60,14 +93,20 @@ def _times(step: int, elapsed_s: float) -> str:
     return f"train_time:{1000 * elapsed_s:.0f}ms step_avg:{1000 * elapsed_s / max(step, 1):.2f}ms"
 
 
-def _drop_later_metrics(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue  # the line that was being written when the run was killed
-    path.write_text("".join(f"{line}\n" for line in kept))
+def _lines_up_to(path: Path, step: int, step_of: Callable[[str], float]) -> list[str]:
+    """The lines of a file that are about no later step, without one that was being written when the run was killed."""
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    return [line for line in whole.splitlines() if step_of(line) <= step]
+
+
+def _step_of_line(line: str) -> float:
+    match = re.search(r"\bstep:(\d+)", line)
+    return int(match[1]) if match else 0
+
+
+def _step_of_metrics(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # not ours

@@ -4,109 +4,186 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
 from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK, DivergedError
+from jgolf.train.checkpoint import FOLDER, whole_steps
+from jgolf.train.distributed import Launch, joined
 from jgolf.train.mesh import StepReport
 from jgolf.train.run import Run, prepared_run
 from jgolf.train.signals import StopSignals
 
 STEPS_IN_FLIGHT = 2
 """Steps that are started before the report of an earlier one is read, so that the device never waits."""
+BATCHES_BETWEEN_AGREEMENTS = 16
+"""Validation batches after which several processes ask one another whether to stop."""
 
 
-def train(config: Config, run_dir: str | Path, init_from: str | None = None, resume: bool = False) -> int:
+def train(
+    config: Config,
+    run_dir: str | Path,
+    init_from: str | None = None,
+    resume: bool = False,
+    launch: Launch | None = None,
+) -> int:
     """Trains to the end, or until asked to stop; returns the exit code.
 
     Raises:
       JgolfError: the settings or files cannot be used.
       DivergedError: the loss became infinite or NaN.
     """
-    with prepared_run(config, Path(run_dir), init_from, resume) as run, StopSignals() as signals:
+    run_dir = Path(run_dir)
+    with (
+        StopSignals(run_dir) as signals,
+        joined(launch) as peers,
+        prepared_run(config, run_dir, init_from, resume, peers) as run,
+    ):
         return Loop(run, signals).run()
+
+
+class AskedToStop(Exception):
+    """Ends a validation."""
 
 
 class Loop:
     """Steps, validations and checkpoints of one run.
 
-    Decisions are taken from reports that every process holds alike, `STEPS_IN_FLIGHT` steps after the
-    fact, so all processes take the same ones at the same step and none waits for another's clock.
+    Decisions that concern all processes are taken from reports that every process holds alike,
+    `STEPS_IN_FLIGHT` steps after the fact, so all take the same ones at the same step and none waits for
+    another's clock. Checkpoints and logs are the first process's own affair.
     """
 
     def __init__(self, run: Run, signals: StopSignals):
         self._run = run
         self._config = run.config
         self._signals = signals
+        self._is_alone = jax.process_count() == 1
         self._state = run.state
         self._started = run.first_step
+        self._validated_step = run.first_step if run.first_is_validated else None
         self._in_flight: deque[StepReport] = deque()
-        self._stop_reason: str | None = None
-        self._late_qat = self._swa = False
-        self._checkpoint_due = False
-        self._last_checkpoint_s = run.clock.elapsed_s
+        self._asked_to_stop = False
+        self._cap_reached = self._reaches_cap(run.first_step, run.clock.elapsed_s)
+        self._saved_step = run.first_step
+        self._saved_s = run.clock.elapsed_s
 
     def run(self) -> int:
         """Runs to the end; returns the exit code."""
-        steps, clock = self._config.train.steps, self._run.clock
         with Prefetcher(self._run.source, self._started) as batches:
-            clock.start()
-            while self._started < steps and self._stop_reason is None:
-                if self._validation_due():
-                    self._validate()
-                self._state, report = self._run.step(
-                    self._state, next(batches), clock.elapsed_s, self._signals.received is not None
-                )
-                self._started += 1
-                self._in_flight.append(report)
-                if len(self._in_flight) > STEPS_IN_FLIGHT:
-                    self._read_report()
-                if self._checkpoint_due:
-                    self._save_checkpoint()
+            if self._is_alone:
+                self._signals.on_stop(batches.close)  # do not wait for data that may never come
+            self._run.clock.start()
+            self._train(batches)
         return self._finish()
+
+    def _train(self, batches: Iterator) -> None:
+        train, clock = self._config.train, self._run.clock
+        while self._started < train.steps and not self._must_stop():
+            if self._validation_due():
+                self._validate()
+                continue
+            batch = next(batches, None)
+            if batch is None:
+                continue  # closed, as we are to stop
+            self._signals.training_began = True
+            self._state, report = self._run.step(
+                self._state, batch, clock.elapsed_s, self._signals.received is not None
+            )
+            self._started += 1
+            self._in_flight.append(report)
+            if len(self._in_flight) > STEPS_IN_FLIGHT:
+                self._read_report()
+            if self._checkpoint_due():
+                self._save_checkpoint()
 
     def _finish(self) -> int:
         self._drain()
-        interrupted = self._stop_reason is not None and self._stop_reason.startswith("asked")
-        if not interrupted:
-            self._validate()
-        if self._started > self._run.first_step:
+        self._run.clock.stop()
+        train, elapsed_s = self._config.train, self._run.clock.elapsed_s
+        if self._started > self._saved_step:
             self._save_checkpoint()
-        elapsed_s = self._run.clock.elapsed_s
+        if not self._asked_to_stop and self._validated_step != self._started:
+            self._validate()
+        asked = self._asked_to_stop
+        reason = "asked to stop" if asked else "time cap reached" if self._cap_reached else "all steps done"
         self._run.log.line(
-            f"stopping: {self._stop_reason or 'all steps done'} train_time:{1000 * elapsed_s:.0f}ms "
-            f"step:{self._started}/{self._config.train.steps}"
+            f"stopping: {reason} train_time:{1000 * elapsed_s:.0f}ms step:{self._started}/{train.steps}"
         )
         peak_bytes = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         if peak_bytes:
             self._run.log.line(f"peak memory allocated: {peak_bytes / 1e9:.2f} GB")
-        if not interrupted:
+        if not asked:
             return EXIT_OK
         self._run.log.line(f"the run can be resumed: --resume --run-dir {self._run.run_dir}")
         return EXIT_INTERRUPTED if self._signals.received == signal.SIGINT else EXIT_OK
 
+    def _must_stop(self) -> bool:
+        if self._is_alone and self._signals.received is not None:
+            self._asked_to_stop = True
+        return self._asked_to_stop or self._cap_reached
+
     def _validation_due(self) -> bool:
         every = self._config.train.validate_every
-        return self._started != self._run.first_step and every > 0 and self._started % every == 0 or self._started == 0
+        due = self._started == 0 or every > 0 and self._started % every == 0
+        return due and self._validated_step != self._started
 
     def _validate(self) -> None:
         self._drain()
         with self._run.clock.paused():
-            score = self._run.validation.standard(
-                self._state.params, self._config.evaluate.max_tokens, mesh=self._run.mesh
-            )
+            try:
+                score = self._run.validation.standard(
+                    self._state.params,
+                    self._config.evaluate.max_tokens,
+                    mesh=self._run.mesh,
+                    progress=self._until_asked_to_stop,
+                )
+            except AskedToStop:
+                self._asked_to_stop = True
+                return
         steps, elapsed_s = self._config.train.steps, self._run.clock.elapsed_s
         self._run.log.validation(self._started, steps, score.val_loss, score.val_bpb, elapsed_s)
+        self._validated_step = self._started
+
+    def _until_asked_to_stop(self, batches: Iterable, total: int) -> Iterator:
+        """Passes validation batches on, until any process is asked to stop; then all leave at the same one."""
+        for index, batch in enumerate(batches):
+            asked = self._signals.received is not None
+            if not self._is_alone:
+                agree = index % BATCHES_BETWEEN_AGREEMENTS == 0
+                asked = agree and bool(np.any(multihost_utils.process_allgather(np.array(asked))))
+            if asked:
+                raise AskedToStop
+            yield batch
+
+    def _checkpoint_due(self) -> bool:
+        checkpoints, train = self._run.checkpoints, self._config.train
+        if checkpoints is None:
+            return False
+        checkpoints.check()
+        every, every_s = train.checkpoint_every_steps, train.checkpoint_every_s
+        by_steps = every > 0 and self._started % every == 0
+        # By time, a slow disk puts the next one off, rather than eat into the training time.
+        by_time = 0 < every_s <= self._run.clock.elapsed_s - self._saved_s and not checkpoints.is_saving
+        return by_steps or by_time
 
     def _save_checkpoint(self) -> None:
-        self._drain()
+        if self._run.checkpoints is None:
+            return
+        self._drain()  # what diverged must not be saved
+        began = time.perf_counter()
         self._run.checkpoints.save(self._state, self._started, self._run.clock.elapsed_s)
-        self._last_checkpoint_s = self._run.clock.elapsed_s
-        self._checkpoint_due = False
+        blocked_ms = 1000 * (time.perf_counter() - began)
+        self._run.log.line(f"checkpoint:saving step:{self._started} blocked:{blocked_ms:.0f}ms")
+        self._saved_step, self._saved_s = self._started, self._run.clock.elapsed_s
 
     def _drain(self) -> None:
         while self._in_flight:
@@ -116,13 +193,17 @@ class Loop:
         """Waits for the oldest step in flight, logs it, and decides what follows from it."""
         report = jax.device_get(self._in_flight.popleft())
         metrics, elapsed_s = report.metrics, self._run.clock.elapsed_s
-        step, loss = int(metrics.step), float(metrics.loss)
-        self._check_finite(step, loss)
-        self._announce(report)
+        step, loss, grad_norm = int(metrics.step), float(metrics.loss), float(metrics.grad_norm)
+        self._check_finite(step, loss, grad_norm)
+        where = f"step:{step} scale:{float(metrics.learning_rate_multiplier):.4f}"
+        if metrics.late_qat:
+            self._run.log.line_once("late_qat:enabled", where)
+        if metrics.swa_count:
+            self._run.log.line_once("swa:start", where)
         self._run.log.metrics(
             step=step,
             train_loss=loss,
-            grad_norm=float(metrics.grad_norm),
+            grad_norm=grad_norm,
             learning_rate_multiplier=float(metrics.learning_rate_multiplier),
             muon_momentum=float(metrics.muon_momentum),
             late_qat=bool(metrics.late_qat),
@@ -131,30 +212,22 @@ class Loop:
         )
         train = self._config.train
         self._run.log.train_step(step, train.steps, loss, elapsed_s, train.log_every)
-        if report.stop_requested:
-            self._stop_reason = "asked to stop"
-        # The steps in flight are paid for already: the cap is reached when they will be done.
-        mean_s = report.elapsed_s / max(step - 1, 1)
-        if train.time_cap_s and report.elapsed_s + (STEPS_IN_FLIGHT + 1) * mean_s >= train.time_cap_s:
-            self._stop_reason = self._stop_reason or "time cap reached"
-        by_steps = train.checkpoint_every_steps and step % train.checkpoint_every_steps == 0
-        by_time = train.checkpoint_every_s and report.elapsed_s - self._last_checkpoint_s >= train.checkpoint_every_s
-        self._checkpoint_due |= bool(by_steps or by_time)
+        self._asked_to_stop |= bool(report.stop_requested)
+        self._cap_reached |= self._reaches_cap(step - 1, float(report.elapsed_s))
 
-    def _check_finite(self, step: int, loss: float) -> None:
-        if math.isfinite(loss):
+    def _reaches_cap(self, steps: int, elapsed_s: float) -> bool:
+        """Whether the time cap will have been reached when the steps in flight, paid for already, are done."""
+        cap_s = self._config.train.time_cap_s
+        return cap_s > 0 and elapsed_s + (STEPS_IN_FLIGHT + 1) * elapsed_s / max(steps, 1) >= cap_s
+
+    def _check_finite(self, step: int, loss: float, grad_norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(grad_norm):
             return
-        checkpoint = self._run.checkpoints.latest_step
-        good = f"the last good checkpoint is step {checkpoint}" if checkpoint is not None else "there is no checkpoint"
-        text = f"step {step}: the training loss is {loss}; {good}; lower the learning rates or clip more"
+        whole = whole_steps(self._run.run_dir / FOLDER)
+        good = f"the last good checkpoint is step {whole[-1]}" if whole else "there is no checkpoint"
+        text = (
+            f"step {step}: the training loss is {loss} and the gradients' norm {grad_norm}; {good}; lower the learning "
+            "rates or clip more"
+        )
         self._run.log.line(f"stopping: {text}")
         raise DivergedError(f"{self._run.run_dir}: {text}")
-
-    def _announce(self, report: StepReport) -> None:
-        metrics = report.metrics
-        where = f"step:{int(metrics.step)} scale:{float(metrics.learning_rate_multiplier):.4f}"
-        if metrics.late_qat and not self._late_qat:
-            self._run.log.line(f"late_qat:enabled {where}")
-        if metrics.swa_count and not self._swa:
-            self._run.log.line(f"swa:start {where}")
-        self._late_qat, self._swa = bool(metrics.late_qat), bool(metrics.swa_count)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -29,6 +30,30 @@ def make_mesh() -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, P())
+
+
+def replicate_from_first(tree: Any, mesh: Mesh) -> Any:
+    """The first process's arrays, whole on every device of all processes.
+
+    Args:
+      tree: arrays on the host or on one device; in other processes, anything of the same shapes and types.
+      mesh: all devices.
+    """
+    sharding = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    leaves, structure = jax.tree.flatten(tree)
+    values = [np.asarray(leaf) for leaf in leaves]
+    # As bytes, since the exchange is a sum, which would turn -0.0 into 0.0.
+    data = np.concatenate([value.reshape(-1).view(np.uint8) for value in values])
+    data = np.asarray(multihost_utils.broadcast_one_to_all(data))
+    parts = np.split(data, np.cumsum([value.nbytes for value in values])[:-1])
+    received = [part.view(value.dtype).reshape(value.shape) for part, value in zip(parts, values, strict=True)]
+    arrays = [
+        jax.make_array_from_callback(value.shape, sharding, lambda index, value=value: value[index])
+        for value in received
+    ]
+    return jax.tree.unflatten(structure, arrays)
 
 
 def device_batch_order(config: Config, num_devices: int) -> BatchOrder:
@@ -83,7 +108,31 @@ class StepReport(NamedTuple):
     elapsed_s: Float[Array, ""]
     """Training time when the step was started, by the first process's clock."""
     stop_requested: Int[Array, ""]
-    """Processes that had been asked to stop."""
+    """Devices whose process had been asked to stop."""
+
+
+def lower_step(config: Config, mesh: Mesh, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+    """The step for all devices of `mesh`, to be compiled; its state is donated.
+
+    Args:
+      config: the run.
+      mesh: all devices.
+      state: arrays or shapes, whole on every device.
+      batch: arrays or shapes [accumulation, rows, seq_len], the rows spread over the devices.
+    """
+
+    def on_each_device(state: TrainState, batch: Batch, host: Float[Array, "1 2"]):
+        elapsed_s, stop = host[0]
+        elapsed_s = jax.lax.psum(jnp.where(jax.lax.axis_index(AXIS) == 0, elapsed_s, 0.0), AXIS)
+        state, metrics = train_step(config, state, *batch, elapsed_s, AXIS)
+        return state, StepReport(metrics, elapsed_s, jax.lax.psum(stop, AXIS))
+
+    # check_vma: the checker cannot know that an all-gather's result is the same on every device.
+    sharded = jax.shard_map(
+        on_each_device, mesh=mesh, in_specs=(P(), P(None, AXIS), P(AXIS)), out_specs=P(), check_vma=False
+    )
+    host = jax.ShapeDtypeStruct((mesh.size, 2), jnp.float32, sharding=NamedSharding(mesh, P(AXIS)))
+    return jax.jit(sharded, donate_argnums=0).lower(state, batch, host)
 
 
 class CompiledStep:
@@ -97,25 +146,10 @@ class CompiledStep:
         """Compiles for arguments shaped and placed like `state` and `batch`."""
         self._sharding = NamedSharding(mesh, P(AXIS))
         self._num_local = len(mesh.local_devices)
-
-        def on_each_device(state: TrainState, batch: Batch, host: Float[Array, "1 2"]):
-            elapsed_s, stop = host[0]
-            elapsed_s = jax.lax.psum(jnp.where(jax.lax.axis_index(AXIS) == 0, elapsed_s, 0.0), AXIS)
-            state, metrics = train_step(config, state, *batch, elapsed_s, AXIS)
-            return state, StepReport(metrics, elapsed_s, jax.lax.psum(stop, AXIS))
-
-        # check_vma: the checker cannot know that an all-gather's result is the same on every device.
-        sharded = jax.shard_map(
-            on_each_device, mesh=mesh, in_specs=(P(), P(None, AXIS), P(AXIS)), out_specs=P(), check_vma=False
-        )
-        jitted = jax.jit(sharded, donate_argnums=0)
-        self.compiled = jitted.lower(state, batch, self._host(0.0, False)).compile()
-
-    def _host(self, elapsed_s: float, stop: bool) -> jax.Array:
-        values = np.tile(np.array([elapsed_s, stop], np.float32), (self._num_local, 1))
-        return jax.make_array_from_process_local_data(self._sharding, values)
+        self.compiled = lower_step(config, mesh, state, batch).compile()
 
     def __call__(
         self, state: TrainState, batch: Batch, elapsed_s: float = 0.0, stop: bool = False
     ) -> tuple[TrainState, StepReport]:
-        return self.compiled(state, batch, self._host(elapsed_s, stop))
+        values = np.tile(np.array([elapsed_s, stop], np.float32), (self._num_local, 1))
+        return self.compiled(state, batch, jax.make_array_from_process_local_data(self._sharding, values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jgolf import config as configs
@@ -26,7 +28,8 @@ from jgolf.model.functional import Params
 from jgolf.train.checkpoint import CONFIG_FILE, Checkpoints, abstract_state
 from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
-from jgolf.train.mesh import BatchSource, CompiledStep, make_mesh, replicated
+from jgolf.train.mesh import BatchSource, CompiledStep, make_mesh, replicate_from_first, replicated
+from jgolf.train.peers import Peers
 from jgolf.train.step import TrainState, init_state, new_state
 
 WARMUP_STEPS = 2
@@ -41,53 +44,79 @@ class Run:
     mesh: Mesh
     source: BatchSource
     validation: Validation
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | None
+    """None where the first process writes them."""
     log: RunLog
     step: CompiledStep
     state: TrainState
     first_step: int
     """Steps that were finished when this process began."""
+    first_is_validated: bool
+    """Whether they were followed by a validation."""
     clock: Clock
 
 
 @contextlib.contextmanager
-def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: bool) -> Iterator[Run]:
+def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: bool, peers: Peers) -> Iterator[Run]:
     """Sets up a run and closes what it opened.
 
     Args:
-      config: the resolved settings.
-      run_dir: the run's folder.
-      init_from: a model file to take the first parameters from.
+      config: the resolved settings; those of the first process count.
+      run_dir: the run's folder, used by the first process alone.
+      init_from: a model file to take the first parameters from, read by the first process alone.
       resume: go on from the folder's newest checkpoint.
+      peers: the processes of this run.
 
     Raises:
       JgolfError: the settings, the data, the folder or the file cannot be used; nothing was changed.
     """
     started = time.perf_counter()
     configs.validate(config)
-    if config.data.build_demo and jax.process_index() == 0:
-        build_demo(config.data.dir)
+    config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))))
+    if config.data.build_demo:
+        if peers.is_first:
+            build_demo(config.data.dir)
+        peers.barrier("demo")
+        build_demo(config.data.dir)  # on hosts that do not share the first one's folders
+    train_shards = find_shards(config.data.dir, "train")
     config = _with_absolute_paths(config)
     mesh = make_mesh()
     validation = Validation.open(config)
-    source = BatchSource(config, TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size), mesh)
-    initial = load_params(init_from, config.model) if init_from else None
-    claim_run_dir(run_dir, config, resume)
-    checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints)
-    state, elapsed_s = _first_state(config, mesh, checkpoints, initial, resume)
-    first_step = int(state.step)
-    log = RunLog(run_dir, jax.process_index() == 0, first_step)
-    try:
+    source = BatchSource(config, TokenStream(train_shards, config.model.vocab_size), mesh)
+    initial = load_params(init_from, config.model) if init_from and peers.is_first else None
+    if peers.is_first:
+        claim_run_dir(run_dir, config, resume)
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints) if peers.is_first else None
+        if checkpoints:
+            stack.callback(checkpoints.close)
+        state, elapsed_s = _first_state(config, mesh, checkpoints if resume else None, initial, peers)
+        first_step = int(state.step)
+        log = stack.enter_context(contextlib.closing(RunLog(run_dir, peers.is_first, first_step)))
         log.line(_description(config, mesh, state))
+        if resume:
+            log.line(f"resumed after step {first_step}" if first_step else "no checkpoint yet: starting from step 0")
+        first_is_validated = json.loads(peers.agree("validated", json.dumps(log.holds_validation(first_step))))
+        clock = Clock(json.loads(peers.agree("clock", json.dumps(elapsed_s))))
         step = CompiledStep(config, mesh, state, source(first_step))
         _warm_up(step, state, source(first_step))
         log.line(f"ready in {time.perf_counter() - started:.1f}s, compilation included")
         yield Run(
-            config, run_dir, mesh, source, validation, checkpoints, log, step, state, first_step, Clock(elapsed_s)
+            config=config,
+            run_dir=run_dir,
+            mesh=mesh,
+            source=source,
+            validation=validation,
+            checkpoints=checkpoints,
+            log=log,
+            step=step,
+            state=state,
+            first_step=first_step,
+            first_is_validated=first_is_validated,
+            clock=clock,
         )
-    finally:
-        checkpoints.close()
-        log.close()
+        if checkpoints:
+            checkpoints.finish()
 
 
 def claim_run_dir(run_dir: Path, config: Config, resume: bool) -> None:
@@ -103,8 +132,7 @@ def claim_run_dir(run_dir: Path, config: Config, resume: bool) -> None:
         raise JgolfError(
             f"{run_dir}: already holds a run; go on with it by --resume, choose another --run-dir, or remove the folder"
         )
-    if jax.process_index() == 0:
-        configs.write_json(config, run_dir / CONFIG_FILE)
+    configs.write_json(config, run_dir / CONFIG_FILE)
 
 
 def _with_absolute_paths(config: Config) -> Config:
@@ -117,15 +145,22 @@ def _with_absolute_paths(config: Config) -> Config:
 
 
 def _first_state(
-    config: Config, mesh: Mesh, checkpoints: Checkpoints, initial: Params | None, resume: bool
+    config: Config, mesh: Mesh, checkpoints: Checkpoints | None, initial: Params | None, peers: Peers
 ) -> tuple[TrainState, float]:
+    """The state to begin with, whole on every device, and its training time in seconds."""
+    if checkpoints is not None and checkpoints.latest_step is not None:
+        state, elapsed_s = checkpoints.restore(config)
+    elif initial is not None:
+        state, elapsed_s = init_state(config, initial), 0.0
+    else:
+        state, elapsed_s = None, 0.0
     sharding = replicated(mesh)
-    if resume and checkpoints.latest_step is not None:
-        return checkpoints.restore(abstract_state(config, sharding))
-    if initial is not None:
-        make = jax.jit(lambda params: init_state(config, params), out_shardings=sharding)
-        return make(jax.device_put(initial, sharding)), 0.0
-    return jax.jit(lambda key: new_state(config, key), out_shardings=sharding)(jax.random.key(config.train.seed)), 0.0
+    if peers.agree("start", "random" if state is None else "given") == "random":
+        key = jax.random.key(config.train.seed)
+        return jax.jit(lambda key: new_state(config, key), out_shardings=sharding)(key), elapsed_s
+    if state is None:  # another process has it
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_state(config, sharding))
+    return replicate_from_first(state, mesh), elapsed_s
 
 
 def _warm_up(step: CompiledStep, state: TrainState, batch) -> None:
@@ -143,7 +178,7 @@ def _description(config: Config, mesh: Mesh, state: TrainState) -> str:
     train = config.train
     device = mesh.devices[0].device_kind
     return (
-        f"{config.name}: {num_params:,} parameters, {train.batch_tokens:,} tokens a step in sequences of {train.seq_len}, "
-        f"{mesh.size} × {device} in {jax.process_count()} process{'es' * (jax.process_count() > 1)}, "
+        f"{config.name}: {num_params:,} parameters, {train.batch_tokens:,} tokens a step in sequences of "
+        f"{train.seq_len}, {mesh.size} × {device} in {jax.process_count()} process{'es' * (jax.process_count() > 1)}, "
         f"{config.model.compute_dtype}, attention by {attention_kernel(config.model)}"
     )

@@ -2,30 +2,72 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from types import FrameType
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK
+from jgolf.train.checkpoint import CONFIG_FILE
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGINT while the block runs, so that the loop can end in order.
+    """Notes SIGTERM and SIGINT while the block runs, so that training can end in order.
 
-    A second Ctrl-C interrupts at once, as ever.
+    A thread reads them, so that they are noticed while the main thread is inside a long call. Before
+    training has begun there is nothing to save, and the process ends at once, be it in a compilation. A
+    second Ctrl-C always ends it at once.
     """
 
-    def __init__(self):
+    def __init__(self, run_dir: Path):
         self.received: signal.Signals | None = None
+        self.training_began = False
+        self._run_dir = run_dir
+        self._on_stop: Callable[[], None] | None = None
         self._previous: dict[signal.Signals, object] = {}
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+    def on_stop(self, act: Callable[[], None]) -> None:
+        """Has `act` called, in a thread of its own, when the first signal comes."""
+        self._on_stop = act
+        if self.received is not None:
+            act()
+
+    def _listen(self) -> None:
+        while number := self._reader.recv(1):
+            if number[0] not in SIGNALS:
+                continue
+            if self.received is not None and number[0] == signal.SIGINT:
+                os._exit(EXIT_INTERRUPTED)
+            self.received = signal.Signals(number[0])
+            if not self.training_began:
+                self._leave()
+            if self._on_stop is not None:
+                self._on_stop()
+
+    def _leave(self) -> None:
+        started = (self._run_dir / CONFIG_FILE).exists()
+        how = f"--resume --run-dir {self._run_dir}" if started else "start it again with the same command"
+        print(f"asked to stop before a step was trained: there is nothing to save; to go on: {how}", flush=True)
+        os._exit(EXIT_INTERRUPTED if self.received == signal.SIGINT else EXIT_OK)
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
+        self._thread.start()
+        self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, lambda number, frame: None)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_fd)
+        self._writer.close()
+        self._thread.join()
+        self._reader.close()

@@ -52,6 +52,8 @@ class StepMetrics(NamedTuple):
 def init_state(config: Config, params: Params) -> TrainState:
     """The state of a run that starts from `params`."""
     average = config.average
+    # With a type of their own, not a weak one: after a step, or from a file, they would be other programs' arguments.
+    params = {path: jnp.array(value, value.dtype) for path, value in params.items()}
     copy = {path: jnp.array(value) for path, value in params.items()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),

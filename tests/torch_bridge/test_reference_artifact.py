@@ -55,7 +55,8 @@ def test_written_back_it_is_the_same(tmp_path, folder):
     assert before["m"] == after["m"]
     assert before["w"].keys() == after["w"].keys()
     for name, tensor in before["w"].items():
-        assert tensor.dtype == after["w"][name].dtype and torch.equal(tensor, after["w"][name]), name
+        assert tensor.dtype == after["w"][name].dtype, name
+        assert torch.equal(tensor, after["w"][name]), name
 
 
 def test_dequantized_weights():

@@ -1,0 +1,116 @@
+"""How much the loss minds an error in each weight: two factors of the Fisher information of each matrix.
+
+For labels drawn from the model itself, the gradients of a sequence's loss have the Gauss–Newton matrix of
+the loss as their second moment: an error e of the weights costs ½ eᵀ E[g gᵀ] e nats. For a matrix with
+rows r (outputs) and columns c (inputs) that matrix is taken as a product of two factors (Martens & Grosse
+2015, Gupta et al. 2018), of which the one over rows keeps its diagonal only:
+
+    E[g_rc g_sd] ≈ [r = s] · rows_r · columns_cd / trace(columns),    rows = E[Σ_c g²],    columns = E[gᵀ g].
+
+Nothing in the network is hooked: both are read off the gradients of the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jgolf import rules
+from jgolf.config import ModelConfig
+from jgolf.model.functional import Params, apply
+from jgolf.model.layers import bigram_hash
+from jgolf.model.network import token_nll
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """Factors for one matrix [rows, columns], per token.
+
+    Attributes:
+      rows: [rows], nats a token for a squared error of one in every column of a row, summed over columns.
+      columns: [columns, columns], the same summed over rows; its trace is the sum of `rows`.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+
+    def damage(self, error: np.ndarray) -> float:
+        """Nats a token that an error [rows, columns] of the weights costs, ½ Σ_r rows_r e_rᵀ columns e_r / trace."""
+        per_row = np.einsum("rc,rc->r", error @ self.columns, error)
+        return float(0.5 * (self.rows @ per_row) / max(np.trace(self.columns), 1e-30))
+
+
+def curvature(
+    config: ModelConfig, params: Mapping[str, np.ndarray], tokens: Int[np.ndarray, "sequences time"], key: PRNGKeyArray
+) -> dict[str, Curvature]:
+    """Factors of every matrix and table, by path; their rows lie as those of the storage forms.
+
+    The rows of a table that is only looked up count as often as they are looked up in `tokens`.
+
+    Args:
+      config: the network.
+      params: its parameters, path → float32.
+      tokens: sequences of training text; one backward pass each.
+      key: draws the labels.
+    """
+    matrices = {path: value.shape for path, value in params.items() if np.ndim(value) == 2 and _is_matrix(path)}
+    keys = jax.random.split(key, len(tokens))
+    factors = jax.device_get(_accumulate(config, frozenset(matrices), dict(params), jnp.asarray(tokens), keys))
+    frequencies = _lookups(config, tokens)
+    found = {}
+    for path, (rows, columns) in factors.items():
+        if path in frequencies:
+            rows = frequencies[path] * rows.sum(dtype=np.float64)
+        found[path] = Curvature(np.asarray(rows, np.float64) / tokens.size, columns.astype(np.float64) / tokens.size)
+    return found
+
+
+def _is_matrix(path: str) -> bool:
+    return rules.rule_of(path).kind != "control"
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _accumulate(
+    config: ModelConfig, matrices: frozenset[str], params: Params, tokens: Int[Array, "S T"], keys: PRNGKeyArray
+) -> dict[str, tuple[Float[Array, "rows"], Float[Array, "columns columns"]]]:
+    """Sums over the sequences, one at a time."""
+
+    def add(sums, sequence_and_key):
+        grads = _gradients(config, params, *sequence_and_key)
+        return jax.tree.map(jnp.add, sums, {path: _factors(path, grads[path]) for path in sorted(matrices)}), None
+
+    shapes = {path: jax.eval_shape(partial(_factors, path), params[path]) for path in sorted(matrices)}
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    return jax.lax.scan(add, zeros, (tokens, keys))[0]
+
+
+def _gradients(config: ModelConfig, params: Params, sequence: Int[Array, "T"], key: PRNGKeyArray) -> Params:
+    """Of the summed loss of a sequence whose labels are drawn from the model."""
+
+    def drawn_loss(params):
+        logits = apply(config, params, sequence[None])
+        labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+        return jnp.sum(token_nll(logits, labels))
+
+    return jax.grad(drawn_loss)(params)
+
+
+def _factors(path: str, grad: Float[Array, "..."]) -> tuple[Float[Array, "rows"], Float[Array, "columns columns"]]:
+    grad = grad.T if rules.rule_of(path).transposed else grad
+    return jnp.sum(grad * grad, axis=1), jnp.matmul(grad.T, grad, precision=jax.lax.Precision.HIGHEST)
+
+
+def _lookups(config: ModelConfig, tokens: Int[np.ndarray, "S T"]) -> dict[str, Float[np.ndarray, "rows"]]:
+    """How often each row of a table that is only looked up occurs: shares, with half an occurrence added to each."""
+    indices = {"value_embed/embedding": (tokens, config.vocab_size)}
+    if config.bigram_buckets:
+        hashed = np.asarray(bigram_hash(jnp.asarray(tokens), config.bigram_buckets))
+        indices["bigram/embedding"] = hashed, config.bigram_buckets
+    counts = {path: np.bincount(index.ravel(), minlength=rows) + 0.5 for path, (index, rows) in indices.items()}
+    return {path: count / count.sum() for path, count in counts.items()}

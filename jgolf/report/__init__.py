@@ -1,0 +1,1 @@
+"""What runs wrote, read back: histories, plots, the page."""

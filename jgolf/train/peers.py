@@ -1,0 +1,157 @@
+"""The processes of a run among themselves: agreeing on a text, and noticing when one is gone.
+
+JAX's own reaction to a lost process is to abort the others, with a stack trace of its runtime; or they
+wait in a collective operation for as long as its time-outs allow. Here, every process counts up a number
+in the key-value store of JAX's coordinator and watches the others' numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NoReturn
+
+import jax
+
+from jgolf.errors import EXIT_PROCESS_LOST, JgolfError
+
+BEAT_S = 1.0
+PATIENCE_S = 30.0
+"""A process that is not heard from for so long is taken for lost."""
+HURRIED_PATIENCE_S = 5.0
+"""The same, once a collective operation has failed."""
+BARRIER_TIMEOUT_S = 24 * 3600
+"""No more than a formality: a process that is gone is noticed long before."""
+
+_BEATS, _FAILURES, _AGREED = "jgolf/beat", "jgolf/failed", "jgolf/agreed"
+
+
+class Peers:
+    """The other processes of a run. As a context manager it watches them, and tells them of an error here."""
+
+    def __init__(self, client: Any, index: int, count: int):
+        """client: that of JAX's distributed runtime; None where this process is the only one."""
+        self.index = index
+        self.count = count
+        self._client = client
+        self._patience_s = PATIENCE_S
+        self._ended = threading.Event()
+        self._heard_at = dict.fromkeys(range(count), time.monotonic())
+        self._contact_at = time.monotonic()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._watch)]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files and takes the decisions."""
+        return self.index == 0
+
+    def agree(self, name: str, value: str) -> str:
+        """The first process's `value`, in every process; each `name` is good for one use."""
+        if self._client is None:
+            return value
+        if not self.is_first:
+            return self._client.blocking_key_value_get(f"{_AGREED}/{name}", 1000 * BARRIER_TIMEOUT_S)
+        self._client.key_value_set(f"{_AGREED}/{name}", value)
+        return value
+
+    def barrier(self, name: str) -> None:
+        """Waits until every process is here; each `name` is good for one use."""
+        if self._client is not None:
+            self._client.wait_at_barrier(f"jgolf/{name}", 1000 * BARRIER_TIMEOUT_S)
+
+    def __enter__(self) -> Peers:
+        _delay_abort()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, where: object) -> None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # Most likely a collective operation that another process has left: the watch ends this one.
+            self._patience_s = HURRIED_PATIENCE_S
+            time.sleep(HURRIED_PATIENCE_S + 3 * BEAT_S)
+        if error is not None:
+            self._fail(error)
+        self.barrier("end")
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        """Tells of an error, to the user and to the others, and ends this process.
+
+        Without the usual way out of Python, on which JAX waits for the others and then aborts.
+        """
+        self._ended.set()
+        known = isinstance(error, JgolfError)
+        text = f"error: {error}" if known else "".join(traceback.format_exception(error))
+        print(text, file=sys.stderr, flush=True)
+        self._client.key_value_set(f"{_FAILURES}/{self.index}", _first_line(error))
+        time.sleep(3 * BEAT_S)  # with process 0, the store itself would be gone before the others can read it
+        os._exit(error.exit_code if known else 1)
+
+    def _beat(self) -> None:
+        """Says that this process is there, and listens to the others."""
+        numbers: dict[int, str] = {}
+        count = 0
+        while not self._ended.wait(BEAT_S):
+            count += 1
+            try:
+                self._client.key_value_set(f"{_BEATS}/{self.index}", str(count), allow_overwrite=True)
+                beats = self._client.key_value_dir_get(_BEATS)
+                failures = self._client.key_value_dir_get(_FAILURES)
+            except jax.errors.JaxRuntimeError as error:
+                if not self._ended.is_set():
+                    self._leave(0, f"it coordinates the others and can no longer be reached ({_first_line(error)})")
+                return
+            self._contact_at = time.monotonic()
+            for key, number in beats:
+                index = int(key.rpartition("/")[2])
+                if numbers.get(index) != number:
+                    numbers[index], self._heard_at[index] = number, self._contact_at
+            for key, text in failures:
+                index = int(key.rpartition("/")[2])
+                if index != self.index and not self._ended.wait(BEAT_S):  # the same may be about to happen here
+                    self._leave(index, f"it ended with an error: {text}")
+
+    def _watch(self) -> None:
+        """Ends this process when another one has been silent for too long."""
+        while not self._ended.wait(BEAT_S):
+            out_of_contact_s = time.monotonic() - self._contact_at
+            if out_of_contact_s > self._patience_s:
+                self._leave(0, f"it coordinates the others and has not answered for {out_of_contact_s:.0f} s")
+            for index, heard_at in list(self._heard_at.items()):
+                silent_s = self._contact_at - heard_at
+                if index != self.index and silent_s > self._patience_s:
+                    self._leave(index, f"it has not been heard from for {silent_s:.0f} s")
+
+    def _leave(self, index: int, text: str) -> NoReturn:
+        """Ends this process at once: its main thread may be waiting for the lost one for ever."""
+        print(
+            f"error: process {index} of {self.count} is lost: {text}. Process {self.index} ends too. Start all of them "
+            "again with --resume, to go on from the newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_PROCESS_LOST)
+
+
+def _delay_abort() -> None:
+    """Gives the watch time to say what happened where JAX's runtime aborts this process.
+
+    It does so as soon as the coordinator's connection breaks, in a thread of its own. The C function
+    `sleep` becomes the handler of SIGABRT: that thread then sleeps for as many seconds as the signal's
+    number, 6, before it goes on to abort.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

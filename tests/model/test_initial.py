@@ -1,0 +1,80 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jgolf.config import ModelConfig
+from jgolf.model.functional import parameter_shapes
+from jgolf.model.initial import init
+from jgolf.rules import torch_name
+
+jitted_init = jax.jit(init, static_argnums=0)
+
+CONFIG = ModelConfig(
+    num_layers=4,
+    model_dim=128,
+    num_heads=2,
+    num_kv_heads=1,
+    bigram_buckets=300,
+    xsa_layers=(),
+    value_embedding_layers=(1, 2),
+    tie_embeddings=False,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return {path: np.asarray(value) for path, value in jitted_init(CONFIG, jax.random.key(3)).items()}
+
+
+def test_shapes_and_type(params):
+    assert {path: value.shape for path, value in params.items()} == parameter_shapes(CONFIG)
+    assert all(value.dtype == np.float32 for value in params.values())
+
+
+def test_matrices_are_orthogonal_and_output_projections_zero(params):
+    for path, value in params.items():
+        if not path.endswith("/kernel"):
+            continue
+        if path.endswith(("out_proj/kernel", "down_proj/kernel")):
+            assert not value.any()
+            continue
+        short = value if value.shape[0] <= value.shape[1] else value.T
+        gain = 1.0 if path.startswith(("blocks/", "head/")) else 1 / np.sqrt(2 * CONFIG.num_layers)
+        np.testing.assert_allclose(short @ short.T, gain**2 * np.eye(len(short)), atol=1e-5)
+
+
+def test_tables_and_constants(params):
+    assert params["embed/embedding"].std() == pytest.approx(0.005, rel=0.02)
+    assert params["value_embed/embedding"].std() == pytest.approx(0.01, rel=0.02)
+    assert not params["bigram/embedding"].any()
+    assert params["bigram/scale"] == pytest.approx(0.05)
+    assert params["value_embed/scale"] == pytest.approx(0.1)
+    assert (params["blocks/1/attn/q_gain"] == 1.5).all()
+
+
+def test_vectors_start_where_the_reference_s_do(golden, tiny):
+    expected = json.loads((golden / "tiny" / "init_stats.json").read_text())
+    for path, value in jitted_init(tiny, jax.random.key(0)).items():
+        stats = expected[torch_name(path)]
+        assert list(value.shape[::-1] if path.endswith("/kernel") else value.shape) == stats["shape"]
+        if not path.endswith(("/kernel", "/embedding")):
+            np.testing.assert_allclose(float(value.mean()), stats["mean"], rtol=1e-6)
+
+
+def test_depends_on_the_key_and_the_path_alone(params):
+    again = jitted_init(CONFIG, jax.random.key(3))
+    deeper = jitted_init(dataclasses.replace(CONFIG, num_layers=6), jax.random.key(3))
+    other = jitted_init(CONFIG, jax.random.key(4))
+    path = "blocks/2/attn/q_proj/kernel"
+    np.testing.assert_array_equal(again[path], params[path])
+    np.testing.assert_allclose(deeper[path], params[path], atol=1e-6)
+    assert np.abs(other[path] - params[path]).max() > 0.01
+
+
+def test_normal_start():
+    config = dataclasses.replace(CONFIG, orthogonal_init=False)
+    value = jitted_init(config, jax.random.key(0))["blocks/0/mlp/up_proj/kernel"]
+    assert float(value.std()) == pytest.approx(1 / np.sqrt(128), rel=0.02)

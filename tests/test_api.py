@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jgolf import api
+from jgolf import config as configs
+from jgolf.config import Config, ModelConfig, MuonConfig, OptimConfig, QuantizeConfig, TrainConfig
+from tests.conftest import TINY, params_of, relative_distances
+
+SMALL = ModelConfig(
+    vocab_size=64,
+    num_layers=2,
+    model_dim=32,
+    num_heads=2,
+    num_kv_heads=1,
+    bigram_buckets=31,
+    bigram_dim=8,
+    xsa_layers=(1,),
+    rope_dims=8,
+    value_embedding_dim=8,
+    value_embedding_layers=(1,),
+    compute_dtype="float32",
+    orthogonal_init=False,
+)
+CONFIG = Config(
+    name="small",
+    model=SMALL,
+    optim=OptimConfig(muon=MuonConfig(newton_schulz_dtype="float32")),
+    train=TrainConfig(steps=10, warmdown_steps=8, time_cap_s=0.0),
+)
+
+
+@pytest.fixture(scope="module")
+def golden_model(golden):
+    arrays = np.load(golden / "tiny" / "model.npz")
+    return params_of(arrays, "params/"), jnp.asarray(arrays["x"]), jnp.asarray(arrays["y"]), arrays
+
+
+def random_batch(shape: tuple[int, ...], seed: int = 0) -> api.Batch:
+    tokens = np.random.default_rng(seed).integers(0, SMALL.vocab_size, (*shape[:-1], shape[-1] + 1))
+    return api.Batch(jnp.asarray(tokens[..., :-1]), jnp.asarray(tokens[..., 1:]))
+
+
+def test_loss_and_gradient_are_the_references(golden_model):
+    params, x, y, arrays = golden_model
+    value, grads = jax.jit(jax.value_and_grad(partial(api.loss, TINY)))(params, x, y)
+    np.testing.assert_allclose(value, arrays["loss"], rtol=2e-5)
+    distances = relative_distances(grads, params_of(arrays, "grads/"))
+    assert max(distances.values()) < 2e-4
+    np.testing.assert_allclose(api.token_losses(TINY, params, x, y).mean(), arrays["loss"], rtol=2e-5)
+
+
+def test_per_example_gradients_average_to_the_batchs(golden_model):
+    params, x, y, arrays = golden_model
+    per_example = jax.jit(jax.vmap(jax.grad(partial(api.loss, TINY)), in_axes=(None, 0, 0)))(params, x, y)
+    mean = {path: value.mean(axis=0) for path, value in per_example.items()}
+    assert max(relative_distances(mean, params_of(arrays, "grads/")).values()) < 2e-4
+
+
+@pytest.fixture(scope="module")
+def params() -> api.Params:
+    return jax.jit(partial(api.init, SMALL))(jax.random.key(0))
+
+
+def test_hessian_vector_product_is_the_difference_of_gradients(params):
+    """Against central differences, away from the start, where many gradients are zero."""
+    noise = {path: jax.random.normal(jax.random.key(i), v.shape) for i, (path, v) in enumerate(params.items())}
+    params = {path: value + 0.05 * noise[path] for path, value in params.items()}
+    direction = {path: jnp.flip(value) for path, value in noise.items()}
+
+    @jax.jit
+    def grad_and_product(params):
+        grad = jax.grad(lambda params: api.loss(SMALL, params, *random_batch((2, 32))))
+        return jax.jvp(grad, (params,), (direction,))
+
+    def moved(distance: float) -> np.ndarray:
+        grads, _ = grad_and_product({path: value + distance * direction[path] for path, value in params.items()})
+        return np.concatenate([np.ravel(grads[path]) for path in direction]).astype(np.float64)
+
+    _, product = grad_and_product(params)
+    product = np.concatenate([np.ravel(product[path]) for path in direction])
+    difference = (moved(1e-3) - moved(-1e-3)) / 2e-3
+    assert np.linalg.norm(product - difference) < 0.05 * np.linalg.norm(difference)
+
+
+def test_init_many_is_init_for_each_key():
+    keys = jax.random.split(jax.random.key(3), 2)
+    model = dataclasses.replace(SMALL, orthogonal_init=True)
+    many = jax.jit(partial(api.init_many, model))(keys)
+    init = jax.jit(partial(api.init, model))
+    for index, key in enumerate(keys):
+        one = init(key)
+        for path, value in one.items():
+            np.testing.assert_allclose(many[path][index], value, atol=1e-6)
+    assert not np.allclose(many["blocks/0/mlp/up_proj/kernel"][0], many["blocks/0/mlp/up_proj/kernel"][1])
+
+
+def test_apply_vmaps_over_models():
+    keys = jax.random.split(jax.random.key(3), 2)
+    many = jax.jit(partial(api.init_many, SMALL))(keys)
+    tokens = random_batch((2, 16)).inputs
+    logits = jax.vmap(partial(api.apply, SMALL), in_axes=(0, None))(many, tokens)
+    assert logits.shape == (2, 2, 16, SMALL.vocab_size)
+    np.testing.assert_allclose(logits[1], api.apply(SMALL, {p: v[1] for p, v in many.items()}, tokens), atol=1e-5)
+
+
+def test_train_step_vmaps_over_learning_rates_and_learns(params):
+    batch = random_batch((2, 16))
+    rates = (0.01, 0.03)
+
+    def step(rate, state):
+        return api.train_step(configs.replace(CONFIG, "optim.muon.learning_rate", rate), state, batch)
+
+    one, several = jax.jit(step), jax.jit(jax.vmap(step))
+    states = [api.init_state(CONFIG, params) for _ in rates]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    for _ in range(CONFIG.train.steps):
+        states, metrics = zip(*(one(rate, state) for rate, state in zip(rates, states, strict=True)), strict=True)
+        stacked, stacked_metrics = several(jnp.array(rates), stacked)
+    for index, state in enumerate(states):
+        found = {path: value[index] for path, value in stacked.params.items()}
+        assert max(relative_distances(found, state.params).values()) < 1e-3
+        np.testing.assert_allclose(stacked_metrics.loss[index], metrics[index].loss, rtol=1e-4)
+    assert metrics[0].loss < 4.0 < np.log(SMALL.vocab_size)
+    assert metrics[1].loss != metrics[0].loss
+
+
+def test_quantize_pack_unpack_dequantize(params):
+    rules = dataclasses.replace(QuantizeConfig(), small_size=256)
+    stored, metadata = api.unpack(api.pack(api.quantize(params, rules), {"note": [1, "two"]}))
+    assert metadata == {"note": [1, "two"]}
+    restored = api.dequantize(stored)
+    assert {path: value.shape for path, value in restored.items()} == {p: v.shape for p, v in params.items()}
+    path = "blocks/0/mlp/up_proj/kernel"
+    assert stored[path].form == "int5"
+    # Steps of 1/15, the scale's floor: no weight moves by more than half of one, whatever the clip.
+    assert 0.01 < np.abs(restored[path] - params[path]).max() <= 1 / 30 + 1e-3
+    fake = jax.jit(lambda params: api.fake_quantize(params, rules))(params)
+    close = np.isclose(fake[path], restored[path], atol=1e-3)  # but for weights halfway between two levels
+    assert close.mean() > 0.999
+
+
+def test_bits_per_byte():
+    assert api.bits_per_byte(np.log(2) * 3, tokens=10, num_bytes=20) == pytest.approx(1.5)

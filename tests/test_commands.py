@@ -1,0 +1,173 @@
+"""The commands, as a person runs them, on a small real run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jgolf.data.demo import build_demo
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "--model.num-layers 2 --model.model-dim 64 --model.num-heads 2 --model.num-kv-heads 1 --model.xsa-layers 1 "
+    "--model.value-embedding-layers 1 --model.bigram-buckets 512 --model.bigram-dim 32 --model.value-embedding-dim 32 "
+    "--train.batch-tokens 2048 --train.seq-len 128 --train.warmdown-steps 20 --train.validate-every 20 "
+    "--quantize.small-size 2048 --evaluate.max-tokens 8192 --average.swa-every 2"
+).split()
+
+
+def run(*words, cwd=ROOT, check=True):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    build_demo(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, data_dir):
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    done = run(ROOT / "train.py", "demo", "--run-dir", folder, "--data", data_dir, "--steps", "40", *SMALL)
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run_dir):
+    return run(ROOT / "export.py", run_dir).stdout
+
+
+def test_training_learns_and_logs(run_dir):
+    text = (run_dir / "stdout").read_text()
+    assert (run_dir / "train.log").read_text() == text
+    pattern = r"^step:(\d+)/40 train_loss:(\d+\.\d{4}) train_time:\d+ms step_avg:\d+\.\d\dms$"
+    steps = [int(step) for step, _ in re.findall(pattern, text, re.MULTILINE)]
+    assert steps == [*range(1, 11), 20, 40]
+    validated = re.findall(r"^step:(\d+)/40 val_loss:(\S+) val_bpb:(\S+) train_time:\d+ms", text, re.MULTILINE)
+    assert [int(step) for step, _, _ in validated] == [0, 20, 40]
+    # 1,024 pieces at random are 10 bits a token of some 2.4 bytes.
+    assert float(validated[0][1]) == pytest.approx(np.log(1024), abs=0.1)
+    assert float(validated[-1][2]) < 0.85 * float(validated[0][2])
+    assert "late_qat:enabled" in text
+    assert "attention by xla" in text
+
+
+def test_metrics_hold_every_step_once(run_dir):
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train_loss" in row] == list(range(1, 41))
+    assert sum(row.get("late_qat", False) for row in rows) == 2  # multipliers 0.1 and 0.05
+    assert json.loads((run_dir / "config.json").read_text())["model"]["num_layers"] == 2
+
+
+def test_export_scores_what_is_on_the_disk(run_dir, exported):
+    result = json.loads((run_dir / "artifact" / "result.json").read_text())
+    assert result["artifact_bytes"] == (run_dir / "artifact" / "model.jgolf").stat().st_size
+    assert result["total_bytes"] == result["artifact_bytes"] + result["code_bytes"] < 16_000_000
+    assert abs(result["val_bpb"] - result["pre_quantization_val_bpb"]) < 0.1
+    assert f"{result['val_bpb']:.5f}" in exported
+    assert "zlib -9" in exported
+    assert "xz -9" in exported
+
+
+def test_evaluate_gives_the_export_s_figures(run_dir, exported, data_dir):
+    result = json.loads((run_dir / "artifact" / "result.json").read_text())
+    artifact = run_dir / "artifact" / "model.jgolf"
+    given = ("--tokens", *data_dir.glob("*_val_*.bin"), "--tokenizer", *data_dir.glob("*.model"))
+    score = json.loads(run("-m", "jgolf", "evaluate", artifact, *given, "--json").stdout)
+    assert score.keys() == {"val_loss", "val_bpb", "tokens", "bytes", "seconds"}
+    assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-6)
+    sliding = json.loads(run("-m", "jgolf", "evaluate", artifact, *given, "--stride", "64", "--json").stdout)
+    assert sliding["val_bpb"] == pytest.approx(result["sliding_val_bpb"], rel=1e-6)
+    assert sliding["tokens"] == result["tokens"]
+    before = json.loads(run("-m", "jgolf", "evaluate", run_dir, "--json").stdout)
+    assert before["val_bpb"] == pytest.approx(result["pre_quantization_val_bpb"], rel=1e-6)
+
+
+def test_sample_writes_text(run_dir):
+    words = ("-m", "jgolf", "sample", run_dir, "--prompt", "The function", "--tokens", "8")
+    first, again = run(*words).stdout, run(*words).stdout
+    assert first.startswith("The function")
+    assert first == again
+
+
+def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, data_dir, tmp_path):
+    result = json.loads((run_dir / "artifact" / "result.json").read_text())
+    start = run_dir / "artifact" / "model.jgolf"
+    words = ["--run-dir", tmp_path / "on", "--data", data_dir, "--steps", "1", *SMALL, "--evaluate.max-tokens", "0"]
+    text = run(ROOT / "train.py", "--init-from", start, *words).stdout
+    (first,) = re.findall(r"^step:0/1 val_loss:(\S+)", text, re.MULTILINE)
+    assert float(first) == pytest.approx(result["val_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["train.py", "nothing"], 2, "no config 'nothing': expected one of baseline, demo, pr414, pr592"),
+        (["train.py", "pr592", "--data", "/nowhere"], 2, "jgolf data"),
+        (["train.py", "--model.num-heads", "5"], 2, "model.num_heads is 5: expected a divisor of model_dim"),
+        (["train.py", "--resume", "--run-dir", "/nowhere"], 2, "no run to resume"),
+        (["export.py", "/nowhere"], 2, "not a run directory"),
+        (["-m", "jgolf", "frobnicate"], 2, "no verb 'frobnicate'"),
+        (["-m", "jgolf", "evaluate", "/nowhere/x.jgolf"], 2, "/nowhere/x.jgolf: cannot be read"),
+    ],
+)
+def test_bad_input_is_refused_in_words(words, code, expected, tmp_path):
+    words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
+    done = run(*words, cwd=tmp_path, check=False)
+    assert done.returncode == code
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_with_a_run_is_not_written_over(run_dir, data_dir):
+    before = (run_dir / "train.log").read_bytes()
+    done = run(ROOT / "train.py", "--run-dir", run_dir, "--data", data_dir, "--steps", "1", *SMALL, check=False)
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+    assert "--resume" in done.stderr
+    assert (run_dir / "train.log").read_bytes() == before
+
+
+def test_data_of_another_vocabulary_is_refused(data_dir, tmp_path):
+    words = ["--data", data_dir, "--run-dir", tmp_path / "r", *SMALL, "--model.vocab-size", "512"]
+    done = run(ROOT / "train.py", *words, check=False)
+    assert done.returncode == 2
+    assert "the tokenizer has 1024 pieces, expected 512" in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_divergence_stops_with_the_step(data_dir, tmp_path):
+    words = ["--data", data_dir, "--run-dir", tmp_path / "r", "--steps", "20", *SMALL]
+    words += ["--optim.adamw.token-learning-rate", "1e38", "--train.checkpoint-every-steps", "1"]
+    done = run(ROOT / "train.py", *words, check=False)
+    assert done.returncode == 3
+    assert re.search(r"step \d+: the training loss is .*(nan|inf)", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_artifact_is_refused(damage, run_dir, exported, data_dir, tmp_path):
+    data = bytearray((run_dir / "artifact" / "model.jgolf").read_bytes())
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[len(data) // 2] ^= 1
+    (tmp_path / "bad.jgolf").write_bytes(data)
+    given = ("--tokens", *data_dir.glob("*_val_*.bin"), "--tokenizer", *data_dir.glob("*.model"))
+    done = run("-m", "jgolf", "evaluate", tmp_path / "bad.jgolf", *given, check=False)
+    assert done.returncode == 2
+    assert "bad.jgolf" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,101 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from jgolf import config as configs
+from jgolf.config import Config
+from jgolf.errors import ConfigError
+from jgolf.model.functional import parameter_shapes
+
+
+@pytest.mark.parametrize("name", configs.config_names())
+def test_configs_are_valid_and_survive_json(name, tmp_path):
+    config = configs.validate(configs.load(name))
+    assert config.name == name
+    configs.write_json(config, tmp_path / "config.json")
+    assert configs.load(str(tmp_path / "config.json")) == config
+
+
+@pytest.mark.parametrize(("name", "expected"), [("pr592", 30_404_196), ("pr414", 26_993_756)])
+def test_recipes_have_the_reference_number_of_parameters(name, expected):
+    shapes = parameter_shapes(configs.load(name).model)
+    total = 0
+    for shape in shapes.values():
+        size = 1
+        for side in shape:
+            size *= side
+        total += size
+    assert total == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("model.num_heads", 7, "a divisor of model_dim 512, such as 8"),
+        ("model.num_kv_heads", 3, "a divisor of num_heads 8"),
+        ("model.xsa_layers", (3, 12), "each from 0 to 11"),
+        ("model.value_embedding_layers", (-1,), "each from 0 to 11"),
+        ("model.value_embedding_layers", (4, 4), "different layers"),
+        ("model.rope_dims", 66, "up to the head width 64"),
+        ("model.rope_dims", 15, "even"),
+        ("model.vocab_size", 100_000, "from 1 to 65536"),
+        ("train.batch_tokens", 786_433, "such as 786432"),
+        ("train.seq_len", 0, "at least 1"),
+        ("optim.muon.momentum", 1.0, "below 1"),
+        ("optim.grad_clip", float("nan"), "0 (off) or more"),
+        ("average.ema_decay", 0.0, "ema is switched off"),
+        ("quantize.clip_percentiles", (0.5, 1.5), "up to 1"),
+        ("quantize.late_qat_start", 1.5, "multiplier"),
+        ("quantize.control", "int8", "fp16 or fp32"),
+    ],
+)
+def test_senseless_settings_are_refused_by_name(name, value, expected):
+    config = configs.replace(Config(), name, value)
+    with pytest.raises(ConfigError) as error:
+        configs.validate(config)
+    reported = "average.export" if name == "average.ema_decay" else name
+    assert reported in str(error.value)
+    assert expected in str(error.value)
+
+
+def test_all_problems_are_reported_at_once():
+    config = configs.replace(configs.replace(Config(), "train.steps", -1), "model.num_layers", 0)
+    with pytest.raises(ConfigError) as error:
+        configs.validate(config)
+    assert "train.steps is -1" in str(error.value)
+    assert "model.num_layers is 0" in str(error.value)
+
+
+def test_replace_reaches_every_leaf_and_nothing_else():
+    for name, value in configs.leaves(Config()).items():
+        assert configs.leaves(configs.replace(Config(), name, value))[name] == value
+    with pytest.raises(ConfigError, match=r"no setting 'optim\.muon\.lr'|no setting 'lr'"):
+        configs.replace(Config(), "optim.muon.lr", 1.0)
+
+
+def test_stored_config_with_unknown_or_mistyped_settings_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    values = dataclasses.asdict(Config())
+    path.write_text(json.dumps(values | {"colour": "red"}))
+    with pytest.raises(ConfigError, match="colour"):
+        configs.read_json(path)
+    values["model"]["num_layers"] = "twelve"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"model\.num_layers"):
+        configs.read_json(path)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json: not a jgolf config"):
+        configs.read_json(path)
+
+
+def test_config_from_a_file_of_ones_own(tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text("from jgolf.config import Config\ndef config():\n    return Config(name='mine')\n")
+    assert configs.load(str(path)).name == "mine"
+    path.write_text("x = 1\n")
+    with pytest.raises(ConfigError, match=r"expected a function config\(\)"):
+        configs.load(str(path))
+    with pytest.raises(ConfigError, match="pr592"):
+        configs.load("pr5920")

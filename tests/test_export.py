@@ -1,0 +1,263 @@
+"""Exports of a tiny run: what lands on disk, what is refused, and a submission scored without this package."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jgolf
+from jgolf import config as configs
+from jgolf.artifact import submission
+from jgolf.artifact.scoring import read_artifact
+from jgolf.cli import main
+from jgolf.config import AverageConfig, Config, DataConfig, EvaluateConfig, ModelConfig, QuantizeConfig, TrainConfig
+from jgolf.data.shards import write_shard
+from jgolf.data.tokenizer import load_tokenizer
+from jgolf.data.train_tokenizer import train_tokenizer
+from jgolf.model.functional import parameter_shapes
+from jgolf.train.checkpoint import Checkpoints
+from jgolf.train.step import init_state
+
+MODEL = ModelConfig(
+    vocab_size=512,
+    num_layers=2,
+    model_dim=32,
+    num_heads=2,
+    num_kv_heads=1,
+    xsa_layers=(1,),
+    value_embedding_layers=(1,),
+    value_embedding_dim=16,
+    bigram_buckets=128,
+    bigram_dim=16,
+    rope_dims=8,
+    compute_dtype="float32",
+)
+CONFIG = Config(
+    name="tiny",
+    model=MODEL,
+    train=TrainConfig(batch_tokens=512, seq_len=64, num_ranks=1),
+    quantize=QuantizeConfig(small_size=256),
+    evaluate=EvaluateConfig(batch_tokens=1024, sliding_stride=16),
+)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A tokenizer and shards of this package's own sources."""
+    folder = tmp_path_factory.mktemp("data")
+    texts = [path.read_text() for path in sorted(Path(jgolf.__file__).parent.rglob("*.py"))]
+    lines = [line for text in texts for line in text.splitlines() if len(line) > 20]
+    (folder / "own.model").write_bytes(train_tokenizer(lines, 512))
+    tokenizer = load_tokenizer(folder / "own.model")
+    ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
+    write_shard(folder / "own_train_000000.bin", np.concatenate(ids[::2]))
+    write_shard(folder / "own_val_000000.bin", np.concatenate(ids[1::2])[:3000])
+    return folder
+
+
+def make_run(run_dir, data_dir, config=CONFIG):
+    """A run's folder as training leaves it, with weights that were drawn instead of trained."""
+    config = dataclasses.replace(config, data=DataConfig(dir=str(data_dir)))
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(config.model)
+    params = {path: rng.normal(size=shape).astype(np.float32) * 0.1 for path, shape in shapes.items()}
+    state = init_state(config, {path: jnp.asarray(value) for path, value in params.items()})
+    state = state._replace(step=jnp.int32(8), ema=jax.tree.map(lambda value: 1.1 * value, state.ema))
+    if state.swa_sum:
+        state = state._replace(swa_sum=jax.tree.map(lambda value: 1.8 * value, state.params), swa_count=jnp.int32(2))
+    configs.write_json(config, run_dir / "config.json")
+    (run_dir / "train.log").write_text("step:8/8 train_loss:6.0000\n")
+    checkpoints = Checkpoints(run_dir)
+    checkpoints.save(state, 8, 1.0)
+    checkpoints.close()
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def run_dir(data_dir, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", data_dir)
+
+
+@pytest.fixture
+def run(run_dir, tmp_path):
+    """A copy of the run, to export from."""
+    return Path(shutil.copytree(run_dir, tmp_path / "run"))
+
+
+def export(run, *options):
+    """Exit code, result.json (None if there is none), and what was printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["export", str(run), *map(str, options)])
+    path = run / "artifact" / "result.json"
+    return code, json.loads(path.read_text()) if path.exists() else None, out.getvalue() + err.getvalue()
+
+
+def test_result_says_what_the_files_are(run):
+    code, result, shown = export(run)
+    assert code == 0
+    assert result["artifact_bytes"] == (run / "artifact" / "model.jgolf").stat().st_size
+    assert result["code_bytes"] == sum(map(len, submission.code_files().values()))
+    assert result["total_bytes"] == result["artifact_bytes"] + result["code_bytes"]
+    assert result["pre_quantization_val_bpb"] < result["val_bpb"] + 0.05
+    assert f"{result['val_bpb']:.5f}" in shown and f"{result['artifact_bytes']:,}" in shown
+    stored = read_artifact(run / "artifact" / "model.jgolf").stored
+    assert stored["blocks/0/mlp/up_proj/kernel"].form == "int5" and stored["embed/embedding"].form == "fp16"
+    assert {"load", "quantize", "pack", "unpack", "score"} <= result["seconds"].keys()
+
+
+def test_over_the_limit_is_a_failure_with_a_way_back(run):
+    _, fits, _ = export(run)
+    code, result, shown = export(run, "--limit-bytes", fits["total_bytes"] - 1)
+    assert code == 1 and result["limit_bytes"] == fits["total_bytes"] - 1
+    assert "1 bytes over the limit; cheapest way back: --quantize." in shown
+    assert "embedding" in shown and "over" in shown
+    code, _, shown = export(run, "--limit-bytes", 1000)
+    assert code == 1 and "no single change saves that much" in shown
+
+
+@pytest.mark.parametrize(
+    "settings, forms",
+    [
+        (["--quantize.small-size", "1000000"], {"fp16", "fp32"}),
+        ([f"--quantize.{kind}=fp32" for kind in ["mlp", "attention", "embedding", "table", "small"]], {"fp32"}),
+        (["--quantize.mlp=int4", "--quantize.attention=int4"], {"int4", "int8", "fp16", "fp32"}),
+    ],
+)
+def test_storage_forms_from_the_command_line(run, settings, forms):
+    code, result, _ = export(run, "--max-tokens", 500, *settings)
+    assert code == 0
+    assert {tensor.form for tensor in read_artifact(run / "artifact" / "model.jgolf").stored.values()} == forms
+    if forms == {"fp32"}:
+        assert result["val_loss"] == pytest.approx(result["pre_quantization_val_loss"], abs=1e-7)
+
+
+def test_an_untied_head_is_exported(data_dir, tmp_path):
+    model = dataclasses.replace(MODEL, tie_embeddings=False)
+    run = make_run(tmp_path / "run", data_dir, dataclasses.replace(CONFIG, model=model))
+    code, _, _ = export(run, "--max-tokens", 500)
+    stored = read_artifact(run / "artifact" / "model.jgolf").stored
+    assert code == 0 and stored["head/kernel"].form == "fp16"
+
+
+def test_averages_side_by_side(run):
+    code, result, shown = export(run, "--compare-averages", "--max-tokens", 1000)
+    assert code == 0 and list(result["averages"]) == ["raw", "ema", "swa", "ema+swa"]
+    for average, row in result["averages"].items():
+        _, alone, _ = export(run, "--average", average, "--max-tokens", 1000)
+        for name in ("pre_quantization_val_bpb", "val_bpb"):
+            assert row[name] == pytest.approx(alone[name], abs=1e-9)
+        assert row["artifact_bytes"] == alone["artifact_bytes"]
+        assert f"{row['val_bpb']:.5f}" in shown and f"{row['artifact_bytes']:,}" in shown
+
+
+def test_averages_that_a_run_does_not_have(data_dir, tmp_path):
+    run = make_run(tmp_path / "run", data_dir, dataclasses.replace(CONFIG, average=AverageConfig(swa_start=0)))
+    code, result, shown = export(run, "--compare-averages", "--max-tokens", 500)
+    assert code == 0 and "no parameters were summed" in result["averages"]["ema+swa"]["missing"]
+    assert "none" in shown and "val_bpb" in result["averages"]["raw"]
+
+
+# --- submission ------------------------------------------------------------------------------
+
+SCORE_AND_SHOW_MODULES = """
+import atexit, runpy, sys
+sys.path.insert(0, "")
+sys.argv[0] = "score.py"
+atexit.register(lambda: print(*[m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "jgolf"], sep="\\n"))
+runpy.run_path("score.py", run_name="__main__")
+"""
+
+
+def score_in(folder, data_dir, *options, tokenizer="own.model"):
+    """Runs a folder's score.py with nothing of this checkout within reach; its lines."""
+    words = ["--tokens", data_dir / "own_val_000000.bin", "--tokenizer", data_dir / tokenizer, *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        [sys.executable, "-c", SCORE_AND_SHOW_MODULES, *map(str, words)],
+        cwd=folder, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_a_submission_scores_itself(run, data_dir, tmp_path):
+    options = ["--submission", tmp_path / "made", "--author", "Ada Lovelace", "--name", "Née à Londres", "--blurb", "b"]
+    code, result, shown = export(run, *options, "--github-id", "ada")
+    assert code == 0 and "ready to submit" in shown
+
+    folder = Path(shutil.move(tmp_path / "made", tmp_path / "elsewhere"))
+    written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    story = {"README.md", "submission.json", "train.log"}
+    assert story | {"model.jgolf", "score.py", "jgolf/artifact/scoring.py"} <= set(written)
+    counted = sum(path.stat().st_size for name, path in written.items() if name not in story)
+    assert counted == result["total_bytes"]
+    assert written["train.log"].read_bytes() == (run / "train.log").read_bytes()
+    assert f"{result['sliding_val_bpb']:.6f}" in written["README.md"].read_text()
+    summary = json.loads(written["submission.json"].read_text())
+    assert summary["author"] == "Ada Lovelace" and summary["github_id"] == "ada" and summary["name"] == "Née à Londres"
+    assert (summary["bytes_total"], summary["bytes_code"]) == (result["total_bytes"], result["code_bytes"])
+    assert (summary["val_loss"], summary["val_bpb"]) == (result["sliding_val_loss"], result["sliding_val_bpb"])
+
+    shown = score_in(folder, data_dir, "--stride", result["sliding_stride"])
+    assert shown.returncode == 0, shown.stderr
+    scores, *modules = shown.stdout.splitlines()
+    assert len(modules) > 20 and all(Path(module).is_relative_to(folder) for module in modules)
+    scores = json.loads(scores)
+    for name in ("val_loss", "val_bpb", "sliding_val_loss", "sliding_val_bpb"):
+        assert scores[name] == pytest.approx(result[name], abs=1e-6)
+    assert (scores["tokens"], scores["bytes"]) == (len_of_standard_rows(result), pytest.approx(scores["bytes"]))
+
+
+def len_of_standard_rows(result):
+    return result["tokens"] // 64 * 64
+
+
+def test_a_submission_refuses_another_tokenizer(run, data_dir, tmp_path):
+    code, _, _ = export(run, "--submission", tmp_path / "made", "--author", "a", "--name", "n")
+    text = [line for path in Path(jgolf.__file__).parent.glob("*.py") for line in path.read_text().splitlines()]
+    (tmp_path / "other.model").write_bytes(train_tokenizer(text, 512))
+    shown = score_in(tmp_path / "made", data_dir, tokenizer=tmp_path / "other.model")
+    assert code == 0 and shown.returncode == 2
+    assert shown.stderr.startswith("error: ") and "not the tokenizer" in shown.stderr
+
+
+def test_submissions_that_cannot_be_made_are_refused_before_any_work(run, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").write_text("keep")
+    (tmp_path / "file").write_text("")
+    names = ["--author", "a", "--name", "n"]
+    for options, message in [
+        (["--submission", full, *names], "not empty"),
+        (["--submission", tmp_path / "file", *names], "a file, expected a folder"),
+        (["--submission", tmp_path / "new", "--name", "n"], "needs --author:"),
+        (["--submission", tmp_path / "new"], "needs --author and --name"),
+        (["--submission", tmp_path / "new", *names, "--max-tokens", 500], "leave --max-tokens out"),
+    ]:
+        code, result, shown = export(run, *options)
+        assert code == 2 and result is None and message in shown
+    assert [path.name for path in full.iterdir()] == ["notes.txt"] and not (tmp_path / "new").exists()
+    (run / "train.log").unlink()
+    code, result, shown = export(run, "--submission", tmp_path / "new", *names)
+    assert code == 2 and result is None and "has no train.log" in shown
+
+
+def test_over_the_limit_there_is_no_submission(run, tmp_path):
+    code, _, _ = export(run, "--submission", tmp_path / "new", "--author", "a", "--name", "n", "--limit-bytes", 1000)
+    assert code == 1 and not (tmp_path / "new").exists()
+
+
+def test_a_submission_may_go_into_an_empty_folder(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, _ = export(run, "--submission", tmp_path / "empty", "--author", "a", "--name", "n")
+    assert code == 0 and (tmp_path / "empty" / "model.jgolf").is_file()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
