@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jgolf.bench import cli as bench_cli
 from jgolf.data import cli as data_cli
 from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
 
@@ -19,12 +20,18 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("jgolf.train.cli:train", "train a model"),
     "export": ("jgolf.export:export", "quantize a run, pack it into an artifact and score that"),
     "evaluate": ("jgolf.evaluate.cli:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),
+    "sweep": ("jgolf.sweep.cli:sweep", "train many runs at once: seeds, learning rates, any setting"),
+    "report": ("jgolf.report.cli:report", "draw runs, the PyTorch reference's too, on one page"),
     "compare": ("jgolf.compare:compare", "test whether runs beat others by the challenge's rule for a record"),
     "sample": ("jgolf.evaluate.sample:sample", "let a model continue a text"),
     "convert": ("jgolf.torch_bridge.convert:convert", "turn PyTorch checkpoints and artifacts into ours and back"),
     "crosscheck": ("jgolf.torch_bridge.crosscheck:crosscheck", "compare with a PyTorch script, number by number"),
+    "bench": ("", "measure the system: communication"),
 }
 """Verb → ("module:function", what it does)."""
+
+GROUPS = {"data": data_cli, "bench": bench_cli}
+"""Verbs with verbs of their own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,13 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         return _unknown("jgolf", verb, VERBS)
-    if verb == "data":
+    if verb in GROUPS:
+        group = GROUPS[verb]
         if not rest or rest[0] in ("-h", "--help"):
-            _print_verbs("jgolf data", data_cli.HELP)
+            _print_verbs(f"jgolf {verb}", group.HELP)
             return EXIT_OK if rest else EXIT_BAD_INPUT
-        if rest[0] not in data_cli.VERBS:
-            return _unknown("jgolf data", rest[0], data_cli.VERBS)
-        return _call(f"jgolf data {rest[0]}", data_cli.VERBS[rest[0]], rest[1:])
+        if rest[0] not in group.VERBS:
+            return _unknown(f"jgolf {verb}", rest[0], group.VERBS)
+        return _call(f"jgolf {verb} {rest[0]}", group.VERBS[rest[0]], rest[1:])
     return _call(f"jgolf {verb}", VERBS[verb][0], rest)
 
 

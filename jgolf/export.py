@@ -24,10 +24,14 @@ from jgolf import files
 from jgolf.artifact import container, size, submission
 from jgolf.artifact.scoring import Artifact, read_artifact
 from jgolf.config import Average, Config, EvaluateConfig, QuantizeConfig
+from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
+from jgolf.evaluate.score import bits_per_byte, scoring_model
 from jgolf.evaluate.validation import Validation
 from jgolf.progress import progress_bar
+from jgolf.quantize.budget import quantize_to_budget
+from jgolf.quantize.curvature import curvature
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import StoredTensor
 from jgolf.train.averages import averaged_params
@@ -52,6 +56,10 @@ class ExportOptions:
     """Score about this many validation tokens only; 0 for all (on a CPU, a full-size model takes hours)."""
     codec: container.CodecName = "zstd"
     """Coding of the quantized levels; range is smaller and needs the extra entropy."""
+    budget: int | None = None
+    """Ignore the storage forms of matrices and choose all steps so that artifact and code fill this many bytes."""
+    calibration_tokens: int = 32_768
+    """Training tokens from which a budgeted export learns how much the loss minds an error in each weight."""
     limit_bytes: int = size.LIMIT_BYTES
     """Largest total of artifact and code; past it the exit status is 1."""
     submission: Path | None = None
@@ -83,8 +91,7 @@ def export(argv: list[str], prog: str = "export.py") -> int:
         console.print(_averages_table(result["averages"]))
     _print_result(result, options.run_dir)
     if report.over_bytes > 0:
-        stored = read_artifact(options.run_dir / ARTIFACT_FILE).stored
-        print(size.advice(size.smaller_forms(stored, config.quantize, options.codec), report.over_bytes))
+        print(_advice(config, options, report))
         return EXIT_CHECK_FAILED
     if options.submission:
         submitter = submission.Submitter(options.author, options.github_id, options.name, options.blurb)
@@ -108,7 +115,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         validation = Validation.open(config)
         state = load_state(options.run_dir, config)
         params = _weights(state, options.average)
-    stored, data = _compress(config, options, validation, params, clock)
+    stored, data, damage = _compress(config, options, validation, params, clock)
     with clock.lap("unpack"):
         container.write(options.run_dir / ARTIFACT_FILE, data)
         unpacked = read_artifact(options.run_dir / ARTIFACT_FILE).params()  # what is scored is what is on the disk
@@ -138,6 +145,9 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "bytes": sliding.bytes,
         "device": jax.devices()[0].device_kind,
     }
+    if damage is not None:
+        result["budget_bytes"] = options.budget
+        result["predicted_gap_bpb"] = bits_per_byte(damage, sliding.tokens, sliding.bytes)
     if options.compare_averages:
         with clock.lap("averages"):
             known = {options.average: _comparison(before.val_bpb, after.val_bpb, len(data))}
@@ -169,13 +179,39 @@ def _weights(state: TrainState, average: Average) -> dict[str, np.ndarray]:
 
 def _compress(
     config: Config, options: ExportOptions, validation: Validation, params: dict[str, np.ndarray], clock: _Clock
-) -> tuple[dict[str, StoredTensor], bytes]:
-    """Storage forms of `params`, and the artifact that holds them."""
-    with clock.lap("quantize"):
-        stored = quantize(params, config.quantize)
-    with clock.lap("pack"):
-        artifact = Artifact(config.name, config.model, config.train.seq_len, validation.tokenizer.fingerprint, stored)
-        return stored, container.pack(stored, artifact.metadata(), options.codec)
+) -> tuple[dict[str, StoredTensor], bytes, float | None]:
+    """Storage forms of `params`, the artifact that holds them, and with a budget the damage it predicts in nats."""
+
+    def pack(stored: dict[str, StoredTensor]) -> bytes:
+        with clock.lap("pack"):
+            fingerprint = validation.tokenizer.fingerprint
+            artifact = Artifact(config.name, config.model, config.train.seq_len, fingerprint, stored)
+            return container.pack(stored, artifact.metadata(), options.codec)
+
+    if options.budget is None:
+        with clock.lap("quantize"):
+            stored = quantize(params, config.quantize)
+        return stored, pack(stored), None
+    artifact_bytes = options.budget - submission.code_bytes()
+    if artifact_bytes <= 0:
+        raise JgolfError(f"--budget {options.budget:,}: the code alone takes {submission.code_bytes():,} bytes")
+    with clock.lap("curvature"):
+        curvatures = curvature(
+            scoring_model(config.model), params, _calibration_tokens(config, options), jax.random.key(0)
+        )
+    with clock.lap("search"):  # includes its packing
+        found = quantize_to_budget(
+            params, curvatures, config.quantize, artifact_bytes, lambda stored: len(pack(stored))
+        )
+    return found.stored, pack(found.stored), found.damage
+
+
+def _calibration_tokens(config: Config, options: ExportOptions) -> np.ndarray:
+    """Training text from all over the split: int32 [sequences, train.seq_len]."""
+    stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
+    seq_len = config.train.seq_len
+    starts = np.linspace(0, max(0, len(stream) - seq_len), max(1, options.calibration_tokens // seq_len)).astype(int)
+    return np.stack([stream.take(start, seq_len) for start in starts.tolist()]).astype(np.int32)
 
 
 def _score(validation: Validation, how: str, params: dict[str, np.ndarray], options: ExportOptions, what: str):
@@ -204,7 +240,7 @@ def _compare_averages(
         except ConfigError as error:
             found[average] = {"missing": str(error)}
             continue
-        stored, data = _compress(config, options, validation, params, _Clock())
+        stored, data, _ = _compress(config, options, validation, params, _Clock())
         unpacked = {path: tensor.dequantize() for path, tensor in stored.items()}
         before = _score(validation, "standard", params, options, f"{average} before quantization")
         after = _score(validation, "standard", unpacked, options, f"{average} after quantization")
@@ -260,6 +296,16 @@ def _check_submission(options: ExportOptions) -> None:
     submission.check_folder(options.submission, options.run_dir)
 
 
+def _advice(config: Config, options: ExportOptions, report: size.SizeReport) -> str:
+    """How to get back under the limit."""
+    budgeted = f"--budget {options.limit_bytes} chooses all steps for the least damage at that size"
+    if options.budget is not None:
+        return f"{report.over_bytes:,} bytes over the limit: {budgeted}"
+    stored = read_artifact(options.run_dir / ARTIFACT_FILE).stored
+    forms = size.smaller_forms(stored, config.quantize, options.codec)
+    return f"{size.advice(forms, report.over_bytes)}\nor {budgeted}"
+
+
 def _print_result(result: dict[str, Any], run_dir: Path) -> None:
     print(
         f"{run_dir / ARTIFACT_FILE}: {result['artifact_bytes']:,} bytes, with {result['code_bytes']:,} of code "
@@ -271,6 +317,9 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
         f"sliding, stride {result['sliding_stride']:<5}         val_loss:{result['sliding_val_loss']:.5f} "
         f"val_bpb:{result['sliding_val_bpb']:.5f}"
     )
+    if "predicted_gap_bpb" in result:
+        gap = result["val_bpb"] - result["pre_quantization_val_bpb"]
+        print(f"quantization costs            val_bpb:{gap:.5f}, predicted {result['predicted_gap_bpb']:.5f}")
     for name, bits in result.get("compressors_bpb", {}).items():
         print(f"the same text by {name:<12} {bits:.5f} bits per byte")
 

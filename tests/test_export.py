@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def make_run(run_dir, data_dir, config=CONFIG):
         state = state._replace(swa_sum=jax.tree.map(lambda value: 1.8 * value, state.params), swa_count=jnp.int32(2))
     configs.write_json(config, run_dir / "config.json")
     (run_dir / "train.log").write_text("step:8/8 train_loss:6.0000\n")
-    checkpoints = Checkpoints(run_dir)
+    checkpoints = Checkpoints(run_dir, keep=1)
     checkpoints.save(state, 8, 1.0)
     checkpoints.close()
     return run_dir
@@ -166,6 +167,45 @@ def test_averages_that_a_run_does_not_have(data_dir, tmp_path):
     code, result, shown = export(run, "--compare-averages", "--max-tokens", 500)
     assert code == 0 and "no parameters were summed" in result["averages"]["ema+swa"]["missing"]
     assert "none" in shown and "val_bpb" in result["averages"]["raw"]
+
+
+# --- budget ----------------------------------------------------------------------------------
+
+
+def test_a_budget_is_filled_and_beats_the_recipe_s_forms(run):
+    _, recipe, _ = export(run)
+    budget = recipe["total_bytes"] - recipe["artifact_bytes"] // 3
+    code, result, shown = export(run, "--budget", budget, "--calibration-tokens", 4096)
+    assert code == 0 and result["budget_bytes"] == budget
+    assert 0.98 * (budget - result["code_bytes"]) < result["artifact_bytes"] <= budget - result["code_bytes"]
+    recipe_gap, gap = (abs(one["val_loss"] - one["pre_quantization_val_loss"]) for one in (recipe, result))
+    assert gap < recipe_gap
+    assert "predicted" in shown and {"curvature", "search"} <= result["seconds"].keys()
+    forms = {tensor.form for tensor in read_artifact(run / "artifact" / "model.jgolf").stored.values()}
+    assert forms <= {"int4", "int5", "int6", "int7", "int8", "fp32"}
+
+
+def test_with_room_enough_nothing_but_fp16_is_lost(run):
+    code, result, _ = export(run, "--budget", 16_000_000, "--calibration-tokens", 64, "--max-tokens", 500)
+    assert code == 0 and abs(result["val_loss"] - result["pre_quantization_val_loss"]) < 1e-3
+    forms = {tensor.form for tensor in read_artifact(run / "artifact" / "model.jgolf").stored.values()}
+    assert forms == {"fp16", "fp32"}
+
+
+def test_budgets_that_cannot_be_met(run):
+    code, result, shown = export(run, "--budget", 1000)
+    assert code == 2 and result is None and "the code alone takes" in shown
+    code, result, shown = export(run, "--budget", submission.code_bytes() + 1000, "--calibration-tokens", 64)
+    assert code == 2 and result is None and "cannot be met" in shown
+    smallest_bytes = int(re.search(r"it takes ([\d,]+)", shown)[1].replace(",", ""))
+    enough = submission.code_bytes() + smallest_bytes
+    assert export(run, "--budget", enough - 1, "--calibration-tokens", 64)[0] == 2
+    assert export(run, "--budget", enough, "--calibration-tokens", 64, "--max-tokens", 500)[0] == 0
+
+
+def test_a_budget_over_the_limit_fails(run):
+    code, result, shown = export(run, "--budget", 200_000, "--limit-bytes", 150_000, "--calibration-tokens", 64)
+    assert code == 1 and result["total_bytes"] > 150_000 and "--budget 150000" in shown
 
 
 # --- submission ------------------------------------------------------------------------------

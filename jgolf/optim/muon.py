@@ -53,9 +53,9 @@ def share_over_devices(orthogonalize: Batched, axis_name: str) -> Batched:
 
     def shared(matrices: Float[Array, "n a b"]) -> Float[Array, "n a b"]:
         num_devices = jax.lax.axis_size(axis_name)
-        if num_devices == 1:
-            return orthogonalize(matrices)
         each = -(-len(matrices) // num_devices)
+        if each == len(matrices):  # one device, or one matrix, which takes each device as long as waiting for it
+            return orthogonalize(matrices)
         padded = jnp.pad(matrices, ((0, each * num_devices - len(matrices)), (0, 0), (0, 0)))
         own = jax.lax.dynamic_slice_in_dim(padded, jax.lax.axis_index(axis_name) * each, each)
         return jax.lax.all_gather(orthogonalize(own), axis_name, tiled=True)[: len(matrices)]

@@ -17,7 +17,7 @@ def learning_rate_multiplier(train: TrainConfig, step: Int[Array, ""], elapsed_s
     the time that remains over the time that `warmdown_steps` steps take at the mean pace so far. With
     both, the lower of the two.
     """
-    warmdown = max(train.warmdown_steps, 1)
+    warmdown = jnp.maximum(jnp.asarray(train.warmdown_steps, jnp.float32), 1.0)
     step = jnp.asarray(step, jnp.float32)
     multiplier = jnp.clip((train.steps - step) / warmdown, 0.0, 1.0)
     if train.time_cap_s:

@@ -78,7 +78,7 @@ def _is_matrix(path: str) -> bool:
 @partial(jax.jit, static_argnums=(0, 1))
 def _accumulate(
     config: ModelConfig, matrices: frozenset[str], params: Params, tokens: Int[Array, "S T"], keys: PRNGKeyArray
-) -> dict[str, tuple[Float[Array, "rows"], Float[Array, "columns columns"]]]:
+) -> dict[str, tuple[Float[Array, rows], Float[Array, "columns columns"]]]:
     """Sums over the sequences, one at a time."""
 
     def add(sums, sequence_and_key):
@@ -90,7 +90,7 @@ def _accumulate(
     return jax.lax.scan(add, zeros, (tokens, keys))[0]
 
 
-def _gradients(config: ModelConfig, params: Params, sequence: Int[Array, "T"], key: PRNGKeyArray) -> Params:
+def _gradients(config: ModelConfig, params: Params, sequence: Int[Array, T], key: PRNGKeyArray) -> Params:
     """Of the summed loss of a sequence whose labels are drawn from the model."""
 
     def drawn_loss(params):
@@ -101,12 +101,12 @@ def _gradients(config: ModelConfig, params: Params, sequence: Int[Array, "T"], k
     return jax.grad(drawn_loss)(params)
 
 
-def _factors(path: str, grad: Float[Array, "..."]) -> tuple[Float[Array, "rows"], Float[Array, "columns columns"]]:
+def _factors(path: str, grad: Float[Array, ...]) -> tuple[Float[Array, rows], Float[Array, "columns columns"]]:
     grad = grad.T if rules.rule_of(path).transposed else grad
     return jnp.sum(grad * grad, axis=1), jnp.matmul(grad.T, grad, precision=jax.lax.Precision.HIGHEST)
 
 
-def _lookups(config: ModelConfig, tokens: Int[np.ndarray, "S T"]) -> dict[str, Float[np.ndarray, "rows"]]:
+def _lookups(config: ModelConfig, tokens: Int[np.ndarray, "S T"]) -> dict[str, Float[np.ndarray, rows]]:
     """How often each row of a table that is only looked up occurs: shares, with half an occurrence added to each."""
     indices = {"value_embed/embedding": (tokens, config.vocab_size)}
     if config.bigram_buckets:

@@ -110,7 +110,7 @@ def joined(launch: Launch | None) -> Iterator[Peers]:
       JgolfError: they did not all come, or the coordinator's port cannot be used.
     """
     if launch is None or launch.num_processes == 1:
-        yield Peers(None, 0, 1)
+        yield Peers()
         return
     # Its handler of SIGTERM would take the place of ours.
     jax.config.update("jax_enable_preemption_service", False)
@@ -131,8 +131,8 @@ def joined(launch: Launch | None) -> Iterator[Peers]:
             f"{START_TIMEOUT_S} s, with a port of process 0's host that is free and can be reached"
         ) from error
     # JAX has no public way to its key-value store; Orbax reaches it in this way too.
-    peers = Peers(jax._src.distributed.global_state.client, launch.process_id, launch.num_processes)
-    with peers:
+    runtime = jax._src.distributed.global_state
+    with Peers(runtime.client, runtime.coordinator_address, launch.process_id, launch.num_processes) as peers:
         yield peers
     jax.distributed.shutdown()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,21 +22,22 @@ import jax
 from jgolf.errors import EXIT_PROCESS_LOST, JgolfError
 
 BEAT_S = 1.0
-PATIENCE_S = 30.0
+PATIENCE_S = 20.0
 """A process that is not heard from for so long is taken for lost."""
 HURRIED_PATIENCE_S = 5.0
 """The same, once a collective operation has failed."""
 BARRIER_TIMEOUT_S = 24 * 3600
 """No more than a formality: a process that is gone is noticed long before."""
 
-_BEATS, _FAILURES, _AGREED = "jgolf/beat", "jgolf/failed", "jgolf/agreed"
+_PORTS, _BEATS, _FAILURES, _AGREED = "jgolf/port", "jgolf/beat", "jgolf/failed", "jgolf/agreed"
 
 
 class Peers:
     """The other processes of a run. As a context manager it watches them, and tells them of an error here."""
 
-    def __init__(self, client: Any, index: int, count: int):
-        """client: that of JAX's distributed runtime; None where this process is the only one."""
+    def __init__(self, client: Any = None, coordinator: str = "", index: int = 0, count: int = 1):
+        """For several processes: the client of JAX's distributed runtime, and host:port of its service."""
+        self._coordinator = coordinator
         self.index = index
         self.count = count
         self._client = client
@@ -66,6 +68,7 @@ class Peers:
 
     def __enter__(self) -> Peers:
         _delay_abort()
+        self._publish_port()
         for thread in self._threads:
             thread.start()
         return self
@@ -107,7 +110,7 @@ class Peers:
                 failures = self._client.key_value_dir_get(_FAILURES)
             except jax.errors.JaxRuntimeError as error:
                 if not self._ended.is_set():
-                    self._leave(0, f"it coordinates the others and can no longer be reached ({_first_line(error)})")
+                    self._leave(0, f"it coordinates the others and cannot be reached: {_first_line(error)}")
                 return
             self._contact_at = time.monotonic()
             for key, number in beats:
@@ -122,13 +125,37 @@ class Peers:
     def _watch(self) -> None:
         """Ends this process when another one has been silent for too long."""
         while not self._ended.wait(BEAT_S):
-            out_of_contact_s = time.monotonic() - self._contact_at
-            if out_of_contact_s > self._patience_s:
-                self._leave(0, f"it coordinates the others and has not answered for {out_of_contact_s:.0f} s")
+            now, contact_at = time.monotonic(), self._contact_at
             for index, heard_at in list(self._heard_at.items()):
-                silent_s = self._contact_at - heard_at
-                if index != self.index and silent_s > self._patience_s:
+                # Without contact to the coordinator, process 0, there is no news of the others, good or bad.
+                silent_s = now - contact_at if index == 0 else contact_at - heard_at
+                if index == self.index or silent_s < 2 * BEAT_S:
+                    continue
+                if self._is_gone(index):
+                    self._leave(index, "it has ended")
+                if silent_s > self._patience_s:
                     self._leave(index, f"it has not been heard from for {silent_s:.0f} s")
+
+    def _publish_port(self) -> None:
+        """Opens a port at which the others can see that this process exists, and learns of theirs."""
+        with socket.create_connection(_address(self._coordinator)) as connection:
+            own_host, family = connection.getsockname()[0], connection.family
+        self._listener = socket.create_server((own_host, 0), family=family)
+        self._client.key_value_set(f"{_PORTS}/{self.index}", f"{own_host}:{self._listener.getsockname()[1]}")
+        self._ports = {
+            index: _address(self._client.blocking_key_value_get(f"{_PORTS}/{index}", 1000 * BARRIER_TIMEOUT_S))
+            for index in range(self.count)
+        }
+
+    def _is_gone(self, index: int) -> bool:
+        """Whether a process has ended for certain: its host says that nobody listens at its port."""
+        try:
+            socket.create_connection(self._ports[index], timeout=BEAT_S).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False  # not known
+        return False
 
     def _leave(self, index: int, text: str) -> NoReturn:
         """Ends this process at once: its main thread may be waiting for the lost one for ever."""
@@ -144,13 +171,18 @@ class Peers:
 def _delay_abort() -> None:
     """Gives the watch time to say what happened where JAX's runtime aborts this process.
 
-    It does so as soon as the coordinator's connection breaks, in a thread of its own. The C function
+    It does so as soon as a connection breaks, in a thread of its own. The C function
     `sleep` becomes the handler of SIGABRT: that thread then sleeps for as many seconds as the signal's
     number, 6, before it goes on to abort.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,367 @@
+"""The plots of a report, as PNG, on a light and on a dark ground.
+
+Runs are told apart by colour and by the kind of line, so that neither colour vision nor a colour
+printer is needed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jgolf.errors import MissingExtraError
+from jgolf.report.history import History
+from jgolf.report.sizes import ArtifactContents
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FIGURE_INCHES = (5.4, 3.5)
+PIXELS_PER_INCH = 200
+LINE_STYLES = ("-", "--", "-.", ":")
+SMOOTHING = 0.02  # of the logged steps are averaged for one point of the training loss
+SKIPPED_START = 0.02  # of the run, whose high losses would flatten the rest of the plot
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one ground; the lines' follow Okabe and Ito's palette for all kinds of colour vision."""
+
+    name: str
+    ground: str
+    text: str
+    grid: str
+    lines: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "light",
+    "#ffffff",
+    "#1f2328",
+    "#d8dee4",
+    ("#0072b2", "#d55e00", "#007a5a", "#a3417f", "#9a6a00", "#3b8fc4", "#444444"),
+)
+DARK = Theme(
+    "dark",
+    "#161b22",
+    "#e6edf3",
+    "#30363d",
+    ("#56b4e9", "#ff8f4d", "#2cc69a", "#e79fcb", "#f0b93a", "#9ad7ff", "#d0d7de"),
+)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot: a file name without its ending, a title, the text for those who do not see it, and how to draw it."""
+
+    name: str
+    title: str
+    alt: str
+    draw: Callable[[Figure, Theme], None]
+
+    def png(self, theme: Theme) -> bytes:
+        """The plot as a PNG file."""
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+
+        with rc_context(_style(theme)):
+            figure = Figure(figsize=FIGURE_INCHES, layout="constrained")
+            self.draw(figure, theme)
+            file = io.BytesIO()
+            figure.savefig(file, format="png", dpi=PIXELS_PER_INCH)
+        return file.getvalue()
+
+
+def require_matplotlib() -> None:
+    """Raises MissingExtraError where the plotting package is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("matplotlib", "report", "jgolf report") from None
+
+
+def history_plots(runs: Sequence[History]) -> list[Plot]:
+    """Curves over steps and over training time; those that no run has data for are left out."""
+    plots = []
+    for x, suffix, over in (("step", "steps", "steps"), ("train_time_s", "time", "training time")):
+        plots.append(_loss_plot(runs, x, f"loss-{suffix}", f"Loss over {over}"))
+        plots.append(_bpb_plot(runs, x, f"bpb-{suffix}", f"Bits per byte over {over}"))
+    plots += [_multiplier_plot(runs), _grad_norm_plot(runs), _step_time_plot(runs)]
+    return [plot for plot in plots if plot is not None]
+
+
+def artifact_plots(contents: Sequence[tuple[History, ArtifactContents]]) -> list[Plot]:
+    """What takes the room in the artifacts, and how their levels are used."""
+    return [_size_plot(contents), *_level_plots(contents)] if contents else []
+
+
+# --- curves ------------------------------------------------------------------------------------------------
+
+
+def _loss_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | None:
+    shown = [run for run in runs if _has(run.train, x, "train_loss") or _has(run.validation, x, "val_loss")]
+    if not shown:
+        return None
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        tops, bottoms = [], []
+        for index, run in enumerate(shown):
+            color, style = _line(theme, index)
+            if _has(run.train, x, "train_loss"):
+                smooth = _smoothed(run.train["train_loss"])
+                axes.plot(run.train[x], run.train["train_loss"], color=color, alpha=0.18, linewidth=0.7)
+                axes.plot(run.train[x], smooth, style, color=color, linewidth=1.4, label=run.name)
+                late = smooth[int(SKIPPED_START * len(smooth)) :]
+                tops.append(np.nanmax(late, initial=-np.inf))
+                bottoms.append(np.nanmin(run.train["train_loss"], initial=np.inf))
+            if _has(run.validation, x, "val_loss"):
+                losses = run.validation["val_loss"]
+                label = None if _has(run.train, x, "train_loss") else run.name
+                axes.plot(run.validation[x], losses, "o", color=color, markersize=4.5, label=label)
+                tops.append(np.nanmax(losses[1:], initial=-np.inf))
+                bottoms.append(np.nanmin(losses, initial=np.inf))
+        _limit(axes, tops, bottoms)
+        _finish(axes, x, "loss in nats a token", len(shown))
+
+    told = "; ".join(_told(run, "val_loss", "validation loss") for run in shown)
+    alt = f"{title}. Lines are the training loss, smoothed; dots the validation loss. {told}."
+    return Plot(name, title, alt, draw)
+
+
+def _bpb_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | None:
+    shown = [run for run in runs if _has(run.validation, x, "val_bpb")]
+    if not shown:
+        return None
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for index, run in enumerate(shown):
+            color, style = _line(theme, index)
+            axes.plot(run.validation[x], run.validation["val_bpb"], style, marker="o", markersize=4, color=color)
+            axes.lines[-1].set_label(run.name)
+        bpb = [run.validation["val_bpb"] for run in shown]
+        _limit(axes, [np.nanmax(one[1:], initial=-np.inf) for one in bpb], [np.nanmin(one) for one in bpb])
+        _finish(axes, x, "bits per byte", len(shown))
+
+    alt = f"{title}, on the validation split. " + "; ".join(_told(run, "val_bpb", "bits per byte") for run in shown)
+    return Plot(name, title, alt + ".", draw)
+
+
+def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
+    shown = [run for run in runs if _has(run.train, "step", "learning_rate_multiplier")]
+    if not shown:
+        return None
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for index, run in enumerate(shown):
+            color, style = _line(theme, index)
+            steps, multiplier = run.train["step"], run.train["learning_rate_multiplier"]
+            axes.plot(steps, multiplier, style, color=color, label=run.name)
+            for event, step in run.events.items():
+                height = float(np.interp(step, steps, multiplier))
+                left = event == "SWA"
+                axes.plot(step, height, "^" if left else "v", color=color, markersize=7)
+                if index == 0:
+                    offset, align = ((-9, 6), "right") if left else ((-9, -7), "right")
+                    axes.annotate(event, (step, height), offset, textcoords="offset points", ha=align, fontsize=9)
+        axes.set_ylim(0, 1.05)
+        _finish(axes, "step", "learning-rate multiplier", len(shown))
+
+    told = "; ".join(
+        f"{run.name}: " + (", ".join(f"{event} from step {step:,}" for event, step in run.events.items()) or "no marks")
+        for run in shown
+    )
+    title = "Learning-rate multiplier"
+    alt = f"{title} over steps, with marks where SWA (upward triangle) and late QAT (downward) begin. {told}."
+    return Plot("learning-rate", title, alt, draw)
+
+
+def _grad_norm_plot(runs: Sequence[History]) -> Plot | None:
+    shown = [run for run in runs if _has(run.train, "step", "grad_norm")]
+    if not shown:
+        return None
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for index, run in enumerate(shown):
+            color, style = _line(theme, index)
+            axes.plot(run.train["step"], run.train["grad_norm"], color=color, alpha=0.18, linewidth=0.7)
+            axes.plot(run.train["step"], _smoothed(run.train["grad_norm"]), style, color=color, label=run.name)
+        axes.set_yscale("log")
+        _finish(axes, "step", "global gradient norm", len(shown))
+
+    told = "; ".join(f"{run.name}: median {np.nanmedian(run.train['grad_norm']):.3g}" for run in shown)
+    title = "Gradient norm"
+    return Plot("gradient-norm", title, f"{title} before clipping over steps, on a logarithmic scale. {told}.", draw)
+
+
+def _step_time_plot(runs: Sequence[History]) -> Plot | None:
+    times = [(run, *step_times_ms(run)) for run in runs]
+    shown = [(run, steps, ms) for run, steps, ms in times if len(ms)]
+    if not shown:
+        return None
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for index, (run, steps, ms) in enumerate(shown):
+            color, style = _line(theme, index)
+            axes.plot(steps, ms, ".", color=color, alpha=0.25, markersize=2.5)
+            axes.plot(steps, _smoothed(ms), style, color=color, label=run.name)
+        top = max(np.percentile(ms, 98) for _, _, ms in shown)
+        axes.set_ylim(0, 1.15 * top)
+        _finish(axes, "step", "milliseconds a step", len(shown))
+
+    told = "; ".join(f"{run.name}: median {np.median(ms):.1f} ms" for run, _, ms in shown)
+    title = "Step time"
+    return Plot("step-time", title, f"{title} over steps. {told}.", draw)
+
+
+def step_times_ms(run: History) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and the mean time of a step since the logged one before, in milliseconds."""
+    steps, elapsed_s = run.train["step"], run.train["train_time_s"]
+    known = np.isfinite(elapsed_s)
+    steps, elapsed_s = steps[known], elapsed_s[known]
+    return steps[1:], 1000 * np.diff(elapsed_s) / np.diff(steps)
+
+
+# --- artifacts ---------------------------------------------------------------------------------------------
+
+
+def _size_plot(contents: Sequence[tuple[History, ArtifactContents]]) -> Plot:
+    kinds = list(dict.fromkeys(size.kind for _, one in contents for size in one.report.kinds))
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        height = 0.8 / len(contents)
+        for index, (run, one) in enumerate(contents):
+            by_kind = {size.kind: size for size in one.report.kinds}
+            megabytes = [by_kind[kind].packed_bytes / 1e6 if kind in by_kind else 0.0 for kind in kinds]
+            places = np.arange(len(kinds)) + (index - (len(contents) - 1) / 2) * height
+            hatch = ("", "//", "..", "xx")[index % 4]
+            bars = axes.barh(
+                places, megabytes, 0.92 * height, color=_line(theme, index)[0], hatch=hatch, label=run.name
+            )
+            bars_labels = [f"{value:.2f}" for value in megabytes]
+            axes.bar_label(bars, bars_labels, padding=3, fontsize=8.5 if len(contents) < 3 else 6.5)
+        axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
+        axes.invert_yaxis()
+        axes.margins(x=0.14)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("megabytes in the artifact")
+        _legend(axes, len(contents))
+
+    told = "; ".join(
+        f"{run.name}: " + ", ".join(f"{size.kind} {size.packed_bytes:,} bytes" for size in one.report.kinds)
+        for run, one in contents
+    )
+    title = "Artifact size by kind of tensor"
+    return Plot("artifact-size", title, f"{title}. {told}.", draw)
+
+
+def _level_plots(contents: Sequence[tuple[History, ArtifactContents]]) -> list[Plot]:
+    forms = sorted({form for _, one in contents for form in one.level_counts})
+    return [_level_plot(form, [(run, one) for run, one in contents if form in one.level_counts]) for form in forms]
+
+
+def _level_plot(form: str, contents: Sequence[tuple[History, ArtifactContents]]) -> Plot:
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for index, (run, one) in enumerate(contents):
+            counts = one.level_counts[form]
+            half = len(counts) // 2
+            edges = np.arange(-half, half + 1) - 0.5
+            color, style = _line(theme, index)
+            share = 100 * counts / counts.sum()
+            axes.stairs(share, edges, color=color, alpha=0.3 if len(contents) == 1 else 0.12, fill=True)
+            axes.stairs(share, edges, color=color, linestyle=style, linewidth=1.3, label=run.name)
+        axes.set_xlabel("level")
+        axes.set_ylabel("percent of the levels")
+        _legend(axes, len(contents))
+
+    told = "; ".join(f"{run.name}: entropy {one.level_entropy_bits(form):.3f} bits" for run, one in contents)
+    title = f"{form.capitalize()} levels"
+    return Plot(f"levels-{form}", title, f"Histogram of the {form} levels in the artifact. {told}.", draw)
+
+
+# --- common ------------------------------------------------------------------------------------------------
+
+
+def _style(theme: Theme) -> dict[str, object]:
+    return {
+        "figure.facecolor": theme.ground,
+        "axes.facecolor": theme.ground,
+        "savefig.facecolor": theme.ground,
+        "text.color": theme.text,
+        "axes.labelcolor": theme.text,
+        "axes.edgecolor": theme.grid,
+        "xtick.color": theme.text,
+        "ytick.color": theme.text,
+        "grid.color": theme.grid,
+        "axes.grid": True,
+        "grid.linewidth": 0.6,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 10,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+        "lines.linewidth": 1.4,
+        "hatch.linewidth": 0.5,
+    }
+
+
+def _line(theme: Theme, index: int) -> tuple[str, str]:
+    return theme.lines[index % len(theme.lines)], LINE_STYLES[index % len(LINE_STYLES)]
+
+
+def _has(columns: dict[str, np.ndarray], *names: str) -> bool:
+    return all(len(columns[name]) and np.isfinite(columns[name]).any() for name in names)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """A centred moving mean over SMOOTHING of the values; shorter at the ends."""
+    half = int(SMOOTHING * len(values) / 2)
+    if half == 0:
+        return values
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    places = np.arange(len(values))
+    first, end = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return (sums[end] - sums[first]) / np.maximum(counts[end] - counts[first], 1)
+
+
+def _limit(axes: Axes, tops: Sequence[float], bottoms: Sequence[float]) -> None:
+    """Frames what follows the first steps; their losses would flatten the rest."""
+    top, bottom = max(tops, default=np.nan), min(bottoms, default=np.nan)
+    if np.isfinite([top, bottom]).all() and top > bottom:
+        margin = 0.06 * (top - bottom)
+        axes.set_ylim(bottom - margin, top + margin)
+
+
+def _finish(axes: Axes, x: str, y_label: str, num_runs: int) -> None:
+    axes.set_xlabel("step" if x == "step" else "training time in seconds")
+    axes.set_ylabel(y_label)
+    axes.margins(x=0.02)
+    _legend(axes, num_runs)
+
+
+def _legend(axes: Axes, num_runs: int) -> None:
+    if num_runs > 1:
+        axes.legend(loc="best")
+
+
+def _told(run: History, column: str, what: str) -> str:
+    values, steps = run.validation[column], run.validation["step"]
+    if not len(values):
+        return f"{run.name}: no validation"
+    if len(values) == 1:
+        return f"{run.name}: {what} {values[0]:.4f} at step {steps[0]:.0f}"
+    return f"{run.name}: {what} from {values[0]:.4f} at step {steps[0]:.0f} to {values[-1]:.4f} at step {steps[-1]:.0f}"

@@ -1,0 +1,1 @@
+"""Many runs at once: the grid of settings, the vmapped program, the table of results."""

@@ -1,0 +1,148 @@
+"""`jgolf sweep CONFIG --seeds 8 --set optim.muon.learning_rate=0.02,0.025,0.03`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jgolf import config as configs
+from jgolf import files
+from jgolf.config import Config
+from jgolf.data.demo import build_demo
+from jgolf.errors import EXIT_OK, JgolfError
+from jgolf.sweep.grid import groups, make_runs
+from jgolf.sweep.results import RunResult, results_csv, results_table, summarize
+from jgolf.train.cli import DEFAULT_CONFIG
+from jgolf.train.step import StepMetrics
+
+RESULTS_FILE = "results.json"
+CSV_FILE = "results.csv"
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Options of a sweep that are no settings of its runs."""
+
+    config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+    seeds: int = 1
+    """Runs of each setting, with seeds train.seed, train.seed + 1, …"""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A setting to vary, NAME=VALUE,VALUE,…; several such options make a grid. Between tuples put a semicolon."""
+    out: Path | None = None
+    """Folder of the results; runs/sweep-NAME by default."""
+    at_once: int = 0
+    """Runs that one device trains at a time; 0 for all that can share a program. Lower it where memory runs out."""
+
+
+def sweep(argv: list[str], prog: str = "jgolf sweep") -> int:
+    """Parses the command line, trains the runs and prints the results."""
+    name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (DEFAULT_CONFIG, argv)
+    options = tyro.cli(
+        SweepOptions,
+        default=SweepOptions(config=configs.load(name)),
+        prog=f"{prog} [CONFIG]",
+        args=rest,
+        description=(
+            "Train runs that differ in their seeds or settings, and print means, deviations and confidence intervals. "
+            "Runs that differ only in numbers (learning rates, decays, schedule, seed) are one compiled program and "
+            "train side by side on the same batches; others follow one another. There is no time cap in a sweep: "
+            "runs end by train.steps."
+        ),
+    )
+    _run(options)
+    return EXIT_OK
+
+
+sweep.parse_and_call = lambda prog, argv: sweep(argv, prog)
+
+
+def _run(options: SweepOptions) -> None:
+    base, console = options.config, Console()
+    if options.at_once < 0:
+        raise JgolfError(f"--at-once {options.at_once}: expected 0 (all) or more")
+    if base.train.time_cap_s:
+        print(f"no time cap in a sweep: train.time_cap_s {base.train.time_cap_s:g} is off, runs end by train.steps")
+        base = configs.replace(base, "train.time_cap_s", 0.0)
+    runs = make_runs(base, options.seeds, options.set)
+    if any(word.startswith("train.time_cap_s=") for word in options.set):
+        raise JgolfError("--set train.time_cap_s: there is no time cap in a sweep; vary train.steps instead")
+    out = options.out or Path("runs") / f"sweep-{base.name}"
+    if (out / RESULTS_FILE).exists():
+        raise JgolfError(f"{out}: already holds a sweep; choose another --out, or remove the folder")
+    if base.data.build_demo:
+        build_demo(base.data.dir)
+    from jgolf.sweep.train import train_sweep  # JAX starts only when there is something to train
+
+    print(
+        f"{len(runs)} runs of {base.train.steps} steps, {len(groups(runs))} structure(s); results in {out}", flush=True
+    )
+    started = time.perf_counter()
+    results: list[RunResult] = []
+    shown = _Shown(console, base.train.log_every)
+    for part in train_sweep(runs, out, options.at_once, lambda text: print(text, flush=True), shown):
+        results += part
+        results.sort(key=lambda result: result.folder)
+        _write(out, options, base, results, time.perf_counter() - started)
+    console.print(results_table(summarize(results)))
+    print(f"{out / RESULTS_FILE}, {out / CSV_FILE}; plots: jgolf report {out}/runs/*")
+
+
+class _Shown:
+    """Shows the steps of a program: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console, every: int):
+        self._console = console
+        self._every = every
+
+    def __call__(self, metrics: Iterator[StepMetrics], steps: int, name: str) -> Iterator[StepMetrics]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        terminal = self._console.is_terminal
+        with Progress(*columns, console=self._console, transient=True, disable=not terminal) as progress:
+            task = progress.add_task(name, total=steps, loss="compiling")
+            for step, one in enumerate(metrics, start=1):
+                loss = np.asarray(one.loss)
+                text = f"train_loss:{loss.mean():.4f} ({loss.min():.4f} to {loss.max():.4f})"
+                progress.update(task, completed=step, loss=text)
+                if not terminal and self._every and (step % self._every == 0 or step == steps):
+                    print(f"step:{step}/{steps} {text}", flush=True)
+                yield one
+
+
+def _write(out: Path, options: SweepOptions, base: Config, results: list[RunResult], seconds: float) -> None:
+    content = {
+        "config": configs.to_dict(base),
+        "set": list(options.set),
+        "seeds": options.seeds,
+        "seconds": round(seconds, 3),
+        "runs": [result.row() for result in results],
+        "summaries": [dataclasses.asdict(summary) for summary in summarize(results)],
+    }
+    files.write_text(out / RESULTS_FILE, json.dumps(_without_nan(content), indent=1) + "\n")
+    files.write_text(out / CSV_FILE, results_csv(results))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

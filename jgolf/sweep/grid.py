@@ -1,0 +1,149 @@
+"""Which runs a sweep is made of, and which of them can be one program."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jgolf import config as configs
+from jgolf.config import Config
+from jgolf.errors import ConfigError
+
+SEED = "train.seed"
+TRACEABLE = (
+    "optim.grad_clip",
+    "optim.muon.learning_rate",
+    "optim.muon.momentum",
+    "optim.muon.momentum_warmup_start",
+    "optim.muon.weight_decay",
+    "optim.adamw.token_learning_rate",
+    "optim.adamw.scalar_learning_rate",
+    "optim.adamw.beta1",
+    "optim.adamw.beta2",
+    "optim.adamw.epsilon",
+    "optim.adamw.weight_decay",
+    "train.warmdown_steps",
+    "average.ema_decay",
+    "average.swa_start",
+    "quantize.late_qat_start",
+)
+"""Settings that the training step takes as values: runs that differ in these alone are one program."""
+SWITCHES = ("average.ema_decay", "average.swa_start")
+"""Of these, the ones that are a part of the state or not: 0 and another value are two programs."""
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+      config: its settings.
+      setting: the varied settings' values, without the seed.
+    """
+
+    config: Config
+    setting: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return self.config.train.seed
+
+
+def make_runs(base: Config, seeds: int, assignments: Sequence[str]) -> list[SweepRun]:
+    """Every combination of the assigned values, each with seeds `base.train.seed`, + 1, ….
+
+    Args:
+      base: settings of all that is not varied.
+      seeds: runs of each combination.
+      assignments: as on the command line, "optim.muon.learning_rate=0.02,0.025".
+
+    Raises:
+      ConfigError: a name, a value or a combination that makes no sense.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: expected at least 1")
+    varied: dict[str, list[Any]] = {}
+    for assignment in assignments:
+        name, values = _parse(base, assignment)
+        if name in varied:
+            raise ConfigError(f"--set {name}: given twice; expected all its values in one: {name}=A,B")
+        varied[name] = values
+    runs = []
+    for values in itertools.product(*varied.values()):
+        setting = dict(zip(varied, values, strict=True))
+        config = base
+        for name, value in setting.items():
+            config = configs.replace(config, name, value)
+        for seed in range(base.train.seed, base.train.seed + seeds):
+            runs.append(SweepRun(configs.validate(configs.replace(config, SEED, seed)), setting))
+    return runs
+
+
+def groups(runs: Sequence[SweepRun]) -> list[list[int]]:
+    """Indices of the runs that differ only in their seeds and TRACEABLE settings, group by group."""
+    found: dict[tuple, list[int]] = {}
+    for index, run in enumerate(runs):
+        found.setdefault(_structure(run.config), []).append(index)
+    return list(found.values())
+
+
+def varying_values(runs: Sequence[SweepRun]) -> dict[str, list[float]]:
+    """Of a group, the settings that differ between its runs: name → value of each run.
+
+    Settings that are the same everywhere stay constants of the program.
+    """
+    found = {name: [configs.leaves(run.config)[name] for run in runs] for name in TRACEABLE}
+    return {name: values for name, values in found.items() if len(set(values)) > 1}
+
+
+def _structure(config: Config) -> tuple:
+    values = configs.leaves(config)
+    values |= {name: bool(values[name]) if name in SWITCHES else None for name in (SEED, *TRACEABLE)}
+    return tuple(values.items())
+
+
+def _parse(base: Config, assignment: str) -> tuple[str, list[Any]]:
+    """The name and values of NAME=V1,V2,…; values of a tuple setting hold commas, so ; is between them."""
+    name, equals, text = assignment.partition("=")
+    name = name.replace("-", "_")  # as the command line spells it elsewhere
+    settings = configs.leaves(base)
+    if not equals or not text:
+        raise ConfigError(
+            f"--set {assignment}: expected NAME=VALUE,VALUE,… such as optim.muon.learning_rate=0.02,0.025"
+        )
+    if name == SEED:
+        raise ConfigError(f"--set {assignment}: seeds are varied by --seeds, counted from --train.seed")
+    if name not in settings:
+        near = difflib.get_close_matches(name, settings, n=3, cutoff=0.4) or list(settings)
+        raise ConfigError(f"--set {assignment}: no setting is called {name!r}; did you mean {', '.join(near)}?")
+    current = settings[name]
+    words = text.split(";" if isinstance(current, tuple) else ",")
+    values = [_value(base, name, current, word.strip()) for word in words]
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"--set {assignment}: the value {twice} is given twice")
+    return name, values
+
+
+def _value(base: Config, name: str, current: Any, word: str) -> Any:
+    try:
+        if isinstance(current, bool):
+            value: Any = {"true": True, "false": False}[word.lower()]
+        elif isinstance(current, tuple):
+            kind = type(current[0]) if current else int
+            value = tuple(kind(part) for part in word.split(",") if part.strip())
+        else:
+            value = type(current)(word)
+        configs.from_dict(configs.to_dict(configs.replace(base, name, value)))  # one of the allowed words?
+    except (ValueError, KeyError, ConfigError):
+        raise ConfigError(
+            f"--set {name}={word}: expected a value such as the present {name}={_spelled(current)}"
+        ) from None
+    return value
+
+
+def _spelled(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

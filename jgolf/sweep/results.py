@@ -1,0 +1,145 @@
+"""What a sweep found: a row for each run, and means over the seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from scipy import stats
+
+from jgolf.evaluate.score import Score
+from jgolf.sweep.grid import SweepRun
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run of a sweep after training.
+
+    Attributes:
+      run: its settings.
+      train_loss: of the last step, in nats.
+      scores: which weights ("raw", and the average that the run exports) → standard validation.
+      folder: where its settings and metrics are, within the sweep's folder.
+    """
+
+    run: SweepRun
+    train_loss: float
+    scores: dict[str, Score]
+    folder: str
+
+    def row(self) -> dict[str, Any]:
+        """One flat row for a table or a file."""
+        scores = {
+            f"{weights}_{name}": getattr(score, name)
+            for weights, score in self.scores.items()
+            for name in ("val_loss", "val_bpb")
+        }
+        return {
+            **self.run.setting,
+            "seed": self.run.seed,
+            "train_loss": self.train_loss,
+            **scores,
+            "folder": self.folder,
+        }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The seeds of one setting, scored on one kind of weights.
+
+    Attributes:
+      setting: the varied settings' values.
+      weights: "raw", or the average's name.
+      runs: seeds that were trained.
+      finite_runs: seeds whose loss is a number; the figures below are theirs.
+      val_loss, val_bpb: means; NaN without any.
+      deviation: of val_loss over the seeds, with n − 1; NaN for fewer than two.
+      interval: the 95 % confidence interval of the mean val_loss by Student's t; NaN for fewer than two.
+    """
+
+    setting: dict[str, Any]
+    weights: str
+    runs: int
+    finite_runs: int
+    val_loss: float
+    val_bpb: float
+    deviation: float
+    interval: tuple[float, float]
+
+
+def summarize(results: Sequence[RunResult]) -> list[Summary]:
+    """One summary for each setting and kind of weights, in the order of the runs."""
+    found: dict[tuple, list[tuple[dict[str, Any], Score]]] = {}
+    for result in results:
+        for weights, score in result.scores.items():
+            key = (tuple(result.run.setting.items()), weights)
+            found.setdefault(key, []).append((result.run.setting, score))
+    return [
+        _summary(entries[0][0], weights, [score for _, score in entries]) for (_, weights), entries in found.items()
+    ]
+
+
+def _summary(setting: dict[str, Any], weights: str, scores: Sequence[Score]) -> Summary:
+    finite = [score for score in scores if math.isfinite(score.val_loss)]
+    losses = np.array([score.val_loss for score in finite])
+    mean = float(losses.mean()) if finite else math.nan
+    bpb = float(np.mean([score.val_bpb for score in finite])) if finite else math.nan
+    if len(finite) < 2:
+        return Summary(setting, weights, len(scores), len(finite), mean, bpb, math.nan, (math.nan, math.nan))
+    deviation = float(losses.std(ddof=1))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(finite) - 1)) * deviation / math.sqrt(len(finite))
+    return Summary(setting, weights, len(scores), len(finite), mean, bpb, deviation, (mean - half, mean + half))
+
+
+def results_table(summaries: Sequence[Summary]) -> Table:
+    """The summaries for a terminal."""
+    table = Table(title="Validation loss in nats a token, over the seeds", box=box.SIMPLE)
+    names = list(summaries[0].setting) if summaries else []
+    for name in names:
+        table.add_column(_short(name, names).replace("_", " "), overflow="fold")
+    table.add_column("weights", no_wrap=True)
+    for column in ("runs", "loss", "deviation", f"{CONFIDENCE:.0%} interval", "bits per byte"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for index, one in enumerate(summaries):
+        runs = str(one.runs) if one.runs == one.finite_runs else f"{one.finite_runs} of {one.runs}"
+        last = index + 1 == len(summaries) or summaries[index + 1].setting != one.setting
+        table.add_row(
+            *(str(value) for value in one.setting.values()),
+            one.weights,
+            runs,
+            _number(one.val_loss),
+            _number(one.deviation),
+            "–" if math.isnan(one.interval[0]) else f"{one.interval[0]:.4f} – {one.interval[1]:.4f}",
+            _number(one.val_bpb),
+            end_section=last,
+        )
+    return table
+
+
+def results_csv(results: Sequence[RunResult]) -> str:
+    """One line for each run."""
+    rows = [result.row() for result in results]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def _short(name: str, names: Sequence[str]) -> str:
+    """The last part of a setting's name, where that says which it is."""
+    last = name.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in names) == 1 else name

@@ -1,0 +1,148 @@
+"""Trains the runs of a sweep, group by group, and scores them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jgolf import config as configs
+from jgolf import files
+from jgolf.config import Config
+from jgolf.data.batches import Prefetcher
+from jgolf.data.shards import TokenStream, find_shards
+from jgolf.errors import ConfigError
+from jgolf.evaluate.score import Score
+from jgolf.evaluate.validation import Validation
+from jgolf.sweep.grid import SweepRun, groups
+from jgolf.sweep.program import SweepProgram
+from jgolf.sweep.results import RunResult
+from jgolf.train.averages import averaged_params
+from jgolf.train.checkpoint import CONFIG_FILE
+from jgolf.train.log import METRICS_FILE
+from jgolf.train.mesh import device_batch_order
+from jgolf.train.step import StepMetrics, TrainState
+
+STEPS_IN_FLIGHT = 2
+
+Tell = Callable[[str], None]
+Show = Callable[[Iterator[StepMetrics], int, str], Iterator[StepMetrics]]
+"""Passes on the metrics of so many steps of what the text names, and shows how far they have come."""
+
+
+def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, show: Show) -> Iterator[list[RunResult]]:
+    """Trains and scores all runs; yields the results of each program when it is done.
+
+    Args:
+      runs: the sweep.
+      out: folder for each run's settings and metrics.
+      at_once: runs that one device trains at a time; 0 for as many as there are.
+      tell: takes a line about what was done.
+      show: see Show.
+
+    Raises:
+      JgolfError: the data or the folder cannot be used.
+    """
+    devices = jax.local_devices()
+    parts = [part for group in groups(runs) for part in _parts(group, at_once * len(devices))]
+    for number, part in enumerate(parts, start=1):
+        name = f"program {number} of {len(parts)}: {len(part)} run{'s' * (len(part) != 1)}"
+        yield _train_part([runs[index] for index in part], part, devices, out, name, tell, show)
+
+
+def _parts(group: list[int], largest: int) -> list[list[int]]:
+    size = largest or len(group)
+    return [group[first : first + size] for first in range(0, len(group), size)]
+
+
+def _train_part(
+    runs: Sequence[SweepRun],
+    numbers: Sequence[int],
+    devices: Sequence[jax.Device],
+    out: Path,
+    name: str,
+    tell: Tell,
+    show: Show,
+) -> list[RunResult]:
+    config = runs[0].config
+    validation = Validation.open(config)
+    stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
+    started = time.perf_counter()
+    program = SweepProgram(runs, devices)
+    order = device_batch_order(config, 1)
+    history: list[tuple[StepMetrics, float]] = []
+    with Prefetcher(lambda step: order.rows(stream, step, slice(None)), 0) as batches:
+        for metrics in show(_steps(program, batches, config.train.steps), config.train.steps, name):
+            history.append((metrics, time.perf_counter() - started))
+    train_s = time.perf_counter() - started
+    results = []
+    for index, (run, number) in enumerate(zip(runs, numbers, strict=True)):
+        state = program.run_state(index)
+        scores = _scores(validation, run.config, state, tell)
+        folder = f"runs/{number:03d}"
+        _write_run(out / folder, run.config, history, index, scores["raw"])
+        loss = float(history[-1][0].loss[index]) if history else float("nan")
+        results.append(RunResult(run, loss, scores, folder))
+    score_s = time.perf_counter() - started - train_s
+    first_s = history[0][1] if history else 0.0
+    where = f"{program.mesh.size} × {devices[0].device_kind}"
+    tell(
+        f"{name} on {where}: {first_s:.1f} s to compile, {train_s - first_s:.1f} s to train "
+        f"({(train_s - first_s) / len(runs):.1f} s a run), {score_s:.1f} s to score"
+    )
+    return results
+
+
+def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterator[StepMetrics]:
+    """Trains, and yields the metrics of each step as arrays of the runs, a little later, so that no device waits."""
+    in_flight: deque[StepMetrics] = deque()
+    for _ in range(steps):
+        in_flight.append(program.step(next(batches)))
+        if len(in_flight) > STEPS_IN_FLIGHT:
+            yield jax.device_get(in_flight.popleft())
+    while in_flight:
+        yield jax.device_get(in_flight.popleft())
+
+
+def _scores(validation: Validation, config: Config, state: TrainState, tell: Tell) -> dict[str, Score]:
+    """Of the raw weights and of the average that would be exported, where there is one."""
+    scores = {}
+    for average in dict.fromkeys(("raw", config.average.export)):
+        try:
+            params = averaged_params(state, average)
+        except ConfigError as error:  # SWA never began; that is no reason to lose the other results
+            tell(f"seed {config.train.seed}: not scored: {error}")
+            continue
+        scores[average] = validation.standard(params, config.evaluate.max_tokens)
+    return scores
+
+
+def _write_run(
+    folder: Path, config: Config, history: Sequence[tuple[StepMetrics, float]], index: int, raw: Score
+) -> None:
+    """The settings and metrics of one run, as a run's own folder has them."""
+    rows = [_metrics_row(metrics, index, elapsed_s) for metrics, elapsed_s in history]
+    last_s = history[-1][1] if history else 0.0
+    rows.append({"step": len(history), "val_loss": raw.val_loss, "val_bpb": raw.val_bpb, "train_time_s": last_s})
+    configs.write_json(config, folder / CONFIG_FILE)
+    files.write_text(folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _metrics_row(metrics: StepMetrics, index: int, elapsed_s: float) -> dict[str, Any]:
+    one = jax.tree.map(lambda values: np.asarray(values)[index].item(), metrics)
+    return {
+        "step": one.step,
+        "train_loss": one.loss,
+        "grad_norm": one.grad_norm,
+        "learning_rate_multiplier": one.learning_rate_multiplier,
+        "muon_momentum": one.muon_momentum,
+        "late_qat": bool(one.late_qat),
+        "swa_count": one.swa_count,
+        "train_time_s": elapsed_s,
+    }

@@ -1,0 +1,118 @@
+"""Searches with a size that is the levels' own entropy, worked out here."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jgolf.config import QuantizeConfig
+from jgolf.errors import ArtifactError, JgolfError
+from jgolf.quantize.budget import quantize_to_budget
+from jgolf.quantize.curvature import Curvature
+from jgolf.quantize.export import quantize
+
+CONFIG = QuantizeConfig(small_size=0)
+UP, TABLE, GATE = "blocks/0/mlp/up_proj/kernel", "bigram/embedding", "smear/gate"
+
+
+def entropy_bytes(stored):
+    total = 0.0
+    for tensor in stored.values():
+        if tensor.scales is None:
+            total += tensor.values.nbytes
+        else:
+            counts = np.unique(tensor.values, return_counts=True)[1]
+            total += -(counts * np.log2(counts / counts.sum())).sum() / 8 + tensor.scales.nbytes
+    return round(total)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    params = {
+        UP: rng.normal(size=(64, 192)).astype(np.float32),
+        TABLE: rng.normal(size=(256, 32)).astype(np.float32) * 0.1,
+        GATE: rng.normal(size=64).astype(np.float32),
+    }
+    curvatures = {}
+    for path, rows, columns in ((UP, 192, 64), (TABLE, 256, 32)):
+        inputs = rng.normal(size=(500, columns)) @ rng.normal(size=(columns, columns))
+        measure = inputs.T @ inputs / 500
+        share = rng.exponential(size=rows)
+        curvatures[path] = Curvature(share / share.sum() * np.trace(measure), measure)
+    return params, curvatures
+
+
+def damage(params, curvatures, stored):
+    errors = {path: stored[path].dequantize() - params[path] for path in curvatures}
+    return sum(curvatures[p].damage(e.T if p.endswith("kernel") else e) for p, e in errors.items())
+
+
+@pytest.mark.parametrize("bits", [1.5, 3.0, 5.0])
+def test_the_budget_is_filled_for_far_less_damage_than_equal_steps_do(problem, bits):
+    params, curvatures = problem
+    budget_bytes = int(bits * (64 * 192 + 256 * 32) / 8) + 1200
+    found = quantize_to_budget(params, curvatures, CONFIG, budget_bytes, entropy_bytes)
+    assert 0.99 * budget_bytes < entropy_bytes(found.stored) <= budget_bytes
+    assert found.trials < 8
+    assert found.damage == pytest.approx(damage(params, curvatures, found.stored))
+    for form in ("int4", "int5", "int6", "int7"):
+        equal = dataclasses.replace(CONFIG, mlp=form, table=form, scale_floor=False)
+        plain = quantize(params, equal)
+        if entropy_bytes(plain) >= budget_bytes:
+            assert found.damage < 0.7 * damage(params, curvatures, plain)
+            break
+
+
+def test_more_bytes_never_cost_more(problem):
+    params, curvatures = problem
+    damages = [
+        quantize_to_budget(params, curvatures, CONFIG, budget_bytes, entropy_bytes).damage
+        for budget_bytes in (3000, 5000, 8000, 12000, 16000, 30000, 10**9)
+    ]
+    assert damages == sorted(damages, reverse=True) and damages[-1] < 1e-4 * damages[0]
+
+
+def test_forms_are_as_wide_as_the_levels_need(problem):
+    params, curvatures = problem
+    forms = []
+    for budget_bytes in (3000, 8000, 14000, 10**9):
+        stored = quantize_to_budget(params, curvatures, CONFIG, budget_bytes, entropy_bytes).stored
+        assert list(stored) == list(params) and stored[GATE].form == "fp32"
+        for tensor in stored.values():
+            if tensor.scales is not None:
+                largest = np.abs(tensor.values.astype(int)).max()
+                assert largest < 2 ** (tensor.bits - 1) and (tensor.bits == 4 or largest >= 2 ** (tensor.bits - 2))
+        forms.append(stored[UP].form)
+    assert forms == sorted(forms, key=["int4", "int5", "int6", "int7", "int8", "fp16"].index)
+    assert forms[0] != forms[-1] == "fp16"
+
+
+def test_a_budget_that_nothing_meets_names_the_smallest_size(problem):
+    params, curvatures = problem
+    smallest_bytes = 2 * (192 + 256) + 4 * 64  # scales and the FP32 vector; levels that are all zero have no entropy
+    with pytest.raises(JgolfError, match=f"even with every matrix rounded to zero it takes {smallest_bytes:,}"):
+        quantize_to_budget(params, curvatures, CONFIG, smallest_bytes - 1, entropy_bytes)
+    found = quantize_to_budget(params, curvatures, CONFIG, smallest_bytes, entropy_bytes)
+    assert not found.stored[UP].values.any()
+    smaller = dataclasses.replace(CONFIG, control="fp16")
+    assert (
+        quantize_to_budget(params, curvatures, smaller, smallest_bytes - 1, entropy_bytes).stored[GATE].form == "fp16"
+    )
+
+
+def test_weights_and_curvatures_of_zero(problem):
+    params, curvatures = problem
+    params = {**params, UP: np.zeros((64, 192), np.float32)}
+    curvatures = {**curvatures, TABLE: Curvature(np.zeros(256), np.zeros((32, 32)))}
+    found = quantize_to_budget(params, curvatures, CONFIG, 4000, entropy_bytes)
+    assert found.damage == 0 and entropy_bytes(found.stored) <= 4000
+    assert not found.stored[UP].dequantize().any()
+
+
+def test_values_that_cannot_be_held_are_refused_by_name(problem):
+    params, curvatures = problem
+    with pytest.raises(ArtifactError, match="smear/gate: 1 values are not finite"):
+        quantize_to_budget({**params, GATE: np.array([1, np.nan])}, curvatures, CONFIG, 9000, entropy_bytes)
+    with pytest.raises(ArtifactError, match="up_proj/kernel: largest magnitude 1e.09 is past .* choose fp32"):
+        quantize_to_budget({**params, UP: np.full((64, 192), 1e9)}, curvatures, CONFIG, 9000, entropy_bytes)

@@ -1,0 +1,87 @@
+"""The factors against Fisher information computed by going through every label."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jgolf.config import ModelConfig
+from jgolf.model.functional import apply, parameter_shapes
+from jgolf.quantize.curvature import curvature
+
+MODEL = ModelConfig(
+    vocab_size=6,
+    num_layers=1,
+    model_dim=8,
+    num_heads=2,
+    num_kv_heads=1,
+    xsa_layers=(),
+    value_embedding_layers=(0,),
+    value_embedding_dim=4,
+    bigram_buckets=16,
+    bigram_dim=4,
+    rope_dims=4,
+    compute_dtype="float32",
+)
+KERNEL = "blocks/0/mlp/up_proj/kernel"
+
+
+def random_params(model, scale=0.5):
+    rng = np.random.default_rng(0)
+    return {
+        path: np.asarray(rng.normal(size=shape) * scale, np.float32) for path, shape in parameter_shapes(model).items()
+    }
+
+
+def test_factors_are_the_moments_of_the_gradients_over_the_model_s_own_labels():
+    params = random_params(MODEL)
+    tokens = np.full((1000, 1), 3, np.int32)  # one position: its six labels can be gone through
+    found = curvature(MODEL, params, tokens, jax.random.key(1))[KERNEL]
+
+    def log_probabilities(kernel):
+        return jax.nn.log_softmax(apply(MODEL, {**params, KERNEL: kernel}, jnp.asarray(tokens[:1]))[0, 0])
+
+    grads = np.asarray(jax.jacobian(log_probabilities)(jnp.asarray(params[KERNEL]))).transpose(
+        0, 2, 1
+    )  # label, row, column
+    probabilities = np.exp(log_probabilities(params[KERNEL]))
+    rows = np.einsum("v,vrc->r", probabilities, grads**2)
+    columns = np.einsum("v,vrc,vrd->cd", probabilities, grads, grads)
+    np.testing.assert_allclose(found.rows, rows, atol=0.1 * rows.max())
+    np.testing.assert_allclose(found.columns, columns, atol=0.1 * np.abs(columns).max())
+    assert np.trace(found.columns) == pytest.approx(found.rows.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("path", [KERNEL, "blocks/0/attn/q_proj/kernel", "embed/embedding", "bigram/embedding"])
+def test_predicted_damage_is_the_loss_that_small_errors_cost(path):
+    params = random_params(MODEL)
+    tokens = np.random.default_rng(1).integers(0, 6, (200, 16)).astype(np.int32)
+    factors = curvature(MODEL, params, tokens, jax.random.key(1))[path]
+    log_p = jax.nn.log_softmax(apply(MODEL, params, jnp.asarray(tokens)))
+    costs, predicted = [], []
+    for seed in range(8):
+        error = 0.01 * np.random.default_rng(seed).normal(size=params[path].shape).astype(np.float32)
+        log_q = jax.nn.log_softmax(apply(MODEL, {**params, path: params[path] + error}, jnp.asarray(tokens)))
+        costs.append(float(jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))))
+        predicted.append(factors.damage(error.T if path.endswith("kernel") else error))
+    assert np.mean(predicted) == pytest.approx(np.mean(costs), rel=0.25)
+
+
+def test_rows_that_are_looked_up_more_often_count_for_more():
+    tokens = np.array([[1, 1, 1, 1, 2, 1, 1, 1]], np.int32)
+    found = curvature(MODEL, random_params(MODEL), tokens, jax.random.key(0))
+    values = found["value_embed/embedding"].rows
+    np.testing.assert_allclose(values / values[2], np.array([0.5, 7.5, 1.5, 0.5, 0.5, 0.5]) / 1.5, rtol=1e-6)
+    bigrams = found["bigram/embedding"].rows
+    first_position, twice_one = 15, ((36313 * 1) ^ (27191 * 1)) % 15
+    assert bigrams[first_position] / bigrams[twice_one] == pytest.approx(1.5 / 5.5)
+
+
+def test_models_without_tables_have_matrices_only():
+    model = dataclasses.replace(MODEL, bigram_buckets=0, value_embedding_layers=(), tie_embeddings=False)
+    params = random_params(model)
+    found = curvature(model, params, np.zeros((1, 4), np.int32), jax.random.key(0))
+    assert set(found) == {p for p in params if p.endswith(("/kernel", "/embedding"))}
+    assert found["head/kernel"].columns.shape == (8, 8) and found["head/kernel"].rows.shape == (6,)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from jgolf.config import Config, replace
+from jgolf.evaluate.score import Score
+from jgolf.sweep.grid import SweepRun
+from jgolf.sweep.results import RunResult, results_csv, results_table, summarize
+
+RATE = "optim.muon.learning_rate"
+
+
+def result(rate: float, seed: int, raw: float, ema: float) -> RunResult:
+    run = SweepRun(replace(Config(), "train.seed", seed), {RATE: rate})
+    scores = {name: Score(loss, loss / 2, 10, 20, 0.0) for name, loss in (("raw", raw), ("ema", ema))}
+    return RunResult(run, raw + 0.1, scores, f"runs/{seed:03d}")
+
+
+RESULTS = [
+    result(0.02, 0, 1.50, 1.40),
+    result(0.02, 1, 1.52, 1.43),
+    result(0.02, 2, 1.57, 1.41),
+    result(0.03, 0, math.nan, math.nan),
+    result(0.03, 1, 1.60, 1.50),
+]
+
+
+def test_interval_is_scipys():
+    summaries = summarize(RESULTS)
+    assert [(s.setting[RATE], s.weights) for s in summaries] == [(r, w) for r in (0.02, 0.03) for w in ("raw", "ema")]
+    losses = [1.40, 1.43, 1.41]
+    ema = summaries[1]
+    assert (ema.runs, ema.finite_runs) == (3, 3)
+    assert ema.val_loss == pytest.approx(np.mean(losses)) and ema.val_bpb == pytest.approx(np.mean(losses) / 2)
+    assert ema.deviation == pytest.approx(np.std(losses, ddof=1))
+    expected = stats.ttest_1samp(losses, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(ema.interval, expected)
+
+
+def test_a_diverged_run_is_counted_and_shown_but_not_averaged():
+    raw = summarize(RESULTS)[2]
+    assert (raw.runs, raw.finite_runs, raw.val_loss) == (2, 1, 1.60)
+    assert math.isnan(raw.deviation)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(results_table(summarize(RESULTS)))
+    text = console.export_text()
+    assert "1 of 2" in text and "1.6000" in text and "learning rate" in text
+
+
+def test_csv_has_a_line_for_each_run():
+    rows = list(csv.DictReader(results_csv(RESULTS).splitlines()))
+    assert [row["seed"] for row in rows] == ["0", "1", "2", "0", "1"]
+    assert float(rows[1]["ema_val_loss"]) == 1.43 and float(rows[1][RATE]) == 0.02
+    assert rows[4]["folder"] == "runs/001"

@@ -1,0 +1,161 @@
+"""Runs trained side by side against the same runs trained alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jgolf import config as configs
+from jgolf.cli import main
+from jgolf.config import Config, load
+from jgolf.data.batches import BatchOrder
+from jgolf.data.shards import TokenStream, find_shards
+from jgolf.evaluate.validation import Validation
+from jgolf.sweep.grid import make_runs
+from jgolf.sweep.program import SweepProgram
+from jgolf.train.averages import averaged_params
+from jgolf.train.step import TrainState, new_state, train_step
+from tests.conftest import relative_distances
+
+SETTINGS = {
+    "model.num_layers": 2,
+    "model.model_dim": 32,
+    "model.num_heads": 2,
+    "model.num_kv_heads": 1,
+    "model.bigram_buckets": 64,
+    "model.bigram_dim": 16,
+    "model.xsa_layers": (1,),
+    "model.value_embedding_layers": (1,),
+    "model.value_embedding_dim": 16,
+    "train.steps": 8,
+    "train.warmdown_steps": 8,
+    "train.batch_tokens": 256,
+    "train.seq_len": 32,
+    "average.swa_every": 1,
+    "average.export": "ema+swa",
+    "evaluate.max_tokens": 1024,
+    "data.build_demo": False,
+}
+ASSIGNMENTS = (
+    "optim.muon.learning_rate=0.02",
+    "optim.adamw.beta2=0.9,0.95",
+    "average.ema_decay=0.9,0.8",
+    "average.swa_start=0.5",
+    "train.warmdown_steps=5,7",
+    "quantize.late_qat_start=0.3,0.45",
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    folder = tmp_path_factory.mktemp("sweep_data")
+    from jgolf.data.demo import build_demo
+
+    build_demo(folder)
+    config = load("demo")
+    for name, value in {**SETTINGS, "data.dir": str(folder)}.items():
+        config = configs.replace(config, name, value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(config):
+    """Three runs that differ in a seed and in every kind of value; not the whole grid of 32."""
+    corners = make_runs(config, 2, ASSIGNMENTS)
+    return [corners[0], corners[-1], corners[len(corners) // 2 + 6]]
+
+
+@pytest.fixture(scope="module")
+def alone(config, runs) -> list[tuple[TrainState, list[float]]]:
+    """Each run's last state and its losses, its settings being constants of its program."""
+    stream, order = TokenStream(find_shards(config.data.dir, "train")), BatchOrder.from_config(config.train)
+    found = []
+    for run in runs:
+        state = jax.jit(partial(new_state, run.config))(jax.random.key(run.seed))
+        step = jax.jit(partial(train_step, run.config))
+        losses = []
+        for index in range(config.train.steps):
+            state, metrics = step(state, *order.rows(stream, index, slice(None)))
+            losses.append(float(metrics.loss))
+        assert int(metrics.late_qat) and int(metrics.swa_count)
+        found.append((state, losses))
+    return found
+
+
+def test_side_by_side_is_alone(config, runs, alone):
+    stream, order = TokenStream(find_shards(config.data.dir, "train")), BatchOrder.from_config(config.train)
+    program = SweepProgram(runs, jax.local_devices()[:1])
+    losses = []
+    for index in range(config.train.steps):
+        metrics = program.step(order.rows(stream, index, slice(None)))
+        losses.append(np.asarray(metrics.loss))
+    for index, (state, expected_losses) in enumerate(alone):
+        found = program.run_state(index)
+        np.testing.assert_allclose([loss[index] for loss in losses], expected_losses, rtol=2e-5)
+        assert int(found.swa_count) == int(state.swa_count) and int(found.step) == config.train.steps
+        for part in ("params", "ema", "swa_sum"):
+            values, expected = getattr(found, part), getattr(state, part)
+            whole = [np.concatenate([np.ravel(tree[path]) for path in expected]) for tree in (values, expected)]
+            assert np.linalg.norm(whole[0] - whole[1]) < 5e-5 * np.linalg.norm(whole[1]), part
+            # A vector that has hardly moved yet has moved by Adam's steps, which amplify the last bits of gradients.
+            assert max(relative_distances(values, expected).values()) < 2e-3, part
+    counts = {int(state.swa_count) for state, _ in alone}
+    assert len(counts) > 1  # the runs did not all do the same
+
+
+def test_a_sweep_on_two_devices_scores_what_the_runs_alone_score(config, tmp_path):
+    """Three runs on two devices, by the command line: one is trained twice to fill up."""
+    configs.write_json(config, tmp_path / "config.json")
+    rates = "optim.muon.learning_rate=0.01,0.02,0.03"
+    command = [sys.executable, "-m", "jgolf", "sweep", str(tmp_path / "config.json"), "--set", rates]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "sweep")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 runs on 2 × cpu" in done.stdout and "step:8/8" in done.stdout
+    rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").open()))
+    assert [row["optim.muon.learning_rate"] for row in rows] == ["0.01", "0.02", "0.03"]
+
+    last = make_runs(config, 1, [rates])[-1].config
+    stream, order = TokenStream(find_shards(config.data.dir, "train")), BatchOrder.from_config(config.train)
+    state = jax.jit(partial(new_state, last))(jax.random.key(last.train.seed))
+    step = jax.jit(partial(train_step, last))
+    for index in range(config.train.steps):
+        state, metrics = step(state, *order.rows(stream, index, slice(None)))
+    validation = Validation.open(config)
+    for weights in ("raw", "ema+swa"):
+        score = validation.standard(averaged_params(state, weights), config.evaluate.max_tokens)
+        np.testing.assert_allclose(float(rows[-1][f"{weights}_val_loss"]), score.val_loss, rtol=2e-5)
+        np.testing.assert_allclose(float(rows[-1][f"{weights}_val_bpb"]), score.val_bpb, rtol=2e-5)
+    np.testing.assert_allclose(float(rows[-1]["train_loss"]), float(metrics.loss), rtol=2e-5)
+
+    written = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    assert len(written["runs"]) == 3 and len(written["summaries"]) == 6 and written["summaries"][0]["deviation"] is None
+    metrics = (tmp_path / "sweep" / rows[-1]["folder"] / "metrics.jsonl").read_text().splitlines()
+    assert len(metrics) == config.train.steps + 1 and json.loads(metrics[-2])["late_qat"] is True
+
+
+def test_errors_come_before_training(config, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    configs.write_json(config, path)
+    assert main(["sweep", str(path), "--set", "train.time_cap_s=1,2", "--out", str(tmp_path)]) == 2
+    assert "there is no time cap in a sweep" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("{}")
+    assert main(["sweep", str(path), "--out", str(tmp_path)]) == 2
+    assert "already holds a sweep" in capsys.readouterr().err
+    assert main(["sweep", str(path), "--at-once", "-1"]) == 2
+    assert "--at-once -1" in capsys.readouterr().err
