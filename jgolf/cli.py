@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "convert": ("jgolf.torch_bridge.convert:convert", "turn PyTorch checkpoints and artifacts into ours and back"),
     "crosscheck": ("jgolf.torch_bridge.crosscheck:crosscheck", "compare with a PyTorch script, number by number"),
     "bench": ("", "measure the system: communication"),
+    "doctor": ("jgolf.doctor:doctor", "check devices, data, room and packages, and say what to do"),
 }
 """Verb → ("module:function", what it does)."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
@@ -218,7 +219,7 @@ def _table(sides: Sequence[Sequence[History]], name: str, a: Sample, b: Sample) 
     for side, runs, sample in zip("AB", sides, (a, b), strict=True):
         for run in runs:
             score = run.scores[name]
-            table.add_row(side, str(run.path), f"{score.val_loss:.5f}", "", f"{score.val_bpb:.5f}")
+            table.add_row(side, escape(str(run.path)), f"{score.val_loss:.5f}", "", f"{score.val_bpb:.5f}")
         mean_bpb = float(np.mean([run.scores[name].val_bpb for run in runs]))
         row = (f"mean of {len(runs)}", f"{sample.mean:.5f}", f"{sample.deviation:.5f}", f"{mean_bpb:.5f}")
         table.add_row(side, *row, style="bold", end_section=True)

@@ -21,7 +21,6 @@ from jgolf.data.tokenizer import ByteTables
 from jgolf.evaluate.windows import Windows, sliding_windows, standard_windows
 from jgolf.model.attention import attention_kernel
 from jgolf.model.functional import Params, merge
-from jgolf.model.network import token_nll
 
 XLA_ATTENTION_BYTES = 2**29
 """Room for one layer's float32 attention scores where no fused kernel runs."""
@@ -58,10 +57,9 @@ def scoring_model(config: ModelConfig) -> ModelConfig:
 def last_token_losses(
     config: ModelConfig, params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B S"]
 ) -> Float[Array, "B S"]:
-    """Negative log likelihood in nats of the last S targets of each sequence; the head runs on these only."""
+    """Negative log likelihood in nats of the last S targets of each sequence; last layer and head run on these only."""
     model = merge(config, params)
-    hidden = model.hidden(inputs)[:, inputs.shape[1] - targets.shape[1] :]
-    return token_nll(model.logits(hidden), targets)
+    return model.losses(model.hidden(inputs, last=targets.shape[1]), targets)
 
 
 @cache

@@ -11,7 +11,10 @@ from jaxtyping import Array, Float
 
 from jgolf.config import ModelConfig
 from jgolf.errors import ConfigError
-from jgolf.model.layers import Linear, matmul, rms_norm
+from jgolf.model import heads
+from jgolf.model.gradients import matmul
+from jgolf.model.kernels import rowwise
+from jgolf.model.layers import RMS_EPSILON, Linear, rms_norm
 
 Kernel = Literal["cudnn", "xla"]
 
@@ -26,8 +29,9 @@ def attention_kernel(config: ModelConfig) -> Kernel:
     usable = nvidia and config.compute_dtype == "bfloat16" and config.head_dim % 8 == 0 and config.head_dim <= 128
     if config.attention == "cudnn" and not usable:
         raise ConfigError(
-            f"model.attention is cudnn: expected an NVIDIA GPU, model.compute_dtype bfloat16 and a head width up to 128 "
-            f"that 8 divides; found {jax.devices()[0].device_kind}, {config.compute_dtype}, {config.head_dim}; use auto"
+            f"model.attention is cudnn: expected an NVIDIA GPU, model.compute_dtype bfloat16 and a head width up to "
+            f"128 that 8 divides; found {jax.devices()[0].device_kind}, {config.compute_dtype}, {config.head_dim}; "
+            "use auto"
         )
     if config.attention == "auto":
         return "cudnn" if usable else "xla"
@@ -35,13 +39,24 @@ def attention_kernel(config: ModelConfig) -> Kernel:
 
 
 def causal_attention(
-    q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], kernel: Kernel
-) -> Float[Array, "B T N H"]:
-    """softmax(q kᵀ / √H) v over the positions up to each one's own; query head n reads kv head ⌊n·K/N⌋."""
+    q: Float[Array, "B S N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], kernel: Kernel
+) -> Float[Array, "B S N H"]:
+    """softmax(q kᵀ / √H) v over the positions up to each one's own; query head n reads kv head ⌊n·K/N⌋.
+
+    The queries are those of the last S positions.
+    """
+    num_queries, length = q.shape[1], k.shape[1]
+    if num_queries < length:
+        visible = jnp.arange(length) <= jnp.arange(length - num_queries, length)[:, None]
+        return _attention(q, k, v, mask=visible[None, None])
     if kernel == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    return _attention(q, k, v, is_causal=True)
+
+
+def _attention(q: Array, k: Array, v: Array, **which: Array | bool) -> Array:
     with jax.default_matmul_precision("highest" if q.dtype == jnp.float32 else "default"):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+        return jax.nn.dot_product_attention(q, k, v, implementation="xla", **which)
 
 
 def rotary_base(config: ModelConfig, length: int) -> float:
@@ -73,13 +88,32 @@ def apply_rotary(
     return jnp.concatenate([a * cos + b * sin, b * cos - a * sin, rest], axis=-1)
 
 
-def remove_own_value(y: Float[Array, "B T N H"], v: Float[Array, "B T K H"]) -> Float[Array, "B T N H"]:
-    """XSA: takes from each head's output its component along that position's own value, y − (y·v̂) v̂."""
-    grouped = y.astype(jnp.float32).reshape(*v.shape[:3], y.shape[2] // v.shape[2], y.shape[3])
-    v32 = v.astype(jnp.float32)[:, :, :, None, :]
-    direction = v32 / jnp.maximum(jnp.sqrt(jnp.sum(v32 * v32, axis=-1, keepdims=True)), 1e-12)
-    grouped -= jnp.sum(grouped * direction, axis=-1, keepdims=True) * direction
-    return grouped.reshape(y.shape).astype(y.dtype)
+def split_heads(
+    config: ModelConfig,
+    qkv: Float[Array, "B T E"],
+    scale: Float[Array, "B T 1"],
+    gain: Float[Array, N],
+    rotary: tuple[Float[Array, "T r"], Float[Array, "T r"]],
+    kernel: Kernel,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """q, k and v of `scale · qkv` for a constant scale: q and k normalised per head and rotated, q times `gain`."""
+    shape = heads.HeadShape(config.num_heads, config.num_kv_heads, config.head_dim, RMS_EPSILON)
+    if kernel == "cudnn" and heads.can_split_heads(shape, qkv.shape[1]):
+        return heads.split_heads(shape, qkv, scale, gain, *rotary)
+    x = (jax.lax.stop_gradient(scale) * qkv).reshape(*qkv.shape[:2], -1, config.head_dim)
+    q, k, v = jnp.split(x, [config.num_heads, config.num_heads + config.num_kv_heads], axis=2)
+    q, k = (apply_rotary(rms_norm(part), *rotary) for part in (q, k))
+    return (gain[:, None] * q).astype(qkv.dtype), k.astype(qkv.dtype), v.astype(qkv.dtype)
+
+
+def without_own_value(y: Float[Array, "n G*H"], v: Float[Array, "n H"]) -> tuple[Float[Array, "n G*H"]]:
+    """XSA: takes from each head's output its component along that position's own value, y − (y·v̂) v̂.
+
+    A row holds the query heads that read one key/value head.
+    """
+    grouped, v = y.reshape(len(y), -1, v.shape[1]), v[:, None, :]
+    along = jnp.sum(grouped * v, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(v * v, axis=-1, keepdims=True), 1e-24)
+    return ((grouped - along * v).reshape(y.shape),)
 
 
 class Attention(nnx.Module):
@@ -97,23 +131,27 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
+        norm: Float[Array, "B T 1"],
+        scale: Float[Array, " D"],
         value_embedding: Float[Array, "B T K*H"] | None,
         rotary: tuple[Float[Array, "T r"], Float[Array, "T r"]],
         kernel: Kernel,
-    ) -> Float[Array, "B T D"]:
+        last: int,
+    ) -> Float[Array, "B S D"]:
+        """scale · Attention(norm · x) at the `last` positions.
+
+        `norm` is one number a position, so it may as well multiply the product with the kernels.
+        """
         config = self.config
         projections = (self.q_proj, self.k_proj, self.v_proj)
         # One product instead of three; a slice of the result costs less than reading x again.
-        qkv = matmul(x, jnp.concatenate([p.kernel[...].astype(x.dtype) for p in projections], axis=1))
-        q, k, v = jnp.split(qkv, [config.model_dim, config.model_dim + config.kv_dim], axis=-1)
+        qkv = matmul(x, jnp.concatenate([p.kernel[...] for p in projections], axis=1))
+        gain = jnp.ones(config.num_heads) if self.q_gain is None else self.q_gain[...]
+        q, k, v = split_heads(config, qkv, norm, gain, rotary, kernel)
         if value_embedding is not None:
-            v = v + value_embedding
-        q, k, v = (part.reshape(*part.shape[:2], -1, config.head_dim) for part in (q, k, v))
-        q = apply_rotary(rms_norm(q), *rotary)
-        k = apply_rotary(rms_norm(k), *rotary)
-        if self.q_gain is not None:
-            q = q * self.q_gain[...].astype(q.dtype)[:, None]
-        y = causal_attention(q, k, v, kernel)
+            v = v + value_embedding.reshape(v.shape)
+        y = causal_attention(q[:, -last:], k, v, kernel)
         if self.removes_own_value:
-            y = remove_own_value(y, v)
-        return self.out_proj(y.reshape(x.shape))
+            v = v[:, -last:]
+            y = rowwise(without_own_value, [y.reshape(*v.shape[:3], -1), v], fused=kernel == "cudnn")[0]
+        return self.out_proj(y.reshape(*y.shape[:2], -1), scale)

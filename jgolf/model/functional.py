@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jgolf.config import ModelConfig
-from jgolf.model.network import GPT, token_nll
+from jgolf.model.network import GPT
 
 Params = dict[str, Array]
 
@@ -49,7 +49,8 @@ def token_losses(
     config: ModelConfig, params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:
     """Negative log likelihood of every target in nats, float32."""
-    return token_nll(apply(config, params, inputs), targets)
+    model = merge(config, params)
+    return model.losses(model.hidden(inputs), targets)
 
 
 def loss(

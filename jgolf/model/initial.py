@@ -8,6 +8,7 @@ from collections import defaultdict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from jgolf.config import ModelConfig
@@ -27,7 +28,7 @@ def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
         if _is_random_matrix(path):
             by_shape[shape].append(path)
     for shape, paths in by_shape.items():  # one decomposition a shape in the program: it compiles faster
-        values = _random_matrices(jnp.stack([_key(key, path) for path in paths]), shape, config.orthogonal_init)
+        values = _random_matrices(_keys(key, paths), shape, config.orthogonal_init)
         for path, value in zip(paths, values, strict=True):
             is_table_projection = not path.startswith(("blocks/", "head/"))
             params[path] = value / math.sqrt(2 * config.num_layers) if is_table_projection else value
@@ -54,12 +55,14 @@ def _constant(path: str, shape: tuple[int, ...], config: ModelConfig) -> Array:
     return jnp.zeros(shape)
 
 
-def _key(key: PRNGKeyArray, path: str) -> PRNGKeyArray:
-    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+def _keys(key: PRNGKeyArray, paths: list[str]) -> PRNGKeyArray:
+    """A key for each path, all at once: one by one, they take the compiler half a minute."""
+    numbers = np.array([zlib.crc32(path.encode()) for path in paths], np.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def _normal(key: PRNGKeyArray, path: str, shapes: dict[str, tuple[int, ...]]) -> Array:
-    return jax.random.normal(_key(key, path), shapes[path])
+    return jax.random.normal(_keys(key, [path])[0], shapes[path])
 
 
 def _random_matrices(keys: PRNGKeyArray, shape: tuple[int, ...], orthogonal: bool) -> Array:

@@ -7,19 +7,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jgolf.model.gradients import matmul, relu_squared
+from jgolf.model.tables import lookup
+
 RMS_EPSILON = 1.1920929e-07  # float32 machine epsilon
+
+
+def inverse_rms(x: Float[Array, "... dim"]) -> Float[Array, "... 1"]:
+    """1 / sqrt(mean(x²) + ε) over the last axis, float32."""
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True) + RMS_EPSILON)
 
 
 def rms_norm(x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
     """x / sqrt(mean(x²) + ε) over the last axis, computed in float32, without a weight."""
-    x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + RMS_EPSILON)).astype(x.dtype)
-
-
-def matmul(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """x @ kernel in the type of x; float32 means full float32 on every backend (no TF32)."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.matmul(x, kernel.astype(x.dtype), precision=precision)
+    return (x.astype(jnp.float32) * inverse_rms(x)).astype(x.dtype)
 
 
 def shift_right(x: Array, axis: int = 1) -> Array:
@@ -35,8 +36,9 @@ class Linear(nnx.Module):
     def __init__(self, inputs: int, outputs: int):
         self.kernel = nnx.Param(jnp.zeros((inputs, outputs)))
 
-    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        return matmul(x, self.kernel[...])
+    def __call__(self, x: Float[Array, "... i"], scale: Float[Array, " o"] | float = 1.0) -> Float[Array, "... o"]:
+        """scale · (x @ kernel); the scale is taken into the kernel, where it costs next to nothing."""
+        return matmul(x, self.kernel[...] * scale)
 
 
 class Embedding(nnx.Module):
@@ -46,7 +48,7 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(jnp.zeros((rows, dim)))
 
     def __call__(self, index: Int[Array, ...], dtype: jnp.dtype) -> Float[Array, "... dim"]:
-        return self.embedding[...].astype(dtype)[index]
+        return lookup(self.embedding[...], index, dtype)
 
 
 def bigram_hash(tokens: Int[Array, "B T"], buckets: int) -> Int[Array, "B T"]:
@@ -67,10 +69,9 @@ class BigramHash(nnx.Module):
         self.scale = nnx.Param(jnp.zeros(()))
 
     def __call__(self, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T D"]:
-        x = self.embedding[...].astype(dtype)[bigram_hash(tokens, self.buckets)]
-        if self.proj is not None:
-            x = self.proj(x)
-        return self.scale[...].astype(dtype) * x
+        x = lookup(self.embedding[...], bigram_hash(tokens, self.buckets), dtype)
+        scale = self.scale[...]
+        return scale.astype(dtype) * x if self.proj is None else self.proj(x, scale)
 
 
 class SmearGate(nnx.Module):
@@ -95,19 +96,20 @@ class ValueEmbedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> list[Float[Array, "B T K*H"]]:
         """The addition to the values of each of its layers, in their order."""
-        x = self.embedding[...].astype(dtype)[tokens]
-        if self.proj is not None:
-            x = self.proj(x)
-        x = self.scale[...].astype(dtype) * x
-        return [scale[...].astype(dtype) * x for scale in self.layer_scales]
+        x = lookup(self.embedding[...], tokens, dtype)
+        scales = [self.scale[...] * scale[...] for scale in self.layer_scales]
+        return [scale.astype(dtype) * x if self.proj is None else self.proj(x, scale) for scale in scales]
 
 
 class MLP(nnx.Module):
-    """W_out(relu(W_in x)²)."""
+    """scale · W_out(relu(W_in (norm · x))²)."""
 
     def __init__(self, model_dim: int, hidden_dim: int):
         self.up_proj = Linear(model_dim, hidden_dim)
         self.down_proj = Linear(hidden_dim, model_dim)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down_proj(jnp.square(jax.nn.relu(self.up_proj(x))))
+    def __call__(
+        self, x: Float[Array, "B T D"], norm: Float[Array, "B T 1"], scale: Float[Array, " D"]
+    ) -> Float[Array, "B T D"]:
+        """`norm`, a constant, is one number a position: it may as well multiply the product with the kernel."""
+        return self.down_proj(relu_squared(self.up_proj(x), norm), scale)

@@ -33,6 +33,7 @@ SMALLEST_SHARE = 1e-3  # of the mean: no row counts for less
 CLEARING_STEP = 2.5  # × the largest magnitude of a row: rounds all of it to zero
 MAX_TRIALS = 12
 CLOSE_ENOUGH = 0.9995  # of the budget
+FINER_THAN_INT8 = 4.0  # than Int8's, a matrix's steps have to be for FP16 to be worth its 5 bits more
 LARGEST_MOVE = 2.0  # of log δ at once
 SMALLEST_BITS = 4
 TINY = float(np.finfo(np.float32).tiny)
@@ -125,7 +126,7 @@ def _search(
     budget_bytes: int,
     packed_bytes: Callable[[Stored], int],
 ) -> tuple[Stored, int]:
-    """The finest precision that fits, by Newton's method on log δ, kept between what fitted and what did not."""
+    """The finest precision that fits, by the secant method on log δ, kept between what fitted and what did not."""
     best = quantize(_cleared)
     smallest_bytes = packed_bytes(best)
     if smallest_bytes > budget_bytes:
@@ -139,23 +140,25 @@ def _search(
             return unrounded, 1
     aim_bytes = (1 + CLOSE_ENOUGH) / 2 * budget_bytes
     guess = _log_precision(matrices, aim_bytes - smallest_bytes)
+    slope = (_level_bytes(matrices, guess + 0.01) - _level_bytes(matrices, guess - 0.01)) / 0.02
     fine, coarse = -math.inf, math.inf
-    sizes: list[int] = []
-    while len(sizes) < MAX_TRIALS:
+    tried: list[tuple[float, int]] = []
+    while len(tried) < MAX_TRIALS:
         found = quantize(partial(_round, precision=math.exp(guess)))
         size = packed_bytes(found)
-        sizes.append(size)
         if size > budget_bytes:
             fine = guess
         else:
             best, coarse = found, guess
             if size >= CLOSE_ENOUGH * budget_bytes:
                 break
-        slope = (_level_bytes(matrices, guess + 0.01) - _level_bytes(matrices, guess - 0.01)) / 0.02
+        if tried and tried[-1][1] != size:
+            slope = (size - tried[-1][1]) / (guess - tried[-1][0])
+        tried.append((guess, size))
         guess += min(max((aim_bytes - size) / min(slope, -1.0), -LARGEST_MOVE), LARGEST_MOVE)
         if not fine < guess < coarse:
             guess = (fine + coarse) / 2
-    return best, len(sizes)
+    return best, len(tried) + 1
 
 
 def _level_bytes(matrices: Iterable[_Matrix], log_precision: float) -> float:
@@ -190,10 +193,10 @@ def _prepare(path: str, values: np.ndarray, curvature: Curvature) -> _Matrix:
 def _round(matrix: _Matrix, precision: float) -> StoredTensor:
     finest = matrix.largest / LARGEST_LEVEL
     steps = precision * matrix.unit_steps
-    if np.mean(steps < finest) > 0.5:
+    if np.mean(steps < finest / FINER_THAN_INT8) > 0.5:
         return _unrounded(matrix)
     scales = _scales(matrix, np.clip(steps, finest, CLEARING_STEP * matrix.largest))
-    levels = round_with_feedback(matrix.weights, scales.astype(np.float32), matrix.feedback)
+    levels = round_with_feedback(matrix.weights, scales.astype(np.float32), matrix.feedback, rate_weight=1.0)
     bits = next(bits for bits in range(SMALLEST_BITS, 9) if np.abs(levels).max() < 2 ** (bits - 1))
     return StoredTensor.integers(matrix.path, f"int{bits}", levels, scales)
 

@@ -44,15 +44,30 @@ def feedback(measure: np.ndarray, damping: float = DAMPING) -> Feedback:
     return Feedback(order, (upper / diagonal[:, None]).astype(np.float32), diagonal**-2)
 
 
-def round_with_feedback(weights: np.ndarray, steps: np.ndarray, how: Feedback) -> np.ndarray:
-    """Levels from −127 to 127 of float32 `weights` [rows, columns] with one step a row: int8 [rows, columns]."""
+def round_with_feedback(weights: np.ndarray, steps: np.ndarray, how: Feedback, rate_weight: float = 0.0) -> np.ndarray:
+    """Levels from −127 to 127 of float32 `weights` [rows, columns], one step a row: int8 [rows, columns].
+
+    A level q of a row whose levels have the variance v costs q² / (2 v ln 2) bits more than 0 does, were they
+    Gaussian. Where a bit is worth the error 2 ln 2 · step² / 12 that it saves elsewhere, the cheapest level for
+    x = weight / step is the one that minimizes w (x − q)² + q² / (12 v), w being the pivot over the mean one:
+    q = round(x / (1 + κ)) with κ = 1 / (12 v w).
+
+    Args:
+      weights: the matrix.
+      steps: [rows], float32.
+      how: the error measure.
+      rate_weight: factor before κ; 0 rounds to the nearest level, 1 makes the trade above.
+    """
     left = np.ascontiguousarray(weights.T[how.order])  # a column lies in one piece
     levels = np.empty(left.shape, np.int8)
+    variances = np.square(weights.std(axis=1) / steps) + np.float32(1 / 12)
+    shares = how.pivots / how.pivots.mean()
     for start in range(0, len(left), BLOCK_COLUMNS):
         end = min(start + BLOCK_COLUMNS, len(left))
         errors = np.empty((end - start, left.shape[1]), np.float32)
         for column in range(start, end):
-            rounded = np.clip(np.rint(left[column] / steps), -LARGEST_LEVEL, LARGEST_LEVEL)
+            shrunk = left[column] / (steps * (1 + np.float32(rate_weight / (12 * shares[column])) / variances))
+            rounded = np.clip(np.rint(shrunk), -LARGEST_LEVEL, LARGEST_LEVEL)
             levels[how.order[column]] = rounded
             errors[column - start] = left[column] - rounded * steps
             within = how.coefficients[column, column + 1 : end, None]

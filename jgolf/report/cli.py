@@ -17,8 +17,17 @@ from jgolf.errors import JgolfError
 from jgolf.progress import progress_bar
 from jgolf.report.history import History, read_history
 from jgolf.report.page import Picture, Section, Table, page
-from jgolf.report.plots import DARK, LIGHT, Plot, artifact_plots, history_plots, require_matplotlib, step_times_ms
-from jgolf.report.sizes import ArtifactContents, read_contents
+from jgolf.report.plots import (
+    DARK,
+    LIGHT,
+    Contents,
+    Plot,
+    artifact_plots,
+    history_plots,
+    require_matplotlib,
+    step_times_ms,
+)
+from jgolf.report.sizes import read_contents
 
 PAGE_FILE = "index.html"
 NOTHING = "–"
@@ -43,7 +52,7 @@ def report(
     require_matplotlib()
     histories = _with_distinct_names([read_history(path) for path in runs])
     out = out or (runs[0] / "report" if len(runs) == 1 and runs[0].is_dir() else Path("report"))
-    contents = [(run, found) for run in histories if (found := read_contents(run))]
+    contents = [Contents(index, run, found) for index, run in enumerate(histories) if (found := read_contents(run))]
     pictures = _draw(history_plots(histories), out), _draw(artifact_plots(contents), out)
     title = "Run " + histories[0].name if len(histories) == 1 else f"{len(histories)} runs"
     sections = [
@@ -85,16 +94,13 @@ def _with_distinct_names(histories: Sequence[History]) -> list[History]:
 
 
 def _results_table(histories: Sequence[History]) -> Table:
-    heads = [
-        "run", "steps", "time", "ms a step", "train loss", "validation loss", "validation BPB", "artifact BPB",
-        "sliding BPB", "before quantization", "total bytes", "device",
-    ]  # fmt: skip
-    return Table(
-        "Last training loss (smoothed) and scores; BPB is bits per byte", heads, [_result_row(run) for run in histories]
-    )
+    rows = [_result_row(run) for run in histories]
+    heads = [head for head in rows[0] if any(row[head] != NOTHING for row in rows)]
+    caption = "Training loss is the mean of the last 2 % of the logged steps; BPB is bits per byte"
+    return Table(caption, heads, [[row[head] for head in heads] for row in rows])
 
 
-def _result_row(run: History) -> list[str]:
+def _result_row(run: History) -> dict[str, str]:
     steps = max([*run.train["step"], *run.validation["step"]])
     times = [*run.train["train_time_s"], *run.validation["train_time_s"]]
     elapsed_s = np.nanmax(times) if np.isfinite(times).any() else math.nan
@@ -103,20 +109,21 @@ def _result_row(run: History) -> list[str]:
     validation, standard, sliding = (run.scores.get(name) for name in ("validation", "standard", "sliding"))
     before = run.result.get("pre_quantization_val_bpb")
     total_bytes = run.result.get("total_bytes")
-    return [
-        run.name,
-        f"{steps:,.0f}",
-        _duration(elapsed_s),
-        f"{np.median(ms):.1f}" if len(ms) else NOTHING,
-        f"{np.mean(losses[-max(1, len(losses) // 50) :]):.4f}" if len(losses) else NOTHING,
-        f"{validation.val_loss:.4f}" if validation else NOTHING,
-        f"{validation.val_bpb:.4f}" if validation else NOTHING,
-        f"{standard.val_bpb:.4f}" if standard else NOTHING,
-        f"{sliding.val_bpb:.4f}" if sliding else NOTHING,
-        f"{before:.4f} ({run.result['average']})" if before is not None else NOTHING,
-        f"{total_bytes:,}" if total_bytes else NOTHING,
-        str(run.result.get("device", NOTHING)),
-    ]
+    return {
+        "run": run.name,
+        "steps": f"{steps:,.0f}",
+        "time": _duration(elapsed_s),
+        "ms a step": f"{np.median(ms):.1f}" if len(ms) else NOTHING,
+        "training loss": f"{np.mean(losses[-max(1, len(losses) // 50) :]):.4f}" if len(losses) else NOTHING,
+        "validation loss": f"{validation.val_loss:.4f}" if validation else NOTHING,
+        "validation BPB": f"{validation.val_bpb:.4f}" if validation else NOTHING,
+        "average": str(run.result.get("average", NOTHING)),
+        "average BPB": f"{before:.4f}" if before is not None else NOTHING,
+        "artifact BPB": f"{standard.val_bpb:.4f}" if standard else NOTHING,
+        "sliding BPB": f"{sliding.val_bpb:.4f}" if sliding else NOTHING,
+        "total bytes": f"{total_bytes:,}" if total_bytes else NOTHING,
+        "device": str(run.result.get("device", NOTHING)),
+    }
 
 
 def _results_text(histories: Sequence[History]) -> str:
@@ -129,7 +136,7 @@ def _results_text(histories: Sequence[History]) -> str:
     return "No validation has been logged yet."
 
 
-def _size_table(contents: Sequence[tuple[History, ArtifactContents]]) -> Table:
+def _size_table(contents: Sequence[Contents]) -> Table:
     rows = [
         [
             size.kind.replace("_", " ") if len(contents) == 1 else f"{run.name}: {size.kind.replace('_', ' ')}",
@@ -139,7 +146,7 @@ def _size_table(contents: Sequence[tuple[History, ArtifactContents]]) -> Table:
             f"{8 * size.packed_bytes / size.values:.2f}",
             f"{100 * size.packed_bytes / one.report.total_bytes:.1f}",
         ]
-        for run, one in contents
+        for _, run, one in contents
         for size in one.report.kinds
     ]
     heads = ["kind", "stored as", "values", "bytes", "bits a value", "percent of the total"]

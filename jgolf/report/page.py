@@ -25,10 +25,9 @@ a { color: var(--accent); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1rem; }
 figure { margin: 0; padding: 0.8rem; border: 1px solid var(--line); border-radius: 0.5rem; background: var(--panel); }
 figure img { display: block; width: 100%; height: auto; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 0.5rem; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 0.5rem; margin: 0.5rem 0 1rem; }
 .scroll:focus-visible, a:focus-visible, summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
-caption { text-align: left; padding: 0.55rem 0.7rem; color: var(--soft); }
 th, td { padding: 0.4rem 0.7rem; text-align: left; white-space: nowrap; border-top: 1px solid var(--line); }
 thead th { border-top: 0; } tbody tr:nth-child(even) { background: var(--stripe); }
 td.number, th.number { text-align: right; }
@@ -114,12 +113,13 @@ def _table(table: Table) -> str:
     for row in table.rows:
         cells = "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row[1:], kinds[1:], strict=True))
         rows.append(f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>')
-    caption = "" if table.folded else f"<caption>{escape(table.caption)}</caption>"
     text = (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.caption)}">'
-        f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
-    return f"<details><summary>{escape(table.caption)}</summary>{text}</details>" if table.folded else text
+    if table.folded:
+        return f"<details><summary>{escape(table.caption)}</summary>{text}</details>"
+    return f'<p class="soft">{escape(table.caption)}</p>{text}'
 
 
 def _figure(picture: Picture) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -55,6 +55,14 @@ DARK = Theme(
 )
 
 
+class Contents(NamedTuple):
+    """A run's artifact, and the run's place among all runs of the report."""
+
+    index: int
+    run: History
+    artifact: ArtifactContents
+
+
 @dataclass(frozen=True)
 class Plot:
     """A plot: a file name without its ending, a title, the text for those who do not see it, and how to draw it."""
@@ -95,7 +103,7 @@ def history_plots(runs: Sequence[History]) -> list[Plot]:
     return [plot for plot in plots if plot is not None]
 
 
-def artifact_plots(contents: Sequence[tuple[History, ArtifactContents]]) -> list[Plot]:
+def artifact_plots(contents: Sequence[Contents]) -> list[Plot]:
     """What takes the room in the artifacts, and how their levels are used."""
     return [_size_plot(contents), *_level_plots(contents)] if contents else []
 
@@ -104,63 +112,67 @@ def artifact_plots(contents: Sequence[tuple[History, ArtifactContents]]) -> list
 
 
 def _loss_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | None:
-    shown = [run for run in runs if _has(run.train, x, "train_loss") or _has(run.validation, x, "val_loss")]
+    shown = [
+        (index, run)
+        for index, run in enumerate(runs)
+        if _has(run.train, x, "train_loss") or _has(run.validation, x, "val_loss")
+    ]
     if not shown:
         return None
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         tops, bottoms = [], []
-        for index, run in enumerate(shown):
+        for index, run in shown:
             color, style = _line(theme, index)
             if _has(run.train, x, "train_loss"):
                 smooth = _smoothed(run.train["train_loss"])
                 axes.plot(run.train[x], run.train["train_loss"], color=color, alpha=0.18, linewidth=0.7)
                 axes.plot(run.train[x], smooth, style, color=color, linewidth=1.4, label=run.name)
-                late = smooth[int(SKIPPED_START * len(smooth)) :]
+                late = smooth[run.train["step"] > SKIPPED_START * run.train["step"][-1]]
                 tops.append(np.nanmax(late, initial=-np.inf))
                 bottoms.append(np.nanmin(run.train["train_loss"], initial=np.inf))
             if _has(run.validation, x, "val_loss"):
                 losses = run.validation["val_loss"]
                 label = None if _has(run.train, x, "train_loss") else run.name
                 axes.plot(run.validation[x], losses, "o", color=color, markersize=4.5, label=label)
-                tops.append(np.nanmax(losses[1:], initial=-np.inf))
+                tops.append(_highest_later(losses))
                 bottoms.append(np.nanmin(losses, initial=np.inf))
         _limit(axes, tops, bottoms)
-        _finish(axes, x, "loss in nats a token", len(shown))
+        _finish(axes, x, "loss in nats a token", len(runs))
 
-    told = "; ".join(_told(run, "val_loss", "validation loss") for run in shown)
+    told = "; ".join(_told(run, "val_loss", "validation loss") for _, run in shown)
     alt = f"{title}. Lines are the training loss, smoothed; dots the validation loss. {told}."
     return Plot(name, title, alt, draw)
 
 
 def _bpb_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | None:
-    shown = [run for run in runs if _has(run.validation, x, "val_bpb")]
+    shown = [(index, run) for index, run in enumerate(runs) if _has(run.validation, x, "val_bpb")]
     if not shown:
         return None
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        for index, run in enumerate(shown):
+        for index, run in shown:
             color, style = _line(theme, index)
             axes.plot(run.validation[x], run.validation["val_bpb"], style, marker="o", markersize=4, color=color)
             axes.lines[-1].set_label(run.name)
-        bpb = [run.validation["val_bpb"] for run in shown]
-        _limit(axes, [np.nanmax(one[1:], initial=-np.inf) for one in bpb], [np.nanmin(one) for one in bpb])
-        _finish(axes, x, "bits per byte", len(shown))
+        bpb = [run.validation["val_bpb"] for _, run in shown]
+        _limit(axes, [_highest_later(one) for one in bpb], [np.nanmin(one) for one in bpb])
+        _finish(axes, x, "bits per byte", len(runs))
 
-    alt = f"{title}, on the validation split. " + "; ".join(_told(run, "val_bpb", "bits per byte") for run in shown)
+    alt = f"{title}, on the validation split. " + "; ".join(_told(run, "val_bpb", "bits per byte") for _, run in shown)
     return Plot(name, title, alt + ".", draw)
 
 
 def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
-    shown = [run for run in runs if _has(run.train, "step", "learning_rate_multiplier")]
+    shown = [(index, run) for index, run in enumerate(runs) if _has(run.train, "step", "learning_rate_multiplier")]
     if not shown:
         return None
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        for index, run in enumerate(shown):
+        for index, run in shown:
             color, style = _line(theme, index)
             steps, multiplier = run.train["step"], run.train["learning_rate_multiplier"]
             axes.plot(steps, multiplier, style, color=color, label=run.name)
@@ -168,15 +180,15 @@ def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
                 height = float(np.interp(step, steps, multiplier))
                 left = event == "SWA"
                 axes.plot(step, height, "^" if left else "v", color=color, markersize=7)
-                if index == 0:
+                if index == shown[0][0]:
                     offset, align = ((-9, 6), "right") if left else ((-9, -7), "right")
                     axes.annotate(event, (step, height), offset, textcoords="offset points", ha=align, fontsize=9)
         axes.set_ylim(0, 1.05)
-        _finish(axes, "step", "learning-rate multiplier", len(shown))
+        _finish(axes, "step", "learning-rate multiplier", len(runs))
 
     told = "; ".join(
         f"{run.name}: " + (", ".join(f"{event} from step {step:,}" for event, step in run.events.items()) or "no marks")
-        for run in shown
+        for _, run in shown
     )
     title = "Learning-rate multiplier"
     alt = f"{title} over steps, with marks where SWA (upward triangle) and late QAT (downward) begin. {told}."
@@ -184,41 +196,41 @@ def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
 
 
 def _grad_norm_plot(runs: Sequence[History]) -> Plot | None:
-    shown = [run for run in runs if _has(run.train, "step", "grad_norm")]
+    shown = [(index, run) for index, run in enumerate(runs) if _has(run.train, "step", "grad_norm")]
     if not shown:
         return None
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        for index, run in enumerate(shown):
+        for index, run in shown:
             color, style = _line(theme, index)
             axes.plot(run.train["step"], run.train["grad_norm"], color=color, alpha=0.18, linewidth=0.7)
             axes.plot(run.train["step"], _smoothed(run.train["grad_norm"]), style, color=color, label=run.name)
         axes.set_yscale("log")
-        _finish(axes, "step", "global gradient norm", len(shown))
+        _finish(axes, "step", "global gradient norm", len(runs))
 
-    told = "; ".join(f"{run.name}: median {np.nanmedian(run.train['grad_norm']):.3g}" for run in shown)
+    told = "; ".join(f"{run.name}: median {np.nanmedian(run.train['grad_norm']):.3g}" for _, run in shown)
     title = "Gradient norm"
     return Plot("gradient-norm", title, f"{title} before clipping over steps, on a logarithmic scale. {told}.", draw)
 
 
 def _step_time_plot(runs: Sequence[History]) -> Plot | None:
-    times = [(run, *step_times_ms(run)) for run in runs]
-    shown = [(run, steps, ms) for run, steps, ms in times if len(ms)]
+    times = [(index, run, *step_times_ms(run)) for index, run in enumerate(runs)]
+    shown = [(index, run, steps, ms) for index, run, steps, ms in times if len(ms)]
     if not shown:
         return None
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        for index, (run, steps, ms) in enumerate(shown):
+        for index, run, steps, ms in shown:
             color, style = _line(theme, index)
             axes.plot(steps, ms, ".", color=color, alpha=0.25, markersize=2.5)
             axes.plot(steps, _smoothed(ms), style, color=color, label=run.name)
-        top = max(np.percentile(ms, 98) for _, _, ms in shown)
+        top = max(np.percentile(ms, 98) for *_, ms in shown)
         axes.set_ylim(0, 1.15 * top)
-        _finish(axes, "step", "milliseconds a step", len(shown))
+        _finish(axes, "step", "milliseconds a step", len(runs))
 
-    told = "; ".join(f"{run.name}: median {np.median(ms):.1f} ms" for run, _, ms in shown)
+    told = "; ".join(f"{run.name}: median {np.median(ms):.1f} ms" for _, run, _, ms in shown)
     title = "Step time"
     return Plot("step-time", title, f"{title} over steps. {told}.", draw)
 
@@ -234,16 +246,16 @@ def step_times_ms(run: History) -> tuple[np.ndarray, np.ndarray]:
 # --- artifacts ---------------------------------------------------------------------------------------------
 
 
-def _size_plot(contents: Sequence[tuple[History, ArtifactContents]]) -> Plot:
-    kinds = list(dict.fromkeys(size.kind for _, one in contents for size in one.report.kinds))
+def _size_plot(contents: Sequence[Contents]) -> Plot:
+    kinds = list(dict.fromkeys(size.kind for _, _, one in contents for size in one.report.kinds))
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         height = 0.8 / len(contents)
-        for index, (run, one) in enumerate(contents):
+        for place, (index, run, one) in enumerate(contents):
             by_kind = {size.kind: size for size in one.report.kinds}
             megabytes = [by_kind[kind].packed_bytes / 1e6 if kind in by_kind else 0.0 for kind in kinds]
-            places = np.arange(len(kinds)) + (index - (len(contents) - 1) / 2) * height
+            places = np.arange(len(kinds)) + (place - (len(contents) - 1) / 2) * height
             hatch = ("", "//", "..", "xx")[index % 4]
             bars = axes.barh(
                 places, megabytes, 0.92 * height, color=_line(theme, index)[0], hatch=hatch, label=run.name
@@ -259,21 +271,21 @@ def _size_plot(contents: Sequence[tuple[History, ArtifactContents]]) -> Plot:
 
     told = "; ".join(
         f"{run.name}: " + ", ".join(f"{size.kind} {size.packed_bytes:,} bytes" for size in one.report.kinds)
-        for run, one in contents
+        for _, run, one in contents
     )
     title = "Artifact size by kind of tensor"
     return Plot("artifact-size", title, f"{title}. {told}.", draw)
 
 
-def _level_plots(contents: Sequence[tuple[History, ArtifactContents]]) -> list[Plot]:
-    forms = sorted({form for _, one in contents for form in one.level_counts})
-    return [_level_plot(form, [(run, one) for run, one in contents if form in one.level_counts]) for form in forms]
+def _level_plots(contents: Sequence[Contents]) -> list[Plot]:
+    forms = sorted({form for _, _, one in contents for form in one.level_counts})
+    return [_level_plot(form, [one for one in contents if form in one.artifact.level_counts]) for form in forms]
 
 
-def _level_plot(form: str, contents: Sequence[tuple[History, ArtifactContents]]) -> Plot:
+def _level_plot(form: str, contents: Sequence[Contents]) -> Plot:
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        for index, (run, one) in enumerate(contents):
+        for index, run, one in contents:
             counts = one.level_counts[form]
             half = len(counts) // 2
             edges = np.arange(-half, half + 1) - 0.5
@@ -285,7 +297,7 @@ def _level_plot(form: str, contents: Sequence[tuple[History, ArtifactContents]])
         axes.set_ylabel("percent of the levels")
         _legend(axes, len(contents))
 
-    told = "; ".join(f"{run.name}: entropy {one.level_entropy_bits(form):.3f} bits" for run, one in contents)
+    told = "; ".join(f"{run.name}: entropy {one.level_entropy_bits(form):.3f} bits" for _, run, one in contents)
     title = f"{form.capitalize()} levels"
     return Plot(f"levels-{form}", title, f"Histogram of the {form} levels in the artifact. {told}.", draw)
 
@@ -336,6 +348,11 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     places = np.arange(len(values))
     first, end = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
     return (sums[end] - sums[first]) / np.maximum(counts[end] - counts[first], 1)
+
+
+def _highest_later(values: np.ndarray) -> float:
+    """The highest but for the first, which is the untrained model's where there are several."""
+    return float(np.nanmax(values[1:] if len(values) > 1 else values))
 
 
 def _limit(axes: Axes, tops: Sequence[float], bottoms: Sequence[float]) -> None:

@@ -55,10 +55,13 @@ class SweepProgram:
             donate_argnums=1,
         )
 
+    def compile(self, batch: tuple[Int[np.ndarray, "A B T"], Int[np.ndarray, "A B T"]]) -> None:
+        """Compiles the step for batches of this shape; without it, the first step does."""
+        self._step = self._step.lower(self._values, self.state, self._everywhere(batch)).compile()
+
     def step(self, batch: tuple[Int[np.ndarray, "A B T"], Int[np.ndarray, "A B T"]]) -> StepMetrics:
         """Trains every run on a batch; the metrics are arrays [R, and copies], not waited for."""
-        batch = jax.device_put(tuple(batch), NamedSharding(self.mesh, P()))
-        self.state, metrics = self._step(self._values, self.state, batch)
+        self.state, metrics = self._step(self._values, self.state, self._everywhere(batch))
         return metrics
 
     def run_state(self, index: int) -> TrainState:
@@ -79,6 +82,9 @@ class SweepProgram:
         }
         make = jax.vmap(lambda params: init_state(self._base, params))
         return jax.jit(make, out_shardings=NamedSharding(self.mesh, P(AXIS)))(params)
+
+    def _everywhere(self, batch: Any) -> Any:
+        return jax.device_put(tuple(batch), NamedSharding(self.mesh, P()))
 
     def _spread(self, tree: Any) -> Any:
         return jax.device_put(tree, NamedSharding(self.mesh, P(AXIS)))

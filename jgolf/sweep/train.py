@@ -73,14 +73,16 @@ def _train_part(
     config = runs[0].config
     validation = Validation.open(config)
     stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
+    order = device_batch_order(config, 1)
     started = time.perf_counter()
     program = SweepProgram(runs, devices)
-    order = device_batch_order(config, 1)
+    program.compile(order.rows(stream, 0, slice(None)))
+    ready = time.perf_counter()
     history: list[tuple[StepMetrics, float]] = []
     with Prefetcher(lambda step: order.rows(stream, step, slice(None)), 0) as batches:
         for metrics in show(_steps(program, batches, config.train.steps), config.train.steps, name):
-            history.append((metrics, time.perf_counter() - started))
-    train_s = time.perf_counter() - started
+            history.append((metrics, time.perf_counter() - ready))
+    train_s = time.perf_counter() - ready
     results = []
     for index, (run, number) in enumerate(zip(runs, numbers, strict=True)):
         state = program.run_state(index)
@@ -89,12 +91,11 @@ def _train_part(
         _write_run(out / folder, run.config, history, index, scores["raw"])
         loss = float(history[-1][0].loss[index]) if history else float("nan")
         results.append(RunResult(run, loss, scores, folder))
-    score_s = time.perf_counter() - started - train_s
-    first_s = history[0][1] if history else 0.0
+    score_s = time.perf_counter() - ready - train_s
     where = f"{program.mesh.size} × {devices[0].device_kind}"
     tell(
-        f"{name} on {where}: {first_s:.1f} s to compile, {train_s - first_s:.1f} s to train "
-        f"({(train_s - first_s) / len(runs):.1f} s a run), {score_s:.1f} s to score"
+        f"{name} on {where}: {ready - started:.1f} s to compile, {train_s:.1f} s to train "
+        f"({train_s / len(runs):.1f} s a run), {score_s:.1f} s to score"
     )
     return results
 

@@ -74,3 +74,24 @@ def test_levels_stay_within_int8_and_measures_may_be_singular():
     assert (levels == 127).all()
     rank_one = np.ones((5, 5))
     assert np.isfinite(feedback(rank_one).coefficients).all()
+
+
+def test_the_rate_term_saves_more_bits_than_its_error_is_worth():
+    """At equal entropy, plain rounding with a coarser step makes the larger error."""
+    measure = correlated(96)
+    how = feedback(measure)
+    weights = np.random.default_rng(4).normal(size=(1000, 96)).astype(np.float32)
+
+    def entropy_and_cost(step, rate_weight):
+        steps = np.full(1000, step, np.float32)
+        levels = round_with_feedback(weights, steps, how, rate_weight)
+        counts = np.unique(levels, return_counts=True)[1]
+        return -(counts * np.log2(counts / counts.sum())).sum() / counts.sum(), cost(
+            weights, levels, steps, measure
+        ).sum()
+
+    for step in (0.5, 1.0, 2.0):
+        thrifty_bits, thrifty_cost = entropy_and_cost(step, 1.0)
+        plain = [entropy_and_cost(step * factor, 0.0) for factor in np.linspace(1, 2, 11)]
+        same_bits = np.interp(-thrifty_bits, [-bits for bits, _ in plain], [error for _, error in plain])
+        assert thrifty_cost < same_bits

@@ -14,6 +14,7 @@ from pathlib import Path
 from jgolf import config as configs
 from jgolf.config import AverageConfig, Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, TrainConfig
 
+QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,6 +32,7 @@ def nano_config(data_dir: Path, **train: float) -> Config:
         rope_dims=8,
         value_embedding_layers=(1,),
         value_embedding_dim=8,
+        orthogonal_init=False,
         compute_dtype="float32",
     )
     muon = dataclasses.replace(OptimConfig().muon, newton_schulz_dtype="float32", newton_schulz_steps=2)
@@ -74,7 +76,7 @@ class Runs:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_"))}
         environment |= {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}",
             "JAX_COMPILATION_CACHE_DIR": str(self.cache_dir),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),

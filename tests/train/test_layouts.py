@@ -18,20 +18,31 @@ def _results(output: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def results(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+def config(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("layouts") / "config.json"
     configs.write_json(nano_config(runs.data_dir), path)
-    one = _results(finish(runs.start(WORKER, str(path), "1,2,4,8", devices=8)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def alone(runs: Runs, config: str) -> dict:
+    return _results(finish(runs.start(WORKER, config, "1")))[0]
+
+
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8])
+def test_several_devices(runs: Runs, config: str, alone: dict, devices: int) -> None:
+    _agree(alone, _results(finish(runs.start(WORKER, config, str(devices), devices=devices)))[0])
+
+
+def test_two_processes_of_four_devices(runs: Runs, config: str, alone: dict) -> None:
     address = f"localhost:{free_port()}"
-    pair = [runs.start(WORKER, str(path), "8", address, "2", str(index), devices=4) for index in range(2)]
+    pair = [runs.start(WORKER, config, "8", address, "2", str(index), devices=4) for index in range(2)]
     first, second = (finish(process) for process in pair)
     assert not _results(second)
-    return {str(result["devices"]): result for result in one} | {"2 × 4": _results(first)[0]}
+    _agree(alone, _results(first)[0])
 
 
-@pytest.mark.parametrize("layout", ["2", "4", "8", "2 × 4"])
-def test_losses_and_scores_do_not_depend_on_the_layout(results: dict[str, dict], layout: str) -> None:
-    alone, spread = results["1"], results[layout]
+def _agree(alone: dict, spread: dict) -> None:
     assert len(alone["losses"]) == 20
     assert alone["late_qat"][0] == 0 and alone["late_qat"][-1] == 1  # both kinds of step are among them
     assert spread["losses"] == pytest.approx(alone["losses"], rel=1e-4)

@@ -1,0 +1,172 @@
+"""Row-wise functions of activations, each run in one pass over memory, forward and backward.
+
+The matrix units do most of the arithmetic but the clock is spent on memory: normalising, mixing and
+rotating read and write the activations many times over if the compiler cuts them at every reduction.
+Here a program takes a few rows, computes the function or, by tracing `jax.vjp` inside the kernel, its
+derivative, and writes the results. The function itself is ordinary JAX on float32 arrays; without a
+suitable GPU it is called as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array
+
+Rows = Array | tuple[Array, ...]
+"""[..., width], or addends of that shape: they are added up as they are read."""
+
+TILE_VALUES = 2048
+"""Values of a row argument that a program holds at once: rows × width."""
+TILES_PER_SUM = 8
+"""Tiles that a program takes one after the other where it sums over rows: fewer partial sums to write."""
+NUM_WARPS = 2
+
+
+class _Plan(NamedTuple):
+    """What is static about a call."""
+
+    function: Callable
+    tile: int
+    second_is_first: bool
+    first_is_input: bool
+
+
+def rowwise(
+    function: Callable,
+    rows: Sequence[Rows],
+    whole: Sequence[Array] = (),
+    *,
+    fused: bool = True,
+    second_is_first: bool = False,
+    first_is_input: bool = False,
+) -> tuple[Array, ...]:
+    """function(*rows, *whole), where a row of the results depends on the same row of `rows` and on all of `whole`.
+
+    Args:
+      function: takes and returns float32 arrays, [n, width] for `rows`, [1, width] for `whole`. Results
+        wider than 1 are rounded to the type of the first row argument.
+      rows: arrays [..., width], or tuples of addends.
+      whole: arrays [1, width].
+      fused: run as one kernel, if the widths are powers of two.
+      second_is_first: the first two results are equal and differ in their gradients: written once.
+      first_is_input: the first result is the first row argument: it is what is kept for the backward pass.
+    """
+    rows = tuple(row if isinstance(row, tuple) else (row,) for row in rows)
+    leading, dtype = rows[0][0].shape[:-1], rows[0][0].dtype
+    flat = tuple(tuple(part.reshape(-1, part.shape[-1]) for part in row) for row in rows)
+    tile = _tile_rows(flat, whole)
+    if fused and tile:
+        results = _rowwise(_Plan(function, tile, second_is_first, first_is_input), flat, tuple(whole))
+    else:
+        totals = (sum(part.astype(jnp.float32) for part in row) for row in flat)
+        results = function(*totals, *(array.astype(jnp.float32) for array in whole))
+        results = [result.astype(_result_dtype(result, dtype)) for result in results]
+    return tuple(result.reshape(*leading, result.shape[-1]) for result in results)
+
+
+def _result_dtype(result: Array, dtype: jnp.dtype) -> jnp.dtype:
+    return dtype if result.shape[-1] > 1 else jnp.float32
+
+
+def _tile_rows(rows: tuple[tuple[Array, ...], ...], whole: Sequence[Array]) -> int:
+    """Rows that are taken at once; 0 where the shapes do not suit a kernel."""
+    widths = {part.shape[1] for row in rows for part in row} | {array.shape[1] for array in whole}
+    if any(width & (width - 1) for width in widths):
+        return 0
+    tile = max(1, TILE_VALUES // max(widths))
+    return tile if rows[0][0].shape[0] % (tile * TILES_PER_SUM) == 0 else 0
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rowwise(plan: _Plan, rows: tuple, whole: tuple) -> tuple[Array, ...]:
+    return _forward(plan, rows, whole)[0]
+
+
+def _forward(plan, rows, whole):
+    def compute(*tiles):
+        results = plan.function(*tiles)
+        return (results[0], *results[2:]) if plan.second_is_first else results
+
+    def tile_of(array):
+        return jax.ShapeDtypeStruct((plan.tile, array.shape[1]), jnp.float32)
+
+    shapes = jax.eval_shape(compute, *(tile_of(row[0]) for row in rows), *whole)
+    dtypes = [_result_dtype(shape, rows[0][0].dtype) for shape in shapes]
+    out = [(len(rows[0][0]), shape.shape[1], dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    results, _ = _call(lambda inputs: (compute(*inputs), ()), plan, "forward", rows, whole, (), out, [])
+    kept = ((results[0],), *rows[1:]) if plan.first_is_input else rows
+    results = (results[0], *results) if plan.second_is_first else tuple(results)
+    return results, (kept, tuple(len(row) for row in rows), whole)
+
+
+def _backward(plan, residuals, gradients):
+    rows, num_addends, whole = residuals
+
+    def differentiate(inputs):
+        count = len(rows) + len(whole)
+        _, vjp = jax.vjp(lambda *primals: tuple(plan.function(*primals)), *inputs[:count])
+        gradients = vjp(tuple(inputs[count:]))
+        return gradients[: len(rows)], gradients[len(rows) :]
+
+    out = [(*row[0].shape, row[0].dtype) for row in rows]
+    widths = [array.shape[1] for array in whole]
+    results, sums = _call(differentiate, plan, "backward", rows, whole, gradients, out, widths)
+    return tuple((result,) * count for result, count in zip(results, num_addends, strict=True)), tuple(sums)
+
+
+_rowwise.defvjp(_forward, _backward)
+
+
+def _call(compute, plan, direction, rows, whole, more_rows, out_rows, out_sums) -> tuple[list[Array], list[Array]]:
+    """compute(inputs) → (row results, sums over rows) on every tile of rows; the sums are totalled."""
+    row_parts = [part for row in rows for part in row]
+    tiles = TILES_PER_SUM if out_sums else 1
+    block = plan.tile * tiles
+
+    def kernel(*refs):
+        inputs_refs, outputs = refs[: len(row_parts) + len(whole) + len(more_rows)], refs[-len(out_rows + out_sums) :]
+
+        def run_tile(i, sums):
+            here = pl.ds(i * plan.tile, plan.tile)
+            rest = list(inputs_refs)
+            inputs = [sum(rest.pop(0)[here, :].astype(jnp.float32) for _ in row) for row in rows]
+            inputs += [rest.pop(0)[...] for _ in whole]
+            inputs += [ref[here, :].astype(jnp.float32) for ref in rest]
+            results, new_sums = compute(inputs)
+            for ref, result in zip(outputs, results, strict=False):
+                ref[here, :] = result.astype(ref.dtype)
+            return tuple(total + new for total, new in zip(sums, new_sums, strict=True))
+
+        zeros = tuple(jnp.zeros((1, width), jnp.float32) for width in out_sums)
+        sums = jax.lax.fori_loop(0, tiles, run_tile, zeros) if out_sums else run_tile(0, zeros)
+        for ref, total in zip(outputs[len(out_rows) :], sums, strict=True):
+            ref[...] = total
+
+    def tiled(array):
+        return pl.BlockSpec((block, array.shape[1]), lambda i: (i, 0))
+
+    num_blocks = out_rows[0][0] // block
+    out_shapes = [jax.ShapeDtypeStruct((length, width), dtype) for length, width, dtype in out_rows]
+    results = pl.pallas_call(
+        kernel,
+        grid=(num_blocks,),
+        in_specs=[
+            *map(tiled, row_parts),
+            *(pl.BlockSpec(array.shape, lambda i: (0, 0)) for array in whole),
+            *map(tiled, more_rows),
+        ],
+        out_specs=[*map(tiled, out_shapes), *(pl.BlockSpec((1, width), lambda i: (i, 0)) for width in out_sums)],
+        out_shape=out_shapes + [jax.ShapeDtypeStruct((num_blocks, width), jnp.float32) for width in out_sums],
+        compiler_params=triton.CompilerParams(num_warps=NUM_WARPS, num_stages=1),
+        interpret=jax.default_backend() == "cpu",
+        name=f"{plan.function.__name__}_{direction}",
+    )(*row_parts, *whole, *more_rows)
+    sums = [jnp.sum(partial_sums, axis=0, keepdims=True) for partial_sums in results[len(out_rows) :]]
+    return results[: len(out_rows)], sums

@@ -1,0 +1,137 @@
+"""Runs that are killed or asked to stop, and go on."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runs import Runs, finish, free_port, metrics, several, wait_for
+
+from jgolf import config as configs
+from jgolf.train.checkpoint import Checkpoints
+from jgolf.train.step import TrainState
+
+STEPS = 300
+
+
+def _final_state(run_dir: Path) -> TrainState:
+    checkpoints = Checkpoints(run_dir)
+    assert checkpoints.latest_step == STEPS
+    state, _ = checkpoints.restore(configs.read_json(run_dir / "config.json"))
+    checkpoints.close()
+    return state
+
+
+def _logged_steps(run_dir: Path, kind: str) -> list[int]:
+    return [int(step) for step in re.findall(rf"^step:(\d+)/\d+ {kind}", (run_dir / "train.log").read_text(), re.M)]
+
+
+def test_killed_five_times_ends_bit_identical(runs: Runs, tmp_path: Path) -> None:
+    train = {"steps": STEPS, "warmdown_steps": 150, "validate_every": 100, "checkpoint_every_steps": 20}
+    finish(runs.train(tmp_path / "whole", **train))
+
+    run_dir = tmp_path / "killed"
+    random = np.random.default_rng(int(time.time()))  # the moments are to differ from one day to the next
+    moments = [
+        f"step:{random.integers(2, 20)}/",  # before the first checkpoint
+        "checkpoint:saving",  # it is being written in the background
+        *(f"step:{step}/" for step in sorted(random.integers(60, 280, 3))),
+    ]
+    outputs = []
+    for count, moment in enumerate(moments):
+        process = runs.train(run_dir, *(["--resume"] if count else []), **train)
+        outputs.append(wait_for(process, moment))
+        time.sleep(random.uniform(0, 0.01))
+        process.kill()
+        process.communicate()
+    finish(runs.train(run_dir, "--resume"))
+
+    assert "no checkpoint yet: starting from step 0" in outputs[1]
+    assert "resumed after step" in outputs[-1]
+    whole, killed = _final_state(tmp_path / "whole"), _final_state(run_dir)
+    jax.tree.map(np.testing.assert_array_equal, killed, whole)
+    assert metrics(run_dir, "train_loss") == metrics(tmp_path / "whole", "train_loss")
+    assert list(metrics(run_dir, "val_bpb")) == [0, 100, 200, 300]
+    assert metrics(run_dir, "val_bpb") == metrics(tmp_path / "whole", "val_bpb")
+    assert _logged_steps(run_dir, "train_loss") == list(range(1, STEPS + 1))
+    assert _logged_steps(run_dir, "val_loss") == [0, 100, 200, 300]
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [str(STEPS - 20), str(STEPS)]
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_asked_to_stop_saves_and_says_how_to_go_on(
+    runs: Runs, tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    run_dir = tmp_path / "run"
+    process = runs.train(run_dir, steps=100_000, warmdown_steps=150, validate_every=100)
+    wait_for(process, "step:7/")
+    process.send_signal(number)
+    output = finish(process, exit_code)
+    assert f"--resume --run-dir {run_dir}" in output
+    last = max(metrics(run_dir, "train_loss"))
+    assert [int(path.name) for path in (run_dir / "checkpoints").iterdir()] == [last]
+    output = finish(runs.train(run_dir, "--resume", f"--train.steps={last + 5}"))
+    assert f"resumed after step {last}\n" in output
+    assert list(metrics(run_dir, "train_loss")) == list(range(1, last + 6))
+
+
+def test_asked_to_stop_while_compiling(runs: Runs, tmp_path: Path) -> None:
+    process = runs.train(tmp_path / "run")
+    wait_for(process, "nano:")  # the line before compilation
+    process.terminate()
+    output = finish(process, 0)
+    assert "nothing to save" in output and "--resume" in output
+    assert "ready" not in output
+
+
+def test_asked_to_stop_while_validating(runs: Runs, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = runs.train(run_dir, "--evaluate.batch-tokens=32", steps=20, validate_every=10)
+    wait_for(process, "step:10/20 train_loss")
+    process.terminate()
+    finish(process, 0)
+    assert list(metrics(run_dir, "val_bpb")) == [0]
+    finish(runs.train(run_dir, "--resume"))
+    assert list(metrics(run_dir, "val_bpb")) == [0, 10, 20]
+    assert list(metrics(run_dir, "train_loss")) == list(range(1, 21))
+
+
+def _pair(runs: Runs, run_dir: Path, *options: str, **train: float) -> list[subprocess.Popen]:
+    port = free_port()
+    return [runs.train(run_dir, *several(2, index, port), *options, **train) for index in range(2)]
+
+
+def test_two_processes_stop_together_and_one_goes_on(runs: Runs, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    pair = _pair(runs, run_dir, steps=100_000, warmdown_steps=150, validate_every=100)
+    wait_for(pair[0], "step:7/")
+    pair[1].terminate()  # it reaches the other with the next step
+    finish(pair[0])
+    finish(pair[1])
+    last = max(metrics(run_dir, "train_loss"))
+    finish(runs.train(run_dir, "--resume", f"--train.steps={last + 5}", devices=1))
+    assert list(metrics(run_dir, "train_loss")) == list(range(1, last + 6))
+
+
+@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_the_others_name_a_process_that_was_killed(runs: Runs, tmp_path: Path, lost: int) -> None:
+    pair = _pair(runs, tmp_path / "run", steps=100_000, warmdown_steps=150, validate_every=0)
+    wait_for(pair[0], "step:7/")
+    pair[lost].kill()
+    output = finish(pair[1 - lost], 4)
+    assert f"process {lost} of 2 is lost" in output and "--resume" in output
+    pair[lost].communicate()
+
+
+def test_an_error_of_one_process_ends_the_others(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")  # looks like a run: only the first process uses the folder
+    first, second = _pair(runs, tmp_path / "run")
+    assert "already holds a run" in finish(first, 2)
+    assert "process 0 of 2 is lost" in (output := finish(second, 4)) and "already holds a run" in output
