@@ -2,7 +2,7 @@
 # # Parameter Golf in pure functions
 #
 # A model is its settings and a flat dictionary of arrays. So several models are a dictionary of arrays with one
-# more axis, a gradient for each example is `vmap(grad(loss))`, and a Hessian times a vector is a `jvp` of a `grad`.
+# more axis, a gradient for each example is `vmap(grad(loss))`, and a Hessian times a vector is the `grad` of a `grad`.
 #
 # Run it as a script (`python examples/functional.py`, a minute or two on a laptop) or cell by cell: editors that know
 # the `# %%` format, and jupytext, open it as a notebook.
@@ -124,16 +124,19 @@ print("the hardest puller:", tokenizer.decode(np.asarray(val.inputs[int(jnp.argm
 # %% [markdown]
 # ## How curved is the loss along its own gradient?
 #
-# A Hessian-vector product is the directional derivative of the gradient: forward over reverse, no Hessian in memory.
+# A Hessian times a vector is the gradient of the gradient's dot product with it: no Hessian in memory.
 
 
 # %%
+def dot(a, b):
+    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
+
+
 @jax.jit
 def curvature_along_gradient(params):
     gradient = jax.grad(lambda params: api.loss(model, params, *val))
     direction = gradient(params)
-    _, product = jax.jvp(gradient, (params,), (direction,))
-    dot = lambda a, b: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))  # noqa: E731
+    product = jax.grad(lambda params: dot(gradient(params), direction))(params)
     return dot(direction, product) / dot(direction, direction)
 
 

@@ -3,9 +3,10 @@
     text → tokens → loss(params) → gradients → train_step → average → quantize → pack → bits per byte
 
 A model is its settings (a frozen `ModelConfig`) and a flat dictionary of arrays, path → float32. Everything
-up to `train_step` can be traced: `jax.jit`, `jax.grad`, `jax.vmap`, `jax.jvp` and their compositions work on
-it; settings are static, so close over them or bind them with `functools.partial`. From `quantize` on,
-functions run on the host, in NumPy.
+up to `train_step` can be traced: `jax.jit`, `jax.vmap`, `jax.grad` and the gradient of a gradient work on it, in
+any composition. Forward mode (`jax.jvp`) does not, because some derivatives are written by hand: a
+Hessian-vector product is `grad` of the dot product of `grad` and the vector. Settings are static, so close over
+them or bind them with `functools.partial`. From `quantize` on, functions run on the host, in NumPy.
 
     params = init(config, jax.random.key(0))
     logits = jax.jit(partial(apply, config))(params, tokens)

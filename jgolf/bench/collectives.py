@@ -11,7 +11,7 @@ _OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\]")
 _TENSOR = re.compile(r"tensor<((?:\d+x)*)([a-z]\w*)>")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-_CALLED = re.compile(r"(body|condition|calls|to_apply|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)")
+_CALLED = re.compile(r"(body|condition|calls|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 _TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
 

@@ -51,7 +51,9 @@ def _relu_squared_forward(x, scale):
 def _relu_squared_backward(residuals, gradient):
     y, scale = residuals
     y32, gradient = y.astype(jnp.float32), gradient.astype(jnp.float32)
-    return (2 * scale * jnp.sqrt(y32) * gradient).astype(y.dtype), jnp.zeros_like(scale)
+    # The root's own slope at 0 is infinite: second derivatives must not see it.
+    root = jnp.where(y32 > 0, jnp.sqrt(jnp.where(y32 > 0, y32, 1.0)), 0.0)
+    return (2 * scale * root * gradient).astype(y.dtype), jnp.zeros_like(scale)
 
 
 relu_squared.defvjp(_relu_squared_forward, _relu_squared_backward)

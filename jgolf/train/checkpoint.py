@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +26,9 @@ from jgolf.train.step import TrainState, new_state
 
 CONFIG_FILE = "config.json"
 FOLDER = "checkpoints"
+
+# Orbax logs the stack traces of errors that it raises as well, and that are told to the user in a sentence.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -158,8 +164,9 @@ def whole_steps(folder: Path) -> list[int]:
 
 
 def _reason(error: BaseException) -> str:
-    """What the storage library has to say, without its source locations."""
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    """The storage library's own words, unless they only say that the disk is full."""
+    text = str(error).strip() or type(error).__name__
+    return "the disk is full" if os.strerror(errno.ENOSPC) in text else text.splitlines()[0]
 
 
 def _one_device() -> SingleDeviceSharding:

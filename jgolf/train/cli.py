@@ -12,6 +12,7 @@ import tyro
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.train.checkpoint import CONFIG_FILE
+from jgolf.train.writers import WriterName, require_writers
 
 DEFAULT_CONFIG = "demo"
 
@@ -27,6 +28,8 @@ class TrainOptions:
     """Take the first parameters from a run, an artifact or a PyTorch checkpoint."""
     resume: bool = False
     """Go on from the newest checkpoint in the run's folder, with the run's own settings."""
+    writers: tuple[WriterName, ...] = ()
+    """Write the metrics to these, too, in the run's folder: tensorboard, wandb (offline)."""
     coordinator: str | None = None
     """Of several processes: HOST:PORT of the first one, at a free port. Slurm and Open MPI need no such options."""
     num_processes: int | None = None
@@ -49,11 +52,12 @@ def train(argv: list[str], prog: str = "train.py") -> int:
             "file with a function config(), or a run's config.json. Every setting below can be changed by its name."
         ),
     )
+    require_writers(options.writers)
     from jgolf.train import distributed, loop  # JAX starts only when there is something to train
 
     launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
     run_dir = options.run_dir or _default_run_dir(options.config)
-    return loop.train(options.config, run_dir, options.init_from, options.resume, launch)
+    return loop.train(options.config, run_dir, options.init_from, options.resume, launch, options.writers)
 
 
 def _base_config(name: str, rest: list[str]) -> Config:

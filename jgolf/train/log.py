@@ -11,6 +11,7 @@ from typing import IO
 
 from jgolf import files
 from jgolf.errors import JgolfError
+from jgolf.train.writers import Writer
 
 LOG_FILE = "train.log"
 METRICS_FILE = "metrics.jsonl"
@@ -27,6 +28,7 @@ class RunLog:
         """Opens the files; those of a resumed run lose what came after `resume_step`, to be written again."""
         self._is_main = is_main
         self._files: dict[str, IO[bytes]] = {}
+        self._writers: list[Writer] = []
         self._said: set[str] = set()
         self._validated: set[float] = set()
         if not is_main:
@@ -54,9 +56,15 @@ class RunLog:
             self.line(f"{event} {text}")
 
     def metrics(self, **values: float) -> None:
-        """An object in metrics.jsonl."""
+        """An object in metrics.jsonl, and for the writers that are attached."""
         if self._is_main:
             self._write(METRICS_FILE, json.dumps(values))
+            for writer in self._writers:
+                writer.write(values)
+
+    def attach(self, *writers: Writer) -> None:
+        """Passes all further metrics on to these writers too, and closes them in the end."""
+        self._writers += writers
 
     def train_step(self, step: int, steps: int, loss: float, elapsed_s: float, every: int) -> None:
         """The challenge's line for a training step, where one is due."""
@@ -84,7 +92,9 @@ class RunLog:
             ) from error
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the writers and the files."""
+        for writer in self._writers:
+            writer.close()
         for file in self._files.values():
             file.close()
 

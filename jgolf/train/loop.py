@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -17,10 +17,12 @@ from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
 from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK, DivergedError
 from jgolf.train.checkpoint import FOLDER, whole_steps
+from jgolf.train.display import live_display
 from jgolf.train.distributed import Launch, joined
 from jgolf.train.mesh import StepReport
 from jgolf.train.run import Run, prepared_run
 from jgolf.train.signals import StopSignals
+from jgolf.train.writers import WriterName, open_writers
 
 STEPS_IN_FLIGHT = 2
 """Steps that are started before the report of an earlier one is read, so that the device never waits."""
@@ -34,6 +36,7 @@ def train(
     init_from: str | None = None,
     resume: bool = False,
     launch: Launch | None = None,
+    writers: Sequence[WriterName] = (),
 ) -> int:
     """Trains to the end, or until asked to stop; returns the exit code.
 
@@ -47,6 +50,12 @@ def train(
         joined(launch) as peers,
         prepared_run(config, run_dir, init_from, resume, peers) as run,
     ):
+        if peers.is_first:
+            train, first = run.config.train, run.first_step
+            run.log.attach(
+                *open_writers(writers, run_dir, run.config, first),
+                *live_display(train.steps, train.time_cap_s, run.source.tokens_per_step, first),
+            )
         return Loop(run, signals).run()
 
 

@@ -43,8 +43,6 @@ class Peers:
         self._client = client
         self._patience_s = PATIENCE_S
         self._ended = threading.Event()
-        self._heard_at = dict.fromkeys(range(count), time.monotonic())
-        self._contact_at = time.monotonic()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._watch)]
 
     @property
@@ -69,6 +67,8 @@ class Peers:
     def __enter__(self) -> Peers:
         _delay_abort()
         self._publish_port()
+        self._contact_at = time.monotonic()
+        self._heard_at = dict.fromkeys(range(self.count), self._contact_at)
         for thread in self._threads:
             thread.start()
         return self

@@ -85,13 +85,15 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
     source = BatchSource(config, TokenStream(train_shards, config.model.vocab_size), mesh)
     initial = load_params(init_from, config.model) if init_from and peers.is_first else None
     if peers.is_first:
-        claim_run_dir(run_dir, config, resume)
+        check_run_dir(run_dir, resume)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints) if peers.is_first else None
         if checkpoints:
             stack.callback(checkpoints.close)
         state, elapsed_s = _first_state(config, mesh, checkpoints if resume else None, initial, peers)
         first_step = int(state.step)
+        if peers.is_first:
+            configs.write_json(config, run_dir / CONFIG_FILE)
         log = stack.enter_context(contextlib.closing(RunLog(run_dir, peers.is_first, first_step)))
         log.line(_description(config, mesh, state))
         if resume:
@@ -119,8 +121,8 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
             checkpoints.finish()
 
 
-def claim_run_dir(run_dir: Path, config: Config, resume: bool) -> None:
-    """Makes the run's folder and stores its settings there.
+def check_run_dir(run_dir: Path, resume: bool) -> None:
+    """Checks that a run can begin, or go on, in a folder.
 
     Raises:
       JgolfError: it holds a run already and is not to be resumed, or the other way round.
@@ -132,7 +134,6 @@ def claim_run_dir(run_dir: Path, config: Config, resume: bool) -> None:
         raise JgolfError(
             f"{run_dir}: already holds a run; go on with it by --resume, choose another --run-dir, or remove the folder"
         )
-    configs.write_json(config, run_dir / CONFIG_FILE)
 
 
 def _with_absolute_paths(config: Config) -> Config:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from runs import Runs, finish, free_port, metrics, several, wait_for
+from runs import ROOT, Runs, finish, free_port, metrics, nano_config, several, wait_for
 
 from jgolf import config as configs
 from jgolf.train.checkpoint import Checkpoints
@@ -64,7 +65,9 @@ def test_killed_five_times_ends_bit_identical(runs: Runs, tmp_path: Path) -> Non
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [str(STEPS - 20), str(STEPS)]
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_asked_to_stop_saves_and_says_how_to_go_on(
     runs: Runs, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
@@ -127,6 +130,23 @@ def test_the_others_name_a_process_that_was_killed(runs: Runs, tmp_path: Path, l
     output = finish(pair[1 - lost], 4)
     assert f"process {lost} of 2 is lost" in output and "--resume" in output
     pair[lost].communicate()
+
+
+@pytest.mark.slow
+def test_the_commands_in_the_documentation(runs: Runs, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    (script,) = [block for block in re.findall(r"```bash\n(.*?)```", text, re.S) if "localhost" in block]
+    configs.write_json(nano_config(runs.data_dir), tmp_path / "nano.json")
+    for old, new in (
+        ("demo", str(tmp_path / "nano.json")),
+        ("runs/two", str(tmp_path / "two")),
+        ("localhost:7733", f"localhost:{free_port()}"),
+        ("python", sys.executable),
+    ):
+        assert old in script
+        script = script.replace(old, new)
+    subprocess.run(["bash", "-euc", script], cwd=ROOT, check=True, timeout=240)
+    assert max(metrics(tmp_path / "two", "val_bpb")) == 20
 
 
 def test_an_error_of_one_process_ends_the_others(runs: Runs, tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def alone(runs: Runs, config: str) -> dict:
     return _results(finish(runs.start(WORKER, config, "1")))[0]
 
 
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize(
+    "devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8]
+)
 def test_several_devices(runs: Runs, config: str, alone: dict, devices: int) -> None:
     _agree(alone, _results(finish(runs.start(WORKER, config, str(devices), devices=devices)))[0])
 

@@ -1,0 +1,91 @@
+"""What devices exchange in a step, counted in compiled programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jgolf.bench.collectives import Collective, compiled_collectives
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+from jgolf.config import Config, ModelConfig, TrainConfig
+
+def config():
+    model = ModelConfig(
+        vocab_size=320, num_layers=4, model_dim=32, num_heads=2, num_kv_heads=1, bigram_buckets=64, bigram_dim=16,
+        xsa_layers=(3,), rope_dims=8, value_embedding_layers=(3,), value_embedding_dim=8, compute_dtype="float32",
+    )
+    train = TrainConfig(batch_tokens=1024, seq_len=32, num_ranks=8, accumulation=2)
+    return Config(name="nano", model=model, train=train)
+"""
+# Matrices that Muon updates, by shape with the short side first: four layers' q and out; k and v; up and down; and
+# the projections of the bigram table and of the value table.
+MUON_MATRICES = {(32, 32): 8, (16, 32): 8 + 1, (32, 96): 8, (8, 16): 1}
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    path = tmp_path_factory.mktemp("communication") / "nano.py"
+    path.write_text(CONFIG)
+    command = [sys.executable, "-m", "jgolf", "bench", "communication", str(path), "--devices", "8", "--json"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return json.loads(subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True).stdout)
+
+
+def _of(counted: dict, program: str, kind: str) -> dict:
+    (found,) = [exchange for exchange in counted[program] if exchange["kind"] == kind]
+    return found
+
+
+def test_gradients_are_reduced_once_in_float32(counted: dict) -> None:
+    for program in ("compiled", "intended"):
+        reduced = _of(counted, program, "all-reduce")
+        assert reduced["dtype"] == "f32"
+        # and three numbers: the loss, the clock's reading and the request to stop
+        assert reduced["num_bytes"] == counted["gradient_bytes"] + 3 * 4
+
+
+def test_muon_updates_are_gathered_once_in_bfloat16(counted: dict) -> None:
+    def padded(count: int) -> int:
+        return 0 if count == 1 else 8 * math.ceil(count / 8)  # a single matrix is not exchanged
+
+    values = sum(padded(count) * rows * columns for (rows, columns), count in MUON_MATRICES.items())
+    assert _of(counted, "intended", "all-gather")["dtype"] == "bf16"
+    assert _of(counted, "intended", "all-gather")["num_bytes"] == 2 * values
+    # The CPU has no bfloat16 of its own: there the compiled program exchanges float32 in its place.
+    compiled = _of(counted, "compiled", "all-gather")
+    assert compiled["num_bytes"] == {"f32": 4, "bf16": 2}[compiled["dtype"]] * values
+
+
+def test_within_the_bound(counted: dict) -> None:
+    muon_bytes = 2 * sum(count * rows * columns for (rows, columns), count in MUON_MATRICES.items())
+    assert counted["muon_bytes"] == muon_bytes
+    assert {exchange["kind"] for exchange in counted["compiled"]} == {"all-reduce", "all-gather"}
+    assert counted["total_bytes"] <= 1.5 * counted["gradient_bytes"] + muon_bytes
+
+
+def test_collectives_in_loops_count_as_often_as_they_run() -> None:
+    program = """HloModule jit_step
+%body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %reduced = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce(%a, %b), replica_groups={}, to_apply=%add
+}
+%fused.2 (p: f32[4]) -> f32[4] {
+  %done = f32[8]{0} all-gather-done(%started)
+}
+ENTRY %main.3 (p: f32[4]) -> f32[4] {
+  %loop = (s32[], f32[4]) while(%t), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"5"}}
+  %started = (f32[4]{0}, f32[8]{0}) all-gather-start(%q), dimensions={0}
+  %f = f32[4]{0} fusion(%x), kind=kLoop, calls=%fused.2
+}
+"""
+    assert compiled_collectives(program) == [
+        Collective("all-reduce", "bf16+f32", 4 * 4 + 6 * 2, times=5),
+        Collective("all-gather", "f32", 8 * 4, times=1),
+    ]

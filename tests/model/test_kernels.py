@@ -1,0 +1,102 @@
+"""Operations with a derivative of their own against autodiff of the plain formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jgolf.model import attention, gradients, kernels, network, tables
+
+NUM_ROWS = 1024
+
+
+def random(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def assert_same_vjp(found: Callable, expected: Callable, *primals: jax.Array) -> None:
+    """Values and gradients, for random gradients of the results."""
+    values, vjp = jax.vjp(found, *primals)
+    expected_values, expected_vjp = jax.vjp(expected, *primals)
+    results = jax.tree.map(lambda value: random(99, *value.shape), expected_values)
+    for one, other in zip(
+        jax.tree.leaves((values, vjp(results))), jax.tree.leaves((expected_values, expected_vjp(results))), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+
+
+def both_ways(function: Callable, num_rows: int, **how) -> tuple[Callable, Callable]:
+    """The function as a kernel, and as it is; the first `num_rows` arguments are rows."""
+
+    def run(fused):
+        return lambda *args: kernels.rowwise(function, args[:num_rows], args[num_rows:], fused=fused, **how)
+
+    return run(True), run(False)
+
+
+@pytest.mark.parametrize("width", [32, 128])
+def test_rowwise_functions_of_the_stream(width):
+    x, other, x0 = (random(seed, NUM_ROWS, width) for seed in range(3))
+    weights = [random(seed, 1, width) for seed in range(3, 6)]
+    assert_same_vjp(*both_ways(network.rms_normalised, 1), x)
+    assert_same_vjp(*both_ways(network.normalised, 1, second_is_first=True, first_is_input=True), x)
+    assert_same_vjp(*both_ways(network.mixed, 2, second_is_first=True), x, x0, *weights[:2])
+    assert_same_vjp(*both_ways(network.mixed_with_skip, 3, second_is_first=True), x, other, x0, *weights)
+
+
+def test_rowwise_without_own_value():
+    assert_same_vjp(*both_ways(attention.without_own_value, 2), random(0, NUM_ROWS, 32), random(1, NUM_ROWS, 16))
+
+
+def test_rowwise_adds_up_addends():
+    x, update = random(0, 4, NUM_ROWS // 4, 32), random(1, 4, NUM_ROWS // 4, 32)
+
+    def run(fused):
+        how = {"second_is_first": True, "first_is_input": True, "fused": fused}
+        return lambda x, update: kernels.rowwise(network.normalised, [(x, update)], **how)
+
+    assert_same_vjp(run(True), run(False), x, update)
+    np.testing.assert_allclose(run(True)(x, update)[0], x + update, rtol=1e-6)
+
+
+def test_factored_norm_has_the_gradient_of_the_norm():
+    x, matrix = random(0, 8, 32), random(1, 32, 16)
+
+    def factored(x):
+        inputs, factor = network.factored_norm(x)
+        return factor * (inputs @ matrix)
+
+    assert_same_vjp(
+        factored, lambda x: x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1.1920929e-07) @ matrix, x
+    )
+
+
+def test_relu_squared():
+    scale = jnp.abs(random(1, 8, 1))
+    assert_same_vjp(
+        lambda x: gradients.relu_squared(x, scale), lambda x: jnp.maximum(scale * x, 0) ** 2, random(0, 8, 32)
+    )
+
+
+def test_matmul():
+    assert_same_vjp(gradients.matmul, lambda x, kernel: x @ kernel, random(0, 2, 8, 32), random(1, 32, 16))
+
+
+@pytest.mark.parametrize("index", ["random", "one row", "few rows"])
+def test_sums_over_sorted_positions(index):
+    n, rows = 1000, 64
+    values = random(0, n, 2 * tables.TILE_COLUMNS)
+    drawn = np.random.default_rng(1).integers(0, rows, n)
+    index = jnp.asarray({"random": drawn, "one row": 0 * drawn + 17, "few rows": np.minimum(drawn, 2)}[index])
+    expected = np.zeros((rows, values.shape[1]))
+    np.add.at(expected, np.asarray(index), np.asarray(values, np.float64))
+    np.testing.assert_allclose(tables.sum_sorted(values, index, rows), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_lookup():
+    index = jnp.asarray([[3, 0, 3], [1, 3, 0]])
+    assert_same_vjp(lambda table: tables.lookup(table, index, jnp.float32), lambda table: table[index], random(0, 5, 8))
