@@ -49,9 +49,7 @@ def relative_distances(found: Params, expected: Params) -> dict[str, float]:
     """‖found − expected‖ / ‖expected‖ of each parameter."""
     assert found.keys() == expected.keys()
     norm = np.linalg.norm
-    return {
-        path: float(norm(found[path] - expected[path]) / max(norm(expected[path]), 1e-30)) for path in expected
-    }
+    return {path: float(norm(found[path] - expected[path]) / max(norm(expected[path]), 1e-30)) for path in expected}
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,13 @@ import pytest
 from jgolf.data.demo import build_demo
 
 ROOT = Path(__file__).parents[1]
-SMALL = (
-    "--model.num-layers 2 --model.model-dim 64 --model.num-heads 2 --model.num-kv-heads 1 --model.xsa-layers 1 "
-    "--model.value-embedding-layers 1 --model.bigram-buckets 512 --model.bigram-dim 32 --model.value-embedding-dim 32 "
-    "--train.batch-tokens 2048 --train.seq-len 128 --train.warmdown-steps 20 --train.validate-every 20 "
-    "--quantize.small-size 2048 --evaluate.max-tokens 8192 --average.swa-every 2"
-).split()
+SMALL_OPTIONS = """
+    --model.num-layers 2 --model.model-dim 64 --model.num-heads 2 --model.num-kv-heads 1 --model.xsa-layers 1
+    --model.value-embedding-layers 1 --model.bigram-buckets 512 --model.bigram-dim 32 --model.value-embedding-dim 32
+    --train.batch-tokens 2048 --train.seq-len 128 --train.warmdown-steps 20 --train.validate-every 20
+    --quantize.small-size 2048 --evaluate.max-tokens 8192 --average.swa-every 2
+"""
+SMALL = SMALL_OPTIONS.split()
 
 
 def run(*words, cwd=ROOT, check=True):

@@ -116,8 +116,8 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
         nearest = max(unit, round(train.batch_tokens / unit) * unit)
         yield (
             "train.batch_tokens",
-            f"a multiple of num_ranks {train.num_ranks} × accumulation {train.accumulation} × seq_len {train.seq_len} = "
-            f"{unit}, such as {nearest}",
+            f"a multiple of num_ranks {train.num_ranks} × accumulation {train.accumulation} × "
+            f"seq_len {train.seq_len} = {unit}, such as {nearest}",
         )
 
 

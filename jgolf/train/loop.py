@@ -124,9 +124,7 @@ class Loop:
             self._validate()
         asked = self._asked_to_stop
         reason = "asked to stop" if asked else "time cap reached" if self._cap_reached else "all steps done"
-        self._run.log.line(
-            f"stopping: {reason} train_time:{1000 * elapsed_s:.0f}ms step:{self._started}/{train.steps}"
-        )
+        self._run.log.line(f"stopping: {reason} train_time:{1000 * elapsed_s:.0f}ms step:{self._started}/{train.steps}")
         peak_bytes = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         if peak_bytes:
             self._run.log.line(f"peak memory allocated: {peak_bytes / 1e9:.2f} GB")

@@ -118,7 +118,8 @@ def test_every_token_is_scored_once_with_its_own_context(stride, tiny, random_mo
 def test_score_does_not_depend_on_the_batch(tiny, random_model, random_text):
     tokens, tables = random_text
     scores = [
-        sliding_score(tiny, random_model, tokens, tables, 32, 8, batch_tokens=batch).val_loss for batch in (32, 96, 4096)
+        sliding_score(tiny, random_model, tokens, tables, 32, 8, batch_tokens=batch).val_loss
+        for batch in (32, 96, 4096)
     ]
     assert max(scores) - min(scores) < 1e-6
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "functional.py"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "functional.py"
 
 
 def test_the_example_runs_and_its_claims_hold(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # it calls `python -m jgolf`
     found = runpy.run_path(str(EXAMPLE))
     assert found["metrics"].loss.shape == (4,) and float(found["metrics"].loss.max()) < np.log(1024) - 1
     assert len(set(found["val_bpb"])) == 4

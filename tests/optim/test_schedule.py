@@ -10,12 +10,16 @@ BY_STEPS = TrainConfig(steps=100, warmdown_steps=40, time_cap_s=0.0)
 BY_TIME = TrainConfig(steps=20_000, warmdown_steps=3500, time_cap_s=600.0)
 
 
-@pytest.mark.parametrize(("step", "expected"), [(0, 1), (59, 1), (60, 1), (61, 39 / 40), (80, 0.5), (99, 1 / 40), (100, 0)])
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 1), (59, 1), (60, 1), (61, 39 / 40), (80, 0.5), (99, 1 / 40), (100, 0)]
+)
 def test_by_steps(step, expected):
     assert float(learning_rate_multiplier(BY_STEPS, step, 0.0)) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("step", "elapsed_s"), [(0, 0.0), (1, 0.12), (1000, 120.0), (2000, 240.0), (4973, 599.9), (5000, 601.0)])
+@pytest.mark.parametrize(
+    ("step", "elapsed_s"), [(0, 0.0), (1, 0.12), (1000, 120.0), (2000, 240.0), (4973, 599.9), (5000, 601.0)]
+)
 def test_under_a_time_cap(step, elapsed_s):
     mean_s = elapsed_s / max(step, 1)
     expected = min(1.0, max(600.0 - elapsed_s, 0.0) / (3500 * mean_s)) if mean_s else 1.0
