@@ -35,12 +35,18 @@ GROUPS = {"data": data_cli, "bench": bench_cli}
 """Verbs with verbs of their own."""
 
 
+TAKE_CONFIG = ("train", "sweep", "doctor")
+"""Verbs whose first argument may be a config's name."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; see `jgolf.errors` for what the codes mean."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         _print_verbs("jgolf", {verb: text for verb, (_, text) in VERBS.items()})
         return EXIT_OK if argv else EXIT_BAD_INPUT
+    if argv[0] == "--print-completion":
+        return _print_completion(argv[1:])
     verb, *rest = argv
     if verb not in VERBS:
         return _unknown("jgolf", verb, VERBS)
@@ -73,6 +79,30 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
         return EXIT_OK
 
 
+def _print_completion(argv: list[str]) -> int:
+    from jgolf import completion
+    from jgolf.config import config_names
+
+    commands = [((verb,), text) for verb, (_, text) in VERBS.items() if verb not in GROUPS]
+    commands += [((group, verb), text) for group, module in GROUPS.items() for verb, text in module.HELP.items()]
+    groups = {group: VERBS[group][1] for group in GROUPS}
+    try:
+        found = [
+            completion.Command(
+                words,
+                text,
+                tuple(config_names()) if words[0] in TAKE_CONFIG else (),
+                completion.options_in_help(lambda words=words: main([*words, "--help"])),
+            )
+            for words, text in commands
+        ]
+        print(completion.script(argv[0] if argv else "", found, groups), end="")
+    except JgolfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return EXIT_OK
+
+
 def _unknown(prog: str, verb: str, known: dict) -> int:
     print(f"error: {prog} has no verb {verb!r}: expected one of {', '.join(known)}", file=sys.stderr)
     return EXIT_BAD_INPUT
@@ -85,3 +115,5 @@ def _print_verbs(prog: str, verbs: dict[str, str]) -> None:
     console = Console()
     console.print(f"usage: {prog} VERB …   ({prog} VERB --help tells more)\n", highlight=False)
     console.print(table)
+    if prog == "jgolf":
+        console.print("\n[bold]--print-completion[/bold] bash|zsh|fish prints a script for completion by Tab")

@@ -155,13 +155,13 @@ def cheapest_way_back(changes: Iterable[SmallerForm], over_bytes: int) -> Smalle
 
 def size_table(report: SizeReport) -> Table:
     """The report for a terminal."""
-    table = Table(title="Size in bytes, by kind of tensor", box=box.SIMPLE)
-    for name in ("kind", "form", "values", "entropy", "packed", "bits each", "share"):
+    table = Table(title="Size in bytes, by kind of tensor", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for name in ("kind", "form", "values", "entropy", "packed", "bits", "share"):
         table.add_column(name, justify="left" if name in ("kind", "form") else "right", no_wrap=True)
     for size in report.kinds:
         table.add_row(
             size.kind,
-            " ".join(size.forms),
+            " ".join(size.forms) if len(size.forms) < 3 else f"{size.forms[0]}–{size.forms[-1]}",
             f"{size.values:,}",
             f"{size.entropy_bytes:,.0f}",
             f"{size.packed_bytes:,}",
@@ -169,15 +169,14 @@ def size_table(report: SizeReport) -> Table:
             f"{size.packed_bytes / report.total_bytes:.1%}",
         )
     table.add_section()
-    rows = {
-        "artifact": report.artifact_bytes,
-        "code": report.code_bytes,
-        "total": report.total_bytes,
-        "limit": report.limit_bytes,
-        "over" if report.over_bytes > 0 else "left": abs(report.over_bytes),
-    }
-    for name, count in rows.items():
+    for name, count in (
+        ("artifact", report.artifact_bytes),
+        ("code", report.code_bytes),
+        ("total", report.total_bytes),
+    ):
         table.add_row(name, "", "", "", f"{count:,}", "", f"{count / report.total_bytes:.1%}")
+    table.add_row("limit", "", "", "", f"{report.limit_bytes:,}")
+    table.add_row("over" if report.over_bytes > 0 else "left", "", "", "", f"{abs(report.over_bytes):,}")
     return table
 
 

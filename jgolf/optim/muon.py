@@ -14,11 +14,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 EPSILON = 1e-7
+MAX_SHARING_DEVICES = 8
+"""More devices share in groups that all do the same: a host's eight exchange over NVLink, not over the network."""
 
 Batched = Callable[[Float[Array, "n a b"]], Float[Array, "n a b"]]
 
@@ -48,17 +51,20 @@ def share_over_devices(orthogonalize: Batched, axis_name: str) -> Batched:
     """Each device of a mesh axis orthogonalizes its part of the batch; all receive the whole result.
 
     For use inside `shard_map`, on a batch that every device holds. The exchange is one all-gather in
-    the type that `orthogonalize` returns.
+    the type that `orthogonalize` returns, among up to `MAX_SHARING_DEVICES` devices that follow one another.
     """
 
     def shared(matrices: Float[Array, "n a b"]) -> Float[Array, "n a b"]:
         num_devices = jax.lax.axis_size(axis_name)
-        each = -(-len(matrices) // num_devices)
+        group = max(size for size in range(1, MAX_SHARING_DEVICES + 1) if num_devices % size == 0)
+        each = -(-len(matrices) // group)
         if each == len(matrices):  # one device, or one matrix, which takes each device as long as waiting for it
             return orthogonalize(matrices)
-        padded = jnp.pad(matrices, ((0, each * num_devices - len(matrices)), (0, 0), (0, 0)))
-        own = jax.lax.dynamic_slice_in_dim(padded, jax.lax.axis_index(axis_name) * each, each)
-        return jax.lax.all_gather(orthogonalize(own), axis_name, tiled=True)[: len(matrices)]
+        padded = jnp.pad(matrices, ((0, each * group - len(matrices)), (0, 0), (0, 0)))
+        own = jax.lax.dynamic_slice_in_dim(padded, jax.lax.axis_index(axis_name) % group * each, each)
+        groups = np.arange(num_devices).reshape(-1, group).tolist()
+        gathered = jax.lax.all_gather(orthogonalize(own), axis_name, tiled=True, axis_index_groups=groups)
+        return gathered[: len(matrices)]
 
     return shared
 

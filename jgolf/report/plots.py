@@ -170,6 +170,8 @@ def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
     if not shown:
         return None
 
+    longest = max((run for _, run in shown), key=lambda run: run.train["step"][-1])  # its marks have room for names
+
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         for index, run in shown:
@@ -180,7 +182,7 @@ def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
                 height = float(np.interp(step, steps, multiplier))
                 left = event == "SWA"
                 axes.plot(step, height, "^" if left else "v", color=color, markersize=7)
-                if index == shown[0][0]:
+                if run is longest:
                     offset, align = ((-9, 6), "right") if left else ((-9, -7), "right")
                     axes.annotate(event, (step, height), offset, textcoords="offset points", ha=align, fontsize=9)
         axes.set_ylim(0, 1.05)
@@ -247,26 +249,26 @@ def step_times_ms(run: History) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _size_plot(contents: Sequence[Contents]) -> Plot:
-    kinds = list(dict.fromkeys(size.kind for _, _, one in contents for size in one.report.kinds))
+    sizes = [size for _, _, one in contents for size in one.report.kinds]
+    kinds = list(dict.fromkeys(size.kind for size in sizes))
+    unit, name = (1e6, "megabytes") if max(size.packed_bytes for size in sizes) > 1e6 else (1e3, "kilobytes")
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         height = 0.8 / len(contents)
         for place, (index, run, one) in enumerate(contents):
             by_kind = {size.kind: size for size in one.report.kinds}
-            megabytes = [by_kind[kind].packed_bytes / 1e6 if kind in by_kind else 0.0 for kind in kinds]
+            amounts = [by_kind[kind].packed_bytes / unit if kind in by_kind else 0.0 for kind in kinds]
             places = np.arange(len(kinds)) + (place - (len(contents) - 1) / 2) * height
             hatch = ("", "//", "..", "xx")[index % 4]
-            bars = axes.barh(
-                places, megabytes, 0.92 * height, color=_line(theme, index)[0], hatch=hatch, label=run.name
-            )
-            bars_labels = [f"{value:.2f}" for value in megabytes]
-            axes.bar_label(bars, bars_labels, padding=3, fontsize=8.5 if len(contents) < 3 else 6.5)
+            bars = axes.barh(places, amounts, 0.92 * height, color=_line(theme, index)[0], hatch=hatch, label=run.name)
+            labels = [f"{amount:.2f}" for amount in amounts]
+            axes.bar_label(bars, labels, padding=3, fontsize=8.5 if len(contents) < 3 else 6.5)
         axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
         axes.invert_yaxis()
         axes.margins(x=0.14)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("megabytes in the artifact")
+        axes.set_xlabel(f"{name} in the artifact")
         _legend(axes, len(contents))
 
     told = "; ".join(

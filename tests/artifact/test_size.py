@@ -9,6 +9,7 @@ from rich.console import Console
 
 from jgolf.artifact.container import pack
 from jgolf.artifact.size import (
+    KindSize,
     SizeReport,
     advice,
     cheapest_way_back,
@@ -94,10 +95,14 @@ def test_what_cannot_shrink_is_not_offered():
     assert smaller_forms(stored, dataclasses.replace(CONFIG, control="fp16")) == []
 
 
-def test_the_table_fits_a_terminal(stored):
+def test_the_table_fits_a_terminal():
+    kinds = [
+        KindSize("table_projection", ("int4", "int5", "int6", "int8"), 98_304, 0, 12_345.6, 12_000),
+        KindSize("attention", ("fp16", "int6"), 18_874_368, 0, 12_345_678.9, 12_000_000),
+    ]
     console = Console(width=80, record=True, file=io.StringIO())
-    report = measure(stored, 15_990_000, 20_000)
-    console.print(size_table(report))
+    console.print(size_table(SizeReport(tuple(kinds), 15_990_000, 20_000)))
     text = console.export_text()
     assert "16,010,000" in text and "over" in text and "10,000" in text and "…" not in text
+    assert "18,874,368" in text and "12,345,679" in text and "int4–int8" in text and "fp16 int6" in text
     assert SizeReport((), 15_000_000, 1_000_000).over_bytes == 0

@@ -17,29 +17,29 @@ from jgolf.model.functional import Params, loss, parameter_shapes, token_losses
 
 CONFIG = ModelConfig(
     vocab_size=64,
-    num_layers=3,
+    num_layers=2,
     model_dim=32,
     num_heads=4,
     num_kv_heads=2,
     mlp_multiple=2.0,
     bigram_buckets=48,
     bigram_dim=16,
-    xsa_layers=(2,),
+    xsa_layers=(1,),
     rope_dims=4,
-    value_embedding_layers=(1, 2),
+    value_embedding_layers=(0, 1),
     value_embedding_dim=8,
     compute_dtype="float32",
     attention="xla",
 )
 VARIANTS = {
-    "odd layers": {},
+    "odd layers": {"num_layers": 3, "xsa_layers": (2,), "value_embedding_layers": (1, 2)},
     "kv heads = heads": {"num_kv_heads": 4},
-    "all dimensions rotated, XSA everywhere": {"rope_dims": 0, "xsa_layers": (0, 1, 2)},
+    "all dimensions rotated, XSA everywhere": {"rope_dims": 0, "xsa_layers": (0, 1)},
     "equal widths": {"bigram_dim": 32, "value_embedding_dim": 16},
     "untied head, no softcap": {"tie_embeddings": False, "logit_softcap": 0.0},
     "bare": {
         "bigram_buckets": 0, "smear_gate": False, "unet_skips": False, "xsa_layers": (), "ln_scale": False,
-        "value_embedding_layers": (), "q_gain": 0.0, "num_layers": 2,
+        "value_embedding_layers": (), "q_gain": 0.0,
     },
     "a width that is no power of two": {"model_dim": 24, "num_heads": 2, "num_kv_heads": 1},
 }  # fmt: skip

@@ -103,7 +103,11 @@ def free_port() -> int:
 
 def finish(process: subprocess.Popen, exit_code: int = 0) -> str:
     """The rest of a process's output, once it has ended as expected."""
-    output, _ = process.communicate(timeout=240)
+    try:
+        output, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == exit_code, output
     return output
 

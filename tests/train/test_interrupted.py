@@ -93,6 +93,7 @@ def test_asked_to_stop_while_compiling(runs: Runs, tmp_path: Path) -> None:
     assert "ready" not in output
 
 
+@pytest.mark.slow
 def test_asked_to_stop_while_validating(runs: Runs, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = runs.train(run_dir, "--evaluate.batch-tokens=32", steps=20, validate_every=10)

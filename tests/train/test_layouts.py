@@ -10,6 +10,7 @@ from runs import Runs, finish, free_port, nano_config
 
 from jgolf import config as configs
 
+SIXTEEN = pytest.param(16, marks=pytest.mark.slow)  # Muon's orthogonalization is shared in two groups of eight
 WORKER = Path(__file__).parent / "layout_worker.py"
 
 
@@ -30,7 +31,7 @@ def alone(runs: Runs, config: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8]
+    "devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8, SIXTEEN]
 )
 def test_several_devices(runs: Runs, config: str, alone: dict, devices: int) -> None:
     _agree(alone, _results(finish(runs.start(WORKER, config, str(devices), devices=devices)))[0])
