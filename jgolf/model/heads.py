@@ -3,6 +3,9 @@
 What it computes is `jgolf.model.attention.split_heads`; this does it in one pass over memory. A head's
 normalising needs a reduction, its rotation the neighbouring half of the rotated dimensions, and cuDNN
 three separate arrays: cut up by the compiler, that is five passes forward and more backward.
+
+The backward pass starts from the results, which attention keeps anyway, so the product itself is not kept:
+a rotation can be undone, and one number for each head is all that else the norm's derivative needs.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-TILE_ROWS = 64
+TILE_ROWS = 16
 NUM_WARPS = 8
 
 
@@ -28,10 +31,33 @@ class HeadShape(NamedTuple):
     head_dim: int
     epsilon: float
 
+    @property
+    def num_factors(self) -> int:
+        """Of the heads of q and k that a program handles, rounded up to a power of two."""
+        return 1 << (self.num_heads // self.num_kv_heads).bit_length()
+
 
 def can_split_heads(shape: HeadShape, length: int) -> bool:
     """Whether the kernel's tiles fit: powers of two, and no tile across two sequences."""
     return shape.head_dim & (shape.head_dim - 1) == 0 and length % TILE_ROWS == 0
+
+
+Operand = tuple[Array | jax.ShapeDtypeStruct, pl.BlockSpec]
+
+
+def _rows(array: Array | jax.ShapeDtypeStruct) -> Operand:
+    """[rows, width], of which a program has the rows of its tile."""
+    return array, pl.BlockSpec((TILE_ROWS, array.shape[1]), lambda i, group: (i, 0))
+
+
+def _rows_of_group(array: Array | jax.ShapeDtypeStruct) -> Operand:
+    """[groups, rows, width], of which a program has the rows of its tile and group."""
+    return array, pl.BlockSpec((None, TILE_ROWS, array.shape[2]), lambda i, group: (group, i, 0))
+
+
+def _per_tile(array: Array | jax.ShapeDtypeStruct) -> Operand:
+    """[tiles, width], of which a program has the row of its tile."""
+    return array, pl.BlockSpec((1, array.shape[1]), lambda i, group: (i, 0))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -47,63 +73,79 @@ def split_heads(
     return _forward(shape, qkv, scale, gain, cos, sin)[0]
 
 
+# jit: layers of one shape share one kernel, which is traced and compiled once.
+@partial(jax.jit, static_argnums=0)
 def _forward(shape, qkv, scale, gain, cos, sin):
-    def kernel(qkv_ref, scale_ref, gain_ref, cos_ref, sin_ref, q_ref, k_ref, v_ref):
+    def kernel(qkv_ref, scale_ref, gain_ref, cos_ref, sin_ref, q_ref, k_ref, v_ref, factors_ref):
         group, scale = pl.program_id(1), scale_ref[...]
+        factors = []
 
         def rotated(head):
             x = _load(qkv_ref, head, shape)
-            normalise = scale * _inverse_rms(scale * x, shape)
-            return normalise * (x * cos_ref[...] + _load_partner(qkv_ref, head, cos, shape) * sin_ref[...])
+            factors.append(scale * jax.lax.rsqrt(jnp.mean((scale * x) ** 2, axis=-1, keepdims=True) + shape.epsilon))
+            return factors[-1] * (x * cos_ref[...] + _load_partner(qkv_ref, head, cos, shape) * sin_ref[...])
 
         for head in _query_heads(group, shape):
             _store(q_ref, head, shape, gain_ref[0, head] * rotated(head))
         _store(k_ref, group, shape, rotated(shape.num_heads + group))
         _store(v_ref, group, shape, scale * _load(qkv_ref, shape.num_heads + shape.num_kv_heads + group, shape))
-
-    widths = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
-    out = [jax.ShapeDtypeStruct((qkv.size // qkv.shape[-1], n * shape.head_dim), qkv.dtype) for n in widths]
-    parts = _call(kernel, "split_heads_forward", shape, out, qkv, scale, gain, cos, sin)
-    q, k, v = (part.reshape(*qkv.shape[:2], n, shape.head_dim) for part, n in zip(parts, widths, strict=True))
-    return (q, k, v), (qkv, scale, gain, cos, sin)
-
-
-def _backward(shape, residuals, gradients):
-    qkv, scale, gain, cos, sin = residuals
-
-    def kernel(qkv_ref, scale_ref, gain_ref, cos_ref, sin_ref, q_ref, k_ref, v_ref, out_ref, gain_out):
-        group, scale = pl.program_id(1), scale_ref[...]
-
-        def unrotate(ref, head):
-            """The rotation's transpose: the partner's sine has the other sign."""
-            gradient = _load(ref, head, shape)
-            return gradient * cos_ref[...] - _load_partner(ref, head, cos, shape) * sin_ref[...]
-
-        def unnormalise(head, gradient, gain=None):
-            x = scale * _load(qkv_ref, head, shape)
-            inverse_rms = _inverse_rms(x, shape)
-            normal = inverse_rms * x
-            along = jnp.sum(gradient * normal, axis=-1, keepdims=True)
-            if gain is not None:
-                gain_out[0, head] = jnp.sum(along)
-                gradient, along = gain * gradient, gain * along
-            _store(out_ref, head, shape, scale * inverse_rms * (gradient - normal * along / shape.head_dim))
-
-        value = shape.num_heads + shape.num_kv_heads + group
-        _store(out_ref, value, shape, scale * _load(v_ref, group, shape))
-        unnormalise(shape.num_heads + group, unrotate(k_ref, group))
-        for head in _query_heads(group, shape):
-            unnormalise(head, unrotate(q_ref, head), gain_ref[0, head])
+        # Side by side in one store: a column at a time costs a third of the kernel's time.
+        column = jax.lax.broadcasted_iota(jnp.int32, factors_ref.shape, 1)
+        factors_ref[...] = sum(jnp.where(column == index, factor, 0.0) for index, factor in enumerate(factors))
 
     rows = qkv.size // qkv.shape[-1]
+    widths = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
+    out = [_rows(jax.ShapeDtypeStruct((rows, n * shape.head_dim), qkv.dtype)) for n in widths]
+    out.append(_rows_of_group(jax.ShapeDtypeStruct((shape.num_kv_heads, rows, shape.num_factors), jnp.float32)))
+    inputs = [_rows(qkv.reshape(rows, -1)), _rows(scale.reshape(rows, 1))]
+    *parts, factors = _call(kernel, "split_heads_forward", shape, rows, out, inputs, gain, cos, sin)
+    q, k, v = (part.reshape(*qkv.shape[:2], n, shape.head_dim) for part, n in zip(parts, widths, strict=True))
+    return (q, k, v), (q, k, factors, scale, gain, cos, sin)
+
+
+@partial(jax.jit, static_argnums=0)
+def _backward(shape, residuals, gradients):
+    q, k, factors, scale, gain, cos, sin = residuals
+
+    def kernel(*refs):
+        scale_ref, q_ref, k_ref, dq_ref, dk_ref, dv_ref, factors_ref, gain_ref, cos_ref, sin_ref = refs[:10]
+        dqkv_ref, dgain_ref = refs[10:]
+        group = pl.program_id(1)
+
+        def unnormalise(ref, gradient_ref, head, index, out_head, gain=None):
+            rotated, gradient = _load(ref, head, shape), _load(gradient_ref, head, shape)
+            partner, partner_gradient = (_load_partner(one, head, cos, shape) for one in (ref, gradient_ref))
+            if gain is None:
+                gain = inverse_gain = 1.0
+            else:
+                # A gain of exactly 0 leaves nothing of the heads to start from: it is taken to have no gradient.
+                inverse_gain = jnp.where(gain == 0, 0.0, 1 / gain)
+            along = jnp.sum(gradient * rotated, axis=-1, keepdims=True)  # the same before and after the rotation
+            own_share = inverse_gain * along / shape.head_dim
+            gradient = gain * gradient - own_share * rotated
+            partner_gradient = gain * partner_gradient - own_share * partner
+            # The rotation's transpose: the partner's sine has the other sign.
+            unrotated = gradient * cos_ref[...] - partner_gradient * sin_ref[...]
+            _store(dqkv_ref, out_head, shape, factors_ref[:, pl.ds(index, 1)] * unrotated)
+            return inverse_gain * jnp.sum(along)
+
+        query_heads = _query_heads(group, shape)
+        for index, head in enumerate(query_heads):
+            dgain_ref[0, head] = unnormalise(q_ref, dq_ref, head, index, head, gain_ref[0, head])
+        unnormalise(k_ref, dk_ref, group, len(query_heads), shape.num_heads + group)
+        value = shape.num_heads + shape.num_kv_heads + group
+        _store(dqkv_ref, value, shape, scale_ref[...] * _load(dv_ref, group, shape))
+
+    rows = scale.size
+    width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     out = [
-        jax.ShapeDtypeStruct((rows, qkv.shape[-1]), qkv.dtype),
-        jax.ShapeDtypeStruct((rows // TILE_ROWS, shape.num_heads), jnp.float32),
+        _rows(jax.ShapeDtypeStruct((rows, width), q.dtype)),
+        _per_tile(jax.ShapeDtypeStruct((rows // TILE_ROWS, shape.num_heads), jnp.float32)),
     ]
-    heads = [gradient.reshape(rows, -1) for gradient in gradients]
-    qkv_gradient, gain_gradient = _call(kernel, "split_heads_backward", shape, out, qkv, scale, gain, cos, sin, heads)
+    inputs = [_rows(array.reshape(rows, -1)) for array in (scale, q, k, *gradients)] + [_rows_of_group(factors)]
+    qkv_gradient, gain_gradient = _call(kernel, "split_heads_backward", shape, rows, out, inputs, gain, cos, sin)
     no_scale, *no_tables = map(jnp.zeros_like, (scale, cos, sin))  # constants
-    return qkv_gradient.reshape(qkv.shape), no_scale, jnp.sum(gain_gradient, axis=0), *no_tables
+    return qkv_gradient.reshape(*q.shape[:2], width), no_scale, jnp.sum(gain_gradient, axis=0), *no_tables
 
 
 split_heads.defvjp(_forward, _backward)
@@ -123,10 +165,6 @@ def _full_tables(cos: Array, sin: Array, shape: HeadShape) -> tuple[Float[Array,
     )
 
 
-def _inverse_rms(x: Array, shape: HeadShape) -> Array:
-    return jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + shape.epsilon)
-
-
 def _load(ref, head: Array, shape: HeadShape) -> Array:
     return ref[:, pl.ds(head * shape.head_dim, shape.head_dim)].astype(jnp.float32)
 
@@ -143,24 +181,19 @@ def _store(ref, head: Array, shape: HeadShape, values: Array) -> None:
     ref[:, pl.ds(head * shape.head_dim, shape.head_dim)] = values.astype(ref.dtype)
 
 
-def _call(kernel, name, shape, out, qkv, scale, gain, cos, sin, heads=()):
-    """Runs a kernel on every tile of rows, once for each key/value head."""
-
-    def tiled(array):
-        return pl.BlockSpec((TILE_ROWS, array.shape[1]), lambda i, group: (i, 0))
-
-    num_tiles, tiles_each = qkv.size // qkv.shape[-1] // TILE_ROWS, len(cos) // TILE_ROWS
+def _call(kernel, name, shape, rows, out, inputs, gain, cos, sin):
+    """Runs a kernel on every tile of rows, once for each key/value head; `gain` and the tables follow the inputs."""
+    cos_table, sin_table = _full_tables(cos, sin, shape)
+    tiles_each = len(cos) // TILE_ROWS
     table = pl.BlockSpec((TILE_ROWS, shape.head_dim), lambda i, group: (i % tiles_each, 0))
     shared = pl.BlockSpec((1, shape.num_heads), lambda i, group: (0, 0))
-    per_tile = pl.BlockSpec((1, shape.num_heads), lambda i, group: (i, 0))
-    qkv, scale = qkv.reshape(-1, qkv.shape[-1]), scale.reshape(-1, 1)
     return pl.pallas_call(
         kernel,
-        grid=(num_tiles, shape.num_kv_heads),
-        in_specs=[tiled(qkv), tiled(scale), shared, table, table, *map(tiled, heads)],
-        out_specs=[per_tile if array.shape[0] == num_tiles else tiled(array) for array in out],
-        out_shape=out,
+        grid=(rows // TILE_ROWS, shape.num_kv_heads),
+        in_specs=[*(spec for _, spec in inputs), shared, table, table],
+        out_specs=[spec for _, spec in out],
+        out_shape=[result for result, _ in out],
         compiler_params=triton.CompilerParams(num_warps=NUM_WARPS, num_stages=1),
         interpret=jax.default_backend() == "cpu",
         name=name,
-    )(qkv, scale, gain[None], *_full_tables(cos, sin, shape), *heads)
+    )(*(array for array, _ in inputs), gain[None], cos_table, sin_table)

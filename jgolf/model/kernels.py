@@ -34,6 +34,7 @@ class _Plan(NamedTuple):
 
     function: Callable
     tile: int
+    num_addends: tuple[int, ...]
     second_is_first: bool
     first_is_input: bool
 
@@ -63,7 +64,8 @@ def rowwise(
     flat = tuple(tuple(part.reshape(-1, part.shape[-1]) for part in row) for row in rows)
     tile = _tile_rows(flat, whole)
     if fused and tile:
-        results = _rowwise(_Plan(function, tile, second_is_first, first_is_input), flat, tuple(whole))
+        plan = _Plan(function, tile, tuple(map(len, flat)), second_is_first, first_is_input)
+        results = _rowwise(plan, flat, tuple(whole))
     else:
         totals = (sum(part.astype(jnp.float32) for part in row) for row in flat)
         results = function(*totals, *(array.astype(jnp.float32) for array in whole))
@@ -89,6 +91,8 @@ def _rowwise(plan: _Plan, rows: tuple, whole: tuple) -> tuple[Array, ...]:
     return _forward(plan, rows, whole)[0]
 
 
+# jit: calls of the same shapes share one kernel, which is traced and compiled once.
+@partial(jax.jit, static_argnums=0)
 def _forward(plan, rows, whole):
     def compute(*tiles):
         results = plan.function(*tiles)
@@ -103,11 +107,12 @@ def _forward(plan, rows, whole):
     results, _ = _call(lambda inputs: (compute(*inputs), ()), plan, "forward", rows, whole, (), out, [])
     kept = ((results[0],), *rows[1:]) if plan.first_is_input else rows
     results = (results[0], *results) if plan.second_is_first else tuple(results)
-    return results, (kept, tuple(len(row) for row in rows), whole)
+    return results, (kept, whole)
 
 
+@partial(jax.jit, static_argnums=0)
 def _backward(plan, residuals, gradients):
-    rows, num_addends, whole = residuals
+    rows, whole = residuals
 
     def differentiate(inputs):
         count = len(rows) + len(whole)
@@ -118,7 +123,8 @@ def _backward(plan, residuals, gradients):
     out = [(*row[0].shape, row[0].dtype) for row in rows]
     widths = [array.shape[1] for array in whole]
     results, sums = _call(differentiate, plan, "backward", rows, whole, gradients, out, widths)
-    return tuple((result,) * count for result, count in zip(results, num_addends, strict=True)), tuple(sums)
+    gradients = tuple((result,) * count for result, count in zip(results, plan.num_addends, strict=True))
+    return gradients, tuple(sums)
 
 
 _rowwise.defvjp(_forward, _backward)

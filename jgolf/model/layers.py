@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jgolf.model.gradients import matmul, relu_squared
+from jgolf.model.gradients import matmul
+from jgolf.model.mlp import mlp
 from jgolf.model.tables import lookup
 
 RMS_EPSILON = 1.1920929e-07  # float32 machine epsilon
@@ -109,7 +110,7 @@ class MLP(nnx.Module):
         self.down_proj = Linear(hidden_dim, model_dim)
 
     def __call__(
-        self, x: Float[Array, "B T D"], norm: Float[Array, "B T 1"], scale: Float[Array, " D"]
+        self, x: Float[Array, "B T D"], norm: Float[Array, "B T 1"], scale: Float[Array, " D"], fused: bool
     ) -> Float[Array, "B T D"]:
         """`norm`, a constant, is one number a position: it may as well multiply the product with the kernel."""
-        return self.down_proj(relu_squared(self.up_proj(x), norm), scale)
+        return mlp(fused, x, norm, self.up_proj.kernel[...], self.down_proj.kernel[...] * scale)

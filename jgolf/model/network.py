@@ -112,7 +112,7 @@ class Block(nnx.Module):
         update = self.attn(inputs, self.norm_scale * norm, self.attn_scale[...], value_embedding, rotary, kernel, last)
         x = x[:, -last:], update
         x, inputs, norm = rowwise(normalised, [x], fused=fused, second_is_first=True, first_is_input=True)
-        return x, self.mlp(inputs, self.norm_scale * norm, self.mlp_scale[...])
+        return x, self.mlp(inputs, self.norm_scale * norm, self.mlp_scale[...], fused)
 
 
 class GPT(nnx.Module):

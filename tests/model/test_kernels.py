@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.model import attention, gradients, kernels, network, tables
+from jgolf.config import ModelConfig
+from jgolf.model import attention, gradients, heads, kernels, mlp, network, tables
 
 NUM_ROWS = 1024
 
@@ -63,6 +64,20 @@ def test_rowwise_adds_up_addends():
     np.testing.assert_allclose(run(True)(x, update)[0], x + update, rtol=1e-6)
 
 
+def test_split_heads_as_a_kernel():
+    config = ModelConfig(model_dim=32, num_heads=4, num_kv_heads=2, rope_dims=4, compute_dtype="float32")
+    length = 2 * heads.TILE_ROWS
+    qkv, gain = random(0, 2, length, config.model_dim + 2 * config.kv_dim), random(1, config.num_heads)
+    scale = jnp.abs(random(2, 2, length, 1)) + 0.1
+    rotary = attention.rotary_tables(config, length)
+
+    def run(kernel):
+        return lambda qkv, gain: attention.split_heads(config, qkv, scale, gain, rotary, kernel)
+
+    assert heads.can_split_heads(heads.HeadShape(4, 2, config.head_dim, 0.0), length)
+    assert_same_vjp(run("cudnn"), run("xla"), qkv, gain)
+
+
 def test_factored_norm_has_the_gradient_of_the_norm():
     x, matrix = random(0, 8, 32), random(1, 32, 16)
 
@@ -75,10 +90,14 @@ def test_factored_norm_has_the_gradient_of_the_norm():
     )
 
 
-def test_relu_squared():
-    scale = jnp.abs(random(1, 8, 1))
+def test_mlp():
+    factor = jnp.abs(random(1, 8, 1)) + 0.1
     assert_same_vjp(
-        lambda x: gradients.relu_squared(x, scale), lambda x: jnp.maximum(scale * x, 0) ** 2, random(0, 8, 32)
+        lambda x, up, down: mlp.mlp(True, x, factor, up, down),
+        lambda x, up, down: jnp.maximum(factor * (x @ up), 0) ** 2 @ down,
+        random(0, 8, 32),
+        random(2, 32, 16),
+        random(3, 16, 32),
     )
 
 

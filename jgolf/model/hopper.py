@@ -1,0 +1,158 @@
+"""A matrix product for Hopper GPUs whose tiles pass through a function before they are written.
+
+JAX's Mosaic GPU: on each multiprocessor one warpgroup brings tiles of the operands into shared memory and two
+multiply them, side by side; the result leaves the registers, in parts, through shared memory. A tile of the
+function's other argument is fetched into that same memory while the product is still being computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float
+
+WARPGROUPS = 2
+ROWS, COLUMNS, DEPTH = 128, 128, 64
+"""What a warpgroup multiplies at once: ROWS × DEPTH by DEPTH × COLUMNS. Both take the same rows."""
+STAGES = 3
+"""Tiles of the operands in shared memory, on their way from memory or being multiplied."""
+PART = 64
+"""Rows and columns of a finished tile that pass through the function at once."""
+PARTS = tuple((row, column) for row in range(0, ROWS, PART) for column in range(0, COLUMNS, PART))
+SWIZZLE_BYTES = 128
+MEMORY_REGISTERS = 40
+
+
+def fits(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> bool:
+    """Whether this is a Hopper GPU, and the tiles cut these arrays without a rest."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or getattr(device, "compute_capability", "") != "9.0" or x.dtype != jnp.bfloat16:
+        return False
+    rows, (depth, columns) = x.size // x.shape[-1], kernel.shape
+    return rows % ROWS == 0 and depth % DEPTH == 0 and columns % (WARPGROUPS * COLUMNS) == 0
+
+
+# jit: products of the same shapes share one kernel, which is traced and compiled once.
+@partial(jax.jit, static_argnums=0)
+def product_then(
+    function: Callable[..., Array],
+    x: Float[Array, "... i"],
+    kernel: Float[Array, "i o"],
+    factor: Float[Array, "... 1"],
+    other: Float[Array, "... o"] | None = None,
+) -> Float[Array, "... o"]:
+    """function(x @ kernel, factor, other), or function(x @ kernel, factor); see `jgolf.model.mlp.product_then`."""
+    columns = kernel.shape[1]
+    arrays = [x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), factor.reshape(-1)]
+    arrays += [] if other is None else [other.reshape(-1, columns)]
+    rows = arrays[0].shape[0]
+    multiply = plgpu.kernel(
+        partial(_kernel, function),
+        out_type=jax.ShapeDtypeStruct((rows, columns), x.dtype),
+        grid=(_num_multiprocessors(),),
+        grid_names=("multiprocessor",),
+        num_threads=WARPGROUPS + 1,
+        thread_name="warpgroup",
+    )
+    return multiply(*arrays).reshape(*x.shape[:-1], columns)
+
+
+def _num_multiprocessors() -> int:
+    return jax.devices()[0].core_count
+
+
+def _tiled(*shape: int, dtype: jnp.dtype) -> plgpu.SMEM:
+    return plgpu.SMEM(shape, dtype, transforms=_layout(dtype))
+
+
+def _layout(dtype: jnp.dtype) -> tuple[plgpu.Transform, ...]:
+    return plgpu.TilingTransform((8, SWIZZLE_BYTES // dtype.itemsize)), plgpu.SwizzleTransform(SWIZZLE_BYTES)
+
+
+def _kernel(function, x_ref, kernel_ref, factor_ref, *refs):
+    *other_refs, out_ref = refs
+    (num_rows, depth), num_columns = x_ref.shape, kernel_ref.shape[1]
+    width = WARPGROUPS * COLUMNS
+
+    def pipeline(multiply, around):
+        """Runs `multiply` on every pair of operand tiles of one result tile, inside `around`."""
+        blocks = ((ROWS, DEPTH), lambda step: (0, step)), ((DEPTH, width), lambda step: (step, 0))
+        how = {"transforms": _layout(x_ref.dtype), "memory_space": plgpu.SMEM}
+        return plgpu.emit_pipeline_warp_specialized(
+            multiply,
+            grid=(depth // DEPTH,),
+            in_specs=[plgpu.BlockSpec(*block, **how) for block in blocks],
+            memory_registers=MEMORY_REGISTERS,
+            wg_axis="warpgroup",
+            num_compute_wgs=WARPGROUPS,
+            max_concurrent_steps=STAGES,
+            compute_context=around,
+        )
+
+    def run(operands, parts, part_ready, factors, factor_ready):
+        me = jax.lax.axis_index("warpgroup")
+
+        @plgpu.nd_loop((num_rows // ROWS, num_columns // width), collective_axes="multiprocessor")
+        def _for_each_tile(loop):
+            first_row, first_column = loop.index[0] * ROWS, loop.index[1] * width
+            own_column = first_column + me * COLUMNS
+
+            def here(ref, row, column):
+                return ref.at[pl.ds(first_row + row, PART), pl.ds(own_column + column, PART)]
+
+            def fetch():
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the tile before has left
+                plgpu.copy_gmem_to_smem(factor_ref.at[pl.ds(first_row, ROWS)], factors.at[me], factor_ready.at[me])
+                for other_ref in other_refs:
+                    for index, (row, column) in enumerate(PARTS):
+                        ready = part_ready.at[me * len(PARTS) + index]
+                        plgpu.copy_gmem_to_smem(here(other_ref, row, column), parts.at[me, index], ready)
+
+            def multiply(indices, x_tile, kernel_tile, total):
+                plgpu.wgmma(total, x_tile, kernel_tile.at[:, pl.ds(me * COLUMNS, COLUMNS)])
+                pl.when(indices[0] == min(1, depth // DEPTH - 1))(fetch)
+                plgpu.wgmma_wait(0)
+                return total
+
+            def finish(total):
+                plgpu.barrier_wait(factor_ready.at[me])
+                for index, (row, column) in enumerate(PARTS):
+                    factor = plgpu.layout_cast(factors[me, pl.ds(row, PART)], plgpu.Layout.WGMMA.reduce(1))
+                    arguments = [jax.lax.broadcast_in_dim(factor, (PART, PART), (0,))]
+                    for _ in other_refs:
+                        plgpu.barrier_wait(part_ready.at[me * len(PARTS) + index])
+                        other = plgpu.layout_cast(parts[me, index], plgpu.Layout.WGMMA)
+                        arguments.append(other.astype(jnp.float32))
+                    result = function(total[row : row + PART, column : column + PART], *arguments)
+                    parts[me, index] = result.astype(out_ref.dtype)
+                    plgpu.commit_smem()
+                    plgpu.copy_smem_to_gmem(parts.at[me, index], here(out_ref, row, column))
+
+            def around(run_pipeline):
+                @partial(pl.run_scoped, total=plgpu.ACC((ROWS, COLUMNS), jnp.float32))
+                def _with_accumulator(total):
+                    run_pipeline(total)
+                    finish(total[...])
+
+            rows, columns = pl.ds(first_row, ROWS), pl.ds(first_column, width)
+            pipeline(multiply, around)(x_ref.at[rows, :], kernel_ref.at[:, columns], allocations=operands)
+
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    def nothing(*args):
+        pass
+
+    pl.run_scoped(
+        run,
+        operands=pipeline(nothing, nothing).get_allocations(x_ref, kernel_ref),
+        parts=_tiled(WARPGROUPS, len(PARTS), PART, PART, dtype=out_ref.dtype),
+        part_ready=plgpu.Barrier(num_barriers=WARPGROUPS * len(PARTS)),
+        factors=plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
+        factor_ready=plgpu.Barrier(num_barriers=WARPGROUPS),
+        collective_axes="warpgroup",
+    )
