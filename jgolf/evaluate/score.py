@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from jgolf import compiling
 from jgolf.config import ModelConfig
 from jgolf.data.tokenizer import ByteTables
 from jgolf.evaluate.windows import Windows, sliding_windows, standard_windows
@@ -71,7 +72,8 @@ def _compiled(config: ModelConfig, mesh: Mesh) -> Callable:
         return jax.lax.all_gather(last_token_losses(config, params, inputs, targets), axis, tiled=True)
 
     specs = (P(), P(axis), P(axis))
-    return jax.jit(jax.shard_map(on_each_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False))
+    sharded = jax.shard_map(on_each_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    return jax.jit(sharded, compiler_options=compiling.options())
 
 
 def standard_score(

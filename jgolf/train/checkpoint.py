@@ -1,4 +1,4 @@
-"""Checkpoints of the whole state, written by Orbax in the background."""
+"""Checkpoints of the whole state, copied on the device and written by Orbax in the background."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, SingleDeviceSharding
@@ -37,6 +39,8 @@ class Checkpoints:
     Orbax writes a step to a temporary name and renames it when it is whole, so a half-written one is
     never picked up. The weights and averages are one part, the optimizer state another, so that an
     export reads the first alone.
+
+    Training waits for a copy on the device only; a thread brings that to the host and hands it to Orbax.
     """
 
     def __init__(self, run_dir: str | Path, keep: int | None = None):
@@ -62,6 +66,8 @@ class Checkpoints:
         )
         items = ("weights", "optimizer", "clock")
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=items)
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._saving: Future[None] | None = None
 
     @property
     def latest_step(self) -> int | None:
@@ -71,34 +77,53 @@ class Checkpoints:
     @property
     def is_saving(self) -> bool:
         """Whether one is being written."""
-        return self._manager.is_saving_in_progress()
+        is_copied = self._saving is None or self._saving.done()
+        return not is_copied or self._manager.is_saving_in_progress()
+
+    def warm_up(self, state: TrainState) -> None:
+        """Compiles what `save` needs, so that the first one takes no longer than the others."""
+        jax.block_until_ready(_copied(_one_device_of(state)))
 
     def save(self, state: TrainState, step: int, elapsed_s: float) -> None:
         """Begins to write the state after `step` steps; the arrays may be donated once this returns.
 
+        Where an earlier one is still being copied to the host, this waits for it.
+
         Raises:
           ArtifactError: this one, or the one before, cannot be written.
         """
-        weights, optimizer = _parts(_on_host(state))
-        with self._naming_the_good_one():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    weights=ocp.args.StandardSave(weights),
-                    optimizer=ocp.args.StandardSave(optimizer),
-                    clock=ocp.args.JsonSave({"elapsed_s": elapsed_s}),
-                ),
-            )
+        self._wait_until_copied()
+        self._saving = self._thread.submit(self._write, _copied(_one_device_of(state)), step, elapsed_s)
+
+    def _write(self, state: TrainState, step: int, elapsed_s: float) -> None:
+        weights, optimizer = _parts(jax.device_get(state))
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                weights=ocp.args.StandardSave(weights),
+                optimizer=ocp.args.StandardSave(optimizer),
+                clock=ocp.args.JsonSave({"elapsed_s": elapsed_s}),
+            ),
+        )
 
     def check(self) -> None:
         """Raises ArtifactError if one could not be written in the background."""
+        if self._saving is not None and self._saving.done():
+            self._wait_until_copied()
         with self._naming_the_good_one():
             self._manager.check_for_errors()
 
     def finish(self) -> None:
         """Waits until everything is on disk; raises ArtifactError if it could not be written."""
+        self._wait_until_copied()
         with self._naming_the_good_one():
             self._manager.wait_until_finished()
+
+    def _wait_until_copied(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            with self._naming_the_good_one():
+                saving.result()
 
     def restore(self, config: Config) -> tuple[TrainState, float]:
         """The newest checkpoint, on one device, and its training time in seconds.
@@ -148,14 +173,18 @@ class Checkpoints:
 
     def close(self) -> None:
         """Lets go of the folder; `finish` first where something was saved."""
+        self._thread.shutdown()
         self._manager.close()
 
 
-def _on_host(state: TrainState) -> TrainState:
-    """One device's copy. Where that is a view of device memory, on the CPU, Orbax copies it before it returns."""
-    local = jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
-    jax.tree.map(lambda leaf: leaf.copy_to_host_async(), local)
-    return jax.tree.map(np.asarray, local)
+def _one_device_of(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
+
+
+@jax.jit
+def _copied(state: TrainState) -> TrainState:
+    """A copy in the device's memory, which the step that follows does not overwrite."""
+    return jax.tree.map(jnp.copy, state)
 
 
 def whole_steps(folder: Path) -> list[int]:

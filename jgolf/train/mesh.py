@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from jgolf import compiling
 from jgolf.config import Config
 from jgolf.data.batches import Batch, BatchOrder
 from jgolf.data.shards import TokenStream
@@ -146,7 +147,7 @@ class CompiledStep:
         """Compiles for arguments shaped and placed like `state` and `batch`."""
         self._sharding = NamedSharding(mesh, P(AXIS))
         self._num_local = len(mesh.local_devices)
-        self.compiled = lower_step(config, mesh, state, batch).compile()
+        self.compiled = lower_step(config, mesh, state, batch).compile(compiler_options=compiling.options())
 
     def __call__(
         self, state: TrainState, batch: Batch, elapsed_s: float = 0.0, stop: bool = False

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jgolf import compiling
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.demo import build_demo
@@ -72,6 +73,7 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
     """
     started = time.perf_counter()
     configs.validate(config)
+    compiling.keep_programs()
     config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))))
     if config.data.build_demo:
         if peers.is_first:
@@ -102,6 +104,8 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
         clock = Clock(json.loads(peers.agree("clock", json.dumps(elapsed_s))))
         step = CompiledStep(config, mesh, state, source(first_step))
         _warm_up(step, state, source(first_step))
+        if checkpoints:
+            checkpoints.warm_up(state)
         log.line(f"ready in {time.perf_counter() - started:.1f}s, compilation included")
         yield Run(
             config=config,

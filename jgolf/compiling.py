@@ -1,0 +1,33 @@
+"""How programs are compiled: XLA's options, and the cache that keeps compiled programs for the next start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+GPU_OPTIONS = {
+    # cuBLAS has been as fast in every product of the network, and trying the alternatives takes 10 s.
+    "xla_gpu_enable_triton_gemm": False,
+}
+
+
+def options() -> dict[str, bool]:
+    """XLA's options for this machine, as `jax.jit` and `Lowered.compile` take them (`compiler_options`)."""
+    return GPU_OPTIONS if jax.default_backend() == "gpu" else {}
+
+
+def keep_programs() -> None:
+    """Keeps what is compiled for a GPU, so that the next start of the same program takes seconds.
+
+    The folder is that of `JAX_COMPILATION_CACHE_DIR`, or `jgolf` in the user's cache folder.
+    `JAX_ENABLE_COMPILATION_CACHE=false` switches it off. On a CPU nothing is kept: programs compiled for
+    one processor may not run on another that shares the folder.
+    """
+    if jax.default_backend() != "gpu":
+        return
+    if jax.config.jax_compilation_cache_dir is None:
+        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(user_cache / "jgolf"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
