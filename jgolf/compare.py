@@ -14,7 +14,6 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from scipy import stats
 
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
 from jgolf.report.history import History, read_history
@@ -79,6 +78,8 @@ def welch_test(a: Sample, b: Sample, margin: float) -> Welch:
     Raises:
       JgolfError: the losses of neither side vary at all, so that there is no noise to measure against.
     """
+    from scipy import stats  # takes a second to import, which --help need not wait for
+
     difference = b.mean - a.mean
     error, freedom = _standard_error(a.deviation, len(a.losses), b.deviation, len(b.losses))
     if error == 0:
@@ -107,6 +108,8 @@ def further_seeds(
     Returns:
       The number, or None where up to MOST_FURTHER_SEEDS are not enough: always where A is not better by the margin.
     """
+    from scipy import stats
+
     for count in range(MOST_FURTHER_SEEDS + 1):
         error, freedom = _standard_error(a.deviation, len(a.losses) + count, b.deviation, len(b.losses) + both * count)
         needed = stats.t.isf(significance, freedom)

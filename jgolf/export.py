@@ -34,12 +34,11 @@ from jgolf.quantize.budget import quantize_to_budget
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import StoredTensor
+from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, RESULT_FILE
 from jgolf.train.averages import averaged_params
-from jgolf.train.checkpoint import CONFIG_FILE, load_state
+from jgolf.train.checkpoint import load_state
 from jgolf.train.step import TrainState
 
-ARTIFACT_FILE = Path("artifact") / "model.jgolf"
-RESULT_FILE = Path("artifact") / "result.json"
 CALIBRATION_TOKENS = {"cpu": 32_768}  # where a full-size model takes seconds a thousand
 MANY_CALIBRATION_TOKENS = 262_144  # on anything else
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +42,45 @@ def load(name: str) -> Config:
         path = config_folder() / f"{name}.py"
     if not path.is_file():
         known = ", ".join(config_names())
-        raise ConfigError(f"no config {name!r}: expected one of {known}, or the path of a .py or config.json file")
+        near = difflib.get_close_matches(name, config_names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"no config {name!r}: expected one of {known}, or the path of a .py or config.json file{hint}"
+        )
     spec = importlib.util.spec_from_file_location(f"jgolf_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "config", None)):
-        raise ConfigError(f"{path}: expected a function config() that returns a jgolf.config.Config, found none")
-    return module.config()
+    try:
+        spec.loader.exec_module(module)
+        found = module.config() if callable(getattr(module, "config", None)) else None
+    except (Exception, SystemExit) as error:  # the user's own code may do anything
+        raise ConfigError(f"{path}: cannot be used: {_error_in_file(error, path)}") from None
+    if not isinstance(found, Config):
+        what = "no such function" if found is None else f"one that returns a {type(found).__name__}"
+        raise ConfigError(f"{path}: expected a function config() that returns a jgolf.config.Config, found {what}")
+    return found
+
+
+def _error_in_file(error: BaseException, path: Path) -> str:
+    """The error, and the last line of the file on the way to it."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    return f"{type(error).__name__}: {error}" + (f" (line {line})" if line and "line" not in str(error) else "")
 
 
 def read_json(path: str | Path) -> Config:
-    """Reads what `write_json` wrote."""
+    """Reads what `write_json` wrote.
+
+    Raises:
+      ConfigError: the file cannot be read, or holds no config.
+    """
     try:
-        return from_dict(json.loads(Path(path).read_text()))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{path}: not a jgolf config: {error}") from None
+        return from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError, ConfigError) as error:
+        raise ConfigError(
+            f"{path}: not a jgolf config, or damaged: {error}; expected the config.json of a run's folder"
+        ) from None
 
 
 def write_json(config: Config, path: str | Path) -> None:
@@ -71,9 +95,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
     """The inverse of `to_dict`; unknown names and wrong types raise ConfigError."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"expected an object of settings, found a {type(values).__name__}")
     options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
     try:
         return dacite.from_dict(kind, values, options)
+    except dacite.UnexpectedDataError as error:
+        known = [item.name for item in dataclasses.fields(kind)] + [name.rpartition(".")[2] for name in leaves(kind())]
+        near = [match for key in error.keys for match in difflib.get_close_matches(key, known, n=1)]
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"no setting is called {', '.join(sorted(error.keys))}{hint}") from None
     except (dacite.DaciteError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from None
 

@@ -23,10 +23,10 @@ import tyro
 
 from jgolf import files
 from jgolf.data.documents import check_files, parse_document, read_lines
-from jgolf.data.progress import byte_progress
 from jgolf.data.shards import TOKEN_TYPE, create_shard
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.errors import DataError, JgolfError
+from jgolf.progress import byte_progress
 
 Split = Literal["train", "val"]
 _TASK_BYTES = 1 << 20  # text handed to a process at a time

@@ -13,9 +13,9 @@ import tyro
 
 from jgolf import files
 from jgolf.data.documents import check_files, read_documents
-from jgolf.data.progress import byte_progress
 from jgolf.data.tokenizer import Tokenizer
 from jgolf.errors import DataError
+from jgolf.progress import byte_progress
 
 # The settings of the challenge's published tokenizers.
 _TRAINER_SETTINGS = {

@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jgolf.errors import JgolfError
-from jgolf.export import ARTIFACT_FILE, RESULT_FILE
-from jgolf.train.checkpoint import CONFIG_FILE
-from jgolf.train.log import LOG_FILE, METRICS_FILE
+from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, LOG_FILE, METRICS_FILE, RESULT_FILE
 
 TRAIN_COLUMNS = ("step", "train_time_s", "train_loss", "grad_norm", "learning_rate_multiplier")
 VALIDATION_COLUMNS = ("step", "train_time_s", "val_loss", "val_bpb")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
@@ -24,7 +24,9 @@ from jgolf.errors import EXIT_OK, JgolfError
 from jgolf.sweep.grid import groups, make_runs
 from jgolf.sweep.results import RunResult, results_csv, results_table, summarize
 from jgolf.train.cli import DEFAULT_CONFIG
-from jgolf.train.step import StepMetrics
+
+if TYPE_CHECKING:
+    from jgolf.train.step import StepMetrics
 
 RESULTS_FILE = "results.json"
 CSV_FILE = "results.csv"

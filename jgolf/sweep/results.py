@@ -7,15 +7,16 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
-from scipy import stats
 
-from jgolf.evaluate.score import Score
 from jgolf.sweep.grid import SweepRun
+
+if TYPE_CHECKING:  # JAX starts only when there is something to train
+    from jgolf.evaluate.score import Score
 
 CONFIDENCE = 0.95
 
@@ -89,6 +90,8 @@ def summarize(results: Sequence[RunResult]) -> list[Summary]:
 
 
 def _summary(setting: dict[str, Any], weights: str, scores: Sequence[Score]) -> Summary:
+    from scipy import stats  # takes a second to import, which --help need not wait for
+
     finite = [score for score in scores if math.isfinite(score.val_loss)]
     losses = np.array([score.val_loss for score in finite])
     mean = float(losses.mean()) if finite else math.nan

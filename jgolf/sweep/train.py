@@ -20,12 +20,11 @@ from jgolf.data.shards import TokenStream, find_shards
 from jgolf.errors import ConfigError
 from jgolf.evaluate.score import Score
 from jgolf.evaluate.validation import Validation
+from jgolf.run_dir import CONFIG_FILE, METRICS_FILE
 from jgolf.sweep.grid import SweepRun, groups
 from jgolf.sweep.program import SweepProgram
 from jgolf.sweep.results import RunResult
 from jgolf.train.averages import averaged_params
-from jgolf.train.checkpoint import CONFIG_FILE
-from jgolf.train.log import METRICS_FILE
 from jgolf.train.mesh import device_batch_order
 from jgolf.train.step import StepMetrics, TrainState
 

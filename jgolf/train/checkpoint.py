@@ -23,10 +23,10 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from jgolf import config as configs
 from jgolf.config import Average, Config
 from jgolf.errors import ArtifactError
+from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.averages import averaged_params
 from jgolf.train.step import TrainState, new_state
 
-CONFIG_FILE = "config.json"
 FOLDER = "checkpoints"
 
 # Orbax logs the stack traces of errors that it raises as well, and that are told to the user in a sentence.

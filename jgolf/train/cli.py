@@ -11,7 +11,7 @@ import tyro
 
 from jgolf import config as configs
 from jgolf.config import Config
-from jgolf.train.checkpoint import CONFIG_FILE
+from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.writers import WriterName, require_writers
 
 DEFAULT_CONFIG = "demo"

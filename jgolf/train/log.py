@@ -11,10 +11,9 @@ from typing import IO
 
 from jgolf import files
 from jgolf.errors import JgolfError
+from jgolf.run_dir import LOG_FILE, METRICS_FILE
 from jgolf.train.writers import Writer
 
-LOG_FILE = "train.log"
-METRICS_FILE = "metrics.jsonl"
 ALWAYS_LOGGED_STEPS = 10
 
 

@@ -26,7 +26,8 @@ from jgolf.evaluate.validation import Validation
 from jgolf.load import load_params
 from jgolf.model.attention import attention_kernel
 from jgolf.model.functional import Params
-from jgolf.train.checkpoint import CONFIG_FILE, Checkpoints, abstract_state
+from jgolf.run_dir import CONFIG_FILE
+from jgolf.train.checkpoint import Checkpoints, abstract_state
 from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
 from jgolf.train.mesh import BatchSource, CompiledStep, make_mesh, replicate_from_first, replicated

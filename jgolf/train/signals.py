@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK
-from jgolf.train.checkpoint import CONFIG_FILE
+from jgolf.run_dir import CONFIG_FILE
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
