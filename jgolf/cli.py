@@ -78,9 +78,21 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
         name = f"{error.filename}: " if error.filename is not None else ""
         print(f"error: {name}{error.strerror or error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        advice = "take fewer tokens at once (train.accumulation raised, evaluate.batch_tokens lowered)"
+        reason = (str(error).strip().splitlines() or ["no more can be had"])[0]
+        print(f"error: out of memory: {reason}: {advice}, a smaller model, or more devices", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the host or a device, as JAX and PyTorch say it, had no memory left."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "OutOfMemory" in type(error).__name__
 
 
 def _print_completion(argv: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -29,7 +30,7 @@ from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.evaluate.score import bits_per_byte, scoring_model
 from jgolf.evaluate.validation import Validation
-from jgolf.progress import progress_bar
+from jgolf.progress import activity, progress_bar
 from jgolf.quantize.budget import quantize_to_budget
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.export import quantize
@@ -192,20 +193,25 @@ def _compress(
             return container.pack(stored, artifact.metadata(), options.codec)
 
     if options.budget is None:
-        with clock.lap("quantize"):
+        with clock.lap("quantize"), activity("quantizing"):
             stored = quantize(params, config.quantize)
-        return stored, pack(stored), None
+        with activity("packing"):
+            return stored, pack(stored), None
     artifact_bytes = options.budget - submission.code_bytes()
     if artifact_bytes <= 0:
         raise JgolfError(f"--budget {options.budget:,}: the code alone takes {submission.code_bytes():,} bytes")
-    with clock.lap("curvature"):
-        curvatures = curvature(
-            scoring_model(config.model), params, _calibration_tokens(config, options), jax.random.key(0)
-        )
-    with clock.lap("search"):
-        found = quantize_to_budget(
-            params, curvatures, config.quantize, artifact_bytes, lambda stored: len(pack(stored))
-        )
+    tokens = _calibration_tokens(config, options)
+    with clock.lap("curvature"), activity(f"learning from {tokens.size:,} tokens what the loss minds"):
+        curvatures = curvature(scoring_model(config.model), params, tokens, jax.random.key(0))
+    with clock.lap("search"), activity(f"choosing steps that fill {artifact_bytes:,} bytes") as tell:
+        trials = itertools.count(1)
+
+        def packed_size(stored: dict[str, StoredTensor]) -> int:
+            num_bytes = len(pack(stored))
+            tell(f"trial {next(trials)} took {num_bytes:,}")
+            return num_bytes
+
+        found = quantize_to_budget(params, curvatures, config.quantize, artifact_bytes, packed_size)
     return found.stored, pack(found.stored), found.damage
 
 

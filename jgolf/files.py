@@ -60,4 +60,7 @@ def writing_error(path: str | Path, error: OSError) -> JgolfError:
             f"{path}: the disk is full ({free_mb:.1f} MB left); nothing was changed there: "
             "make room or choose another folder, then run the command again"
         )
+    file = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+    if file is not None:
+        return JgolfError(f"{path}: cannot be written: {file} is a file, expected a folder")
     return JgolfError(f"{path}: cannot be written: {error.strerror or error}")

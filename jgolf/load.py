@@ -108,8 +108,9 @@ def kind_of(path: str | Path) -> Kind:
         return "ptz"
     if start.startswith(PYTORCH_MAGICS):
         return "pt"
+    found = f"starts with {start!r}" if start else "an empty file"
     raise ArtifactError(
-        f"{path}: starts with {start!r}, expected a run directory, a jgolf artifact (.jgolf), a PyTorch state dict "
+        f"{path}: {found}, expected a run directory, a jgolf artifact (.jgolf), a PyTorch state dict "
         "(.pt) or an artifact of the PyTorch reference, compressed with zstd (.ptz)"
     )
 

@@ -43,6 +43,9 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
         ("model.vocab_size", 100_000, "from 1 to 65536"),
         ("train.batch_tokens", 786_433, "such as 786432"),
         ("train.seq_len", 0, "at least 1"),
+        ("train.seed", 1 << 32, "from 0 to 4294967295"),
+        ("train.steps", 10**20, "below 2,147,483,648"),
+        ("model.model_dim", 10**9 + 7, "a divisor of model_dim 1000000007, such as 1"),
         ("optim.muon.momentum", 1.0, "below 1"),
         ("optim.grad_clip", float("nan"), "0 (off) or more"),
         ("average.ema_decay", 0.0, "ema is switched off"),
@@ -55,7 +58,7 @@ def test_senseless_settings_are_refused_by_name(name, value, expected):
     config = configs.replace(Config(), name, value)
     with pytest.raises(ConfigError) as error:
         configs.validate(config)
-    reported = "average.export" if name == "average.ema_decay" else name
+    reported = {"average.ema_decay": "average.export", "model.model_dim": "model.num_heads"}.get(name, name)
     assert reported in str(error.value)
     assert expected in str(error.value)
 
@@ -88,12 +91,30 @@ def test_stored_config_with_unknown_or_mistyped_settings_is_refused(tmp_path):
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json: not a jgolf config"):
         configs.read_json(path)
+    path.write_text("[1, 2]")
+    with pytest.raises(ConfigError, match="expected an object of settings, found a list"):
+        configs.read_json(path)
+    path.write_text('{"model": {"num_layrs": 3}}')
+    with pytest.raises(ConfigError, match="no setting is called num_layrs; did you mean num_layers"):
+        configs.read_json(path)
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        configs.read_json(tmp_path)
 
 
 def test_config_from_a_file_of_ones_own(tmp_path: Path):
     path = tmp_path / "mine.py"
     path.write_text("from jgolf.config import Config\ndef config():\n    return Config(name='mine')\n")
     assert configs.load(str(path)).name == "mine"
+    for text, expected in (
+        ("def config(:\n", r"mine\.py: cannot be used: SyntaxError.*line 1"),
+        ("\nraise RuntimeError('boom')\n", r"RuntimeError: boom \(line 2\)"),
+        ("def config():\n    return 1 / 0\n", r"ZeroDivisionError: division by zero \(line 2\)"),
+        ("import sys\nsys.exit(3)\n", r"SystemExit: 3 \(line 2\)"),
+        ("def config():\n    return {}\n", "found one that returns a dict"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=expected):
+            configs.load(str(path))
     path.write_text("x = 1\n")
     with pytest.raises(ConfigError, match=r"expected a function config\(\)"):
         configs.load(str(path))

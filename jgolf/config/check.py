@@ -10,6 +10,7 @@ from jgolf.config.settings import Config
 from jgolf.config.store import leaves
 from jgolf.errors import ConfigError
 
+LARGEST_INTEGER = 1 << 31  # arrays on the device count in int32
 Bound = tuple[Callable[[Any], bool], str]
 
 POSITIVE: Bound = (lambda value: value >= 1, "at least 1")
@@ -55,7 +56,7 @@ BOUNDS: dict[str, Bound] = {
     "train.seq_len": POSITIVE,
     "train.num_ranks": POSITIVE,
     "train.accumulation": POSITIVE,
-    "train.seed": NOT_NEGATIVE,
+    "train.seed": (lambda value: 0 <= value < 1 << 32, "from 0 to 4294967295"),
     "train.validate_every": NOT_NEGATIVE,
     "train.log_every": NOT_NEGATIVE,
     "train.checkpoint_every_steps": OFF_OR_MORE,
@@ -80,6 +81,12 @@ def validate(config: Config) -> Config:
     values = leaves(config)
     problems = [
         (name, expected) for name, (allowed, expected) in BOUNDS.items() if name in values and not allowed(values[name])
+    ]
+    wrong = {name for name, _ in problems} | {"train.seed"}
+    problems += [
+        (name, f"below {LARGEST_INTEGER:,}")
+        for name, value in values.items()
+        if name not in wrong and isinstance(value, int) and value >= LARGEST_INTEGER
     ]
     # Combinations are looked at only where each part makes sense.
     problems = problems or [*_combination_problems(config)]
@@ -122,5 +129,6 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _divisor(of: str, number: int, near: int) -> str:
-    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    divisors = [*small, *(number // divisor for divisor in small)]
     return f"a divisor of {of} {number}, such as {min(divisors, key=lambda divisor: abs(divisor - near))}"

@@ -17,6 +17,7 @@ from jgolf import files
 from jgolf.data.shards import open_shard
 from jgolf.data.tokenizer import load_tokenizer
 from jgolf.errors import DataError, JgolfError, MissingExtraError
+from jgolf.progress import progress_bar
 
 _SHARD = re.compile(r"(?:.*/)?(datasets/fineweb10B_([^/]+)/fineweb_(train|val)_\d+\.bin)")
 _TOKENIZER = re.compile(r"(?:.*/)?(tokenizers/fineweb_(\d+)_bpe\.model)")
@@ -82,12 +83,13 @@ def download_variant(
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
     wanted = _choose(_published(hub, repo), variant, train_shards, repo)
-    missing = [file for file in wanted if not _is_intact(out_dir / file.local_path, file)]
+    look = progress_bar("checking what is there")
+    missing = [file for file in look(wanted, len(wanted)) if not _is_intact(out_dir / file.local_path, file)]
     _check_room(out_dir, missing)
     for index, file in enumerate(missing, start=1):
         print(f"[{index}/{len(missing)}] {file.local_path}, {file.num_bytes / 1e6:,.1f} MB", flush=True)
         _fetch(hub, repo, file, out_dir)
-    for file in wanted:
+    for file in progress_bar("checking what is in them")(wanted, len(wanted)):
         _check_content(out_dir / file.local_path, variant)
     shutil.rmtree(out_dir / _PARTIAL, ignore_errors=True)
     return out_dir / "datasets" / f"fineweb10B_{variant}"

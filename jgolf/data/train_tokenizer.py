@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import time
@@ -15,7 +16,7 @@ from jgolf import files
 from jgolf.data.documents import check_files, read_documents
 from jgolf.data.tokenizer import Tokenizer
 from jgolf.errors import DataError
-from jgolf.progress import byte_progress
+from jgolf.progress import activity, byte_progress
 
 # The settings of the challenge's published tokenizers.
 _TRAINER_SETTINGS = {
@@ -55,9 +56,15 @@ def tokenizer(
     check_files(documents)
     if max_documents < 1 or max_chars < 0:
         raise DataError(f"--max-documents {max_documents} --max-chars {max_chars}: expected at least 1 and at least 0")
-    with byte_progress("reading", sum(path.stat().st_size for path in documents)) as advance:
-        texts = itertools.islice(read_documents(documents, advance), max_documents)
-        model_bytes = train_tokenizer((text[: max_chars or None] for text in texts), vocab_size)
+    with contextlib.ExitStack() as learning:
+
+        def texts() -> Iterator[str]:
+            with byte_progress("reading", sum(path.stat().st_size for path in documents)) as advance:
+                for text in itertools.islice(read_documents(documents, advance), max_documents):
+                    yield text[: max_chars or None]
+            learning.enter_context(activity(f"learning {vocab_size:,} pieces"))  # the trainer has read all by now
+
+        model_bytes = train_tokenizer(texts(), vocab_size)
     files.write_bytes(out, model_bytes)
     print(f"{out}: {vocab_size} pieces, {time.monotonic() - start_s:.1f} s")
 

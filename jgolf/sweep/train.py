@@ -20,6 +20,7 @@ from jgolf.data.shards import TokenStream, find_shards
 from jgolf.errors import ConfigError
 from jgolf.evaluate.score import Score
 from jgolf.evaluate.validation import Validation
+from jgolf.progress import activity, progress_bar
 from jgolf.run_dir import CONFIG_FILE, METRICS_FILE
 from jgolf.sweep.grid import SweepRun, groups
 from jgolf.sweep.program import SweepProgram
@@ -75,7 +76,8 @@ def _train_part(
     order = device_batch_order(config, 1)
     started = time.perf_counter()
     program = SweepProgram(runs, devices)
-    program.compile(order.rows(stream, 0, slice(None)))
+    with activity(f"{name}: compiling"):
+        program.compile(order.rows(stream, 0, slice(None)))
     ready = time.perf_counter()
     history: list[tuple[StepMetrics, float]] = []
     with Prefetcher(lambda step: order.rows(stream, step, slice(None)), 0) as batches:
@@ -85,7 +87,7 @@ def _train_part(
     results = []
     for index, (run, number) in enumerate(zip(runs, numbers, strict=True)):
         state = program.run_state(index)
-        scores = _scores(validation, run.config, state, tell)
+        scores = _scores(validation, run.config, state, tell, f"scoring run {index + 1} of {len(runs)}")
         folder = f"runs/{number:03d}"
         _write_run(out / folder, run.config, history, index, scores["raw"])
         loss = float(history[-1][0].loss[index]) if history else float("nan")
@@ -110,7 +112,7 @@ def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterato
         yield jax.device_get(in_flight.popleft())
 
 
-def _scores(validation: Validation, config: Config, state: TrainState, tell: Tell) -> dict[str, Score]:
+def _scores(validation: Validation, config: Config, state: TrainState, tell: Tell, what: str) -> dict[str, Score]:
     """Of the raw weights and of the average that would be exported, where there is one."""
     scores = {}
     for average in dict.fromkeys(("raw", config.average.export)):
@@ -119,7 +121,8 @@ def _scores(validation: Validation, config: Config, state: TrainState, tell: Tel
         except ConfigError as error:  # SWA never began; that is no reason to lose the other results
             tell(f"seed {config.train.seed}: not scored: {error}")
             continue
-        scores[average] = validation.standard(params, config.evaluate.max_tokens)
+        progress = progress_bar(f"{what}, {average}")
+        scores[average] = validation.standard(params, config.evaluate.max_tokens, progress=progress)
     return scores
 
 
