@@ -131,6 +131,11 @@ def compare(argv: list[str], prog: str = "jgolf compare") -> int:
             "is 0 if so, 1 if not."
         ),
     )
+    for name, value in (("significance", options.significance), ("power", options.power)):
+        if not 0 < value < 1:
+            raise JgolfError(f"--{name} {value:g}: expected a chance between 0 and 1")
+    if not 0 <= options.margin < math.inf:
+        raise JgolfError(f"--margin {options.margin:g}: expected 0 nats or more")
     b_paths = [word for word in after if word in options.runs]
     a_paths = options.runs[: len(options.runs) - len(b_paths)]
     if not dashes or len(a_paths) < 2 or len(b_paths) < 2:
@@ -186,11 +191,15 @@ def _score_name(runs: Sequence[History], wanted: ScoreName) -> str:
     """The score to compare, which every run has.
 
     Raises:
-      JgolfError: some runs do not.
+      JgolfError: some runs do not, or theirs is not a number.
     """
     if wanted == "auto":
         exported = any("sliding" in run.scores for run in runs)
         wanted = "sliding" if exported else "validation"
+    nan = [run for run in runs if wanted in run.scores and not math.isfinite(run.scores[wanted].val_loss)]
+    if nan:
+        listed = ", ".join(str(run.path) for run in nan)
+        raise JgolfError(f"{listed}: the {_WHERE[wanted]} is not a number: the run diverged; leave it out")
     missing = [run for run in runs if wanted not in run.scores]
     if missing:
         how = "validate them" if wanted == "validation" else f"export them: python export.py {missing[0].path}"

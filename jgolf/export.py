@@ -86,6 +86,7 @@ def export(argv: list[str], prog: str = "export.py") -> int:
         configs.read_json(options.run_dir / CONFIG_FILE), quantize=options.quantize, evaluate=options.evaluate
     )
     configs.validate(config)
+    _check_numbers(options)
     _check_submission(options)
     result, report = export_run(config, options)
     console = Console()
@@ -292,6 +293,14 @@ def _parse(argv: list[str], prog: str) -> ExportOptions:
             f"{options.run_dir}: not a run directory: there is no {CONFIG_FILE} in it; python train.py makes one"
         )
     return options
+
+
+def _check_numbers(options: ExportOptions) -> None:
+    """Raises JgolfError, before any work, where a count makes no sense."""
+    for name in ("max_tokens", "calibration_tokens", "limit_bytes", "budget"):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise JgolfError(f"--{name.replace('_', '-')} {value}: expected 0 or more")
 
 
 def _check_submission(options: ExportOptions) -> None:

@@ -97,6 +97,15 @@ def test_evaluate_gives_the_export_s_figures(run_dir, exported, data_dir):
     assert before["val_bpb"] == pytest.approx(result["pre_quantization_val_bpb"], rel=1e-6)
 
 
+@pytest.mark.parametrize("option", ["--max-tokens", "--limit-bytes", "--budget", "--calibration-tokens"])
+def test_an_export_that_makes_no_sense_leaves_the_earlier_one(run_dir, exported, option):
+    before = (run_dir / "artifact" / "result.json").read_bytes()
+    done = run(ROOT / "export.py", run_dir, option, "-5", check=False)
+    assert done.returncode == 2
+    assert f"{option} -5: expected 0 or more" in done.stderr
+    assert (run_dir / "artifact" / "result.json").read_bytes() == before
+
+
 def test_sample_writes_text(run_dir):
     words = ("-m", "jgolf", "sample", run_dir, "--prompt", "The function", "--tokens", "8")
     first, again = run(*words).stdout, run(*words).stdout
@@ -122,6 +131,11 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, data_dir
         (["train.py", "--resume", "--run-dir", "/nowhere"], 2, "no run to resume"),
         (["export.py", "/nowhere"], 2, "not a run directory"),
         (["-m", "jgolf", "frobnicate"], 2, "no verb 'frobnicate'"),
+        (["train.py", "pr529"], 2, "did you mean pr592?"),
+        (["train.py", "--seed", "99999999999999999999"], 2, "train.seed is 99999999999999999999: expected from 0 to"),
+        (["train.py", "--run-dir", __file__], 2, "test_commands.py: a file, expected a folder"),
+        (["-m", "jgolf", "sample", "x", "--temperature", "nan"], 2, "--temperature nan"),
+        (["-m", "jgolf", "evaluate", "x", "--max-tokens", "-5"], 2, "--max-tokens -5: expected at least 0"),
         (["-m", "jgolf", "evaluate", "/nowhere/x.jgolf"], 2, "/nowhere/x.jgolf: cannot be read"),
     ],
 )

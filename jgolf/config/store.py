@@ -62,7 +62,9 @@ def load(name: str) -> Config:
 
 def _error_in_file(error: BaseException, path: Path) -> str:
     """The error, and the last line of the file on the way to it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.absolute()
+    ]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     return f"{type(error).__name__}: {error}" + (f" (line {line})" if line and "line" not in str(error) else "")
 

@@ -48,6 +48,14 @@ def evaluate(
     """
     if reference_windows and not stride:
         raise JgolfError("--reference-windows: expected with --stride, which makes the window slide")
+    for option, value, least in (
+        ("--seq-len", 1 if seq_len is None else seq_len, 1),
+        ("--stride", stride, 0),
+        ("--max-tokens", max_tokens, 0),
+        ("--batch-tokens", batch_tokens, 1),
+    ):
+        if value < least:
+            raise JgolfError(f"{option} {value}: expected at least {least}")
     loaded = load_model(model, config, average)
     tables = tokenizer_of(loaded, tokenizer).byte_tables
     paths = list(tokens) or find_shards(_data_dir(loaded), "val")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from pathlib import Path
 
@@ -47,10 +48,13 @@ def sample(
       config: For PyTorch files, what their tensors do not tell.
       average: For a run, the weights to use; those that it exports by default.
     """
-    if temperature < 0 or top_k < 0 or tokens < 0:
+    if not 0 <= temperature < math.inf or top_k < 0 or tokens < 0:
         raise JgolfError(
-            f"--temperature {temperature}, --top-k {top_k}, --tokens {tokens}: expected none of them below 0"
+            f"--temperature {temperature}, --top-k {top_k}, --tokens {tokens}: expected numbers of 0 or more"
         )
+    if not 0 <= seed < 1 << 32:
+        raise JgolfError(f"--seed {seed}: expected from 0 to 4294967295")
+    prompt = prompt.encode(errors="replace").decode()  # bytes of the command line that are no UTF-8
     loaded = load_model(model, config, average)
     pieces = tokenizer_of(loaded, tokenizer)
     ids = [pieces.bos_id, *pieces.encode(prompt)]

@@ -111,17 +111,17 @@ def _result_row(run: History) -> dict[str, str]:
     total_bytes = run.result.get("total_bytes")
     return {
         "run": run.name,
+        "sliding BPB": f"{sliding.val_bpb:.4f}" if sliding else NOTHING,
+        "artifact BPB": f"{standard.val_bpb:.4f}" if standard else NOTHING,
+        "total bytes": f"{total_bytes:,}" if total_bytes else NOTHING,
+        "average": str(run.result.get("average", NOTHING)),
+        "average BPB": f"{before:.4f}" if before is not None else NOTHING,
+        "validation BPB": f"{validation.val_bpb:.4f}" if validation else NOTHING,
+        "validation loss": f"{validation.val_loss:.4f}" if validation else NOTHING,
+        "training loss": f"{np.mean(losses[-max(1, len(losses) // 50) :]):.4f}" if len(losses) else NOTHING,
         "steps": f"{steps:,.0f}",
         "time": _duration(elapsed_s),
         "ms a step": f"{np.median(ms):.1f}" if len(ms) else NOTHING,
-        "training loss": f"{np.mean(losses[-max(1, len(losses) // 50) :]):.4f}" if len(losses) else NOTHING,
-        "validation loss": f"{validation.val_loss:.4f}" if validation else NOTHING,
-        "validation BPB": f"{validation.val_bpb:.4f}" if validation else NOTHING,
-        "average": str(run.result.get("average", NOTHING)),
-        "average BPB": f"{before:.4f}" if before is not None else NOTHING,
-        "artifact BPB": f"{standard.val_bpb:.4f}" if standard else NOTHING,
-        "sliding BPB": f"{sliding.val_bpb:.4f}" if sliding else NOTHING,
-        "total bytes": f"{total_bytes:,}" if total_bytes else NOTHING,
         "device": str(run.result.get("device", NOTHING)),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ def _read_folder(folder: Path) -> History:
     else:
         raise JgolfError(f"{folder}: there is neither {METRICS_FILE} nor {LOG_FILE} in it: the run has not begun")
     settings = _read_json(folder / CONFIG_FILE)
-    result = _read_json(folder / RESULT_FILE) if (folder / RESULT_FILE).is_file() else {}
+    result = _read_result(folder) if (folder / RESULT_FILE).is_file() else {}
     artifact = folder / ARTIFACT_FILE
     return _history(
         folder.resolve().name,
@@ -116,7 +117,7 @@ def _history(
         )
     result, scores = result or {}, dict(scores or {})
     for kind, prefix in (("standard", ""), ("sliding", "sliding_")):
-        if f"{prefix}val_loss" in result:
+        if f"{prefix}val_loss" in result and f"{prefix}val_bpb" in result:
             scores[kind] = FinalScore(result[f"{prefix}val_loss"], result[f"{prefix}val_bpb"])
     if len(validation["step"]):
         scores["validation"] = FinalScore(float(validation["val_loss"][-1]), float(validation["val_bpb"][-1]))
@@ -130,8 +131,8 @@ def _parse_metrics(text: str) -> tuple[Columns, Columns, dict[str, int]]:
             row = json.loads(line)
         except ValueError:
             continue  # the line that is being written, or was when the run was killed
-        if not isinstance(row, dict) or "step" not in row:
-            continue
+        if not isinstance(row, dict) or not math.isfinite(_number(row.get("step"))):
+            continue  # not ours
         (validation if "val_loss" in row else train).append(row)
         if row.get("late_qat"):
             events.setdefault("late QAT", row["step"])
@@ -164,7 +165,12 @@ def _columns(rows: Iterable[dict[str, Any]], names: tuple[str, ...]) -> Columns:
     """Rows in the order of their steps; a step that a resumed run repeated counts once, the last time."""
     by_step = {row["step"]: row for row in rows}
     ordered = [by_step[step] for step in sorted(by_step)]
-    return {name: np.array([row.get(name, np.nan) for row in ordered], np.float64) for name in names}
+    return {name: np.array([_number(row.get(name)) for row in ordered], np.float64) for name in names}
+
+
+def _number(value: Any) -> float:
+    """The value, or NaN where it is no number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -173,6 +179,17 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
+    result = _read_json(folder / RESULT_FILE)
+    for name, value in result.items():
+        if name.endswith(("val_loss", "val_bpb", "bytes", "tokens")) and not math.isfinite(_number(value)):
+            raise JgolfError(
+                f"{folder / RESULT_FILE}: {name} is {value!r}, expected a number; export the run again: "
+                f"python export.py {folder}"
+            )
+    return result
 
 
 def _read_text(path: Path) -> str:

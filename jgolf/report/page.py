@@ -28,10 +28,13 @@ figure img { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 0.5rem; margin: 0.5rem 0 1rem; }
 .scroll:focus-visible, a:focus-visible, summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
-th, td { padding: 0.4rem 0.7rem; text-align: left; white-space: nowrap; border-top: 1px solid var(--line); }
-thead th { border-top: 0; } tbody tr:nth-child(even) { background: var(--stripe); }
+th, td { padding: 0.4rem 0.6rem; text-align: left; white-space: nowrap; border-top: 1px solid var(--line); }
+thead th { border-top: 0; white-space: normal; vertical-align: bottom; line-height: 1.3; }
+tbody tr { background: var(--panel); } tbody tr:nth-child(even) { background: var(--stripe); }
 td.number, th.number { text-align: right; }
-th[scope=row] { font-weight: 600; }
+th[scope=row] { font-weight: 600; position: sticky; left: 0; background: inherit; }
+@media (max-width: 40rem) {
+  th[scope=row] { min-width: 6.5rem; max-width: 45vw; white-space: normal; overflow-wrap: anywhere; } }
 details { margin: 0.8rem 0; } summary { cursor: pointer; padding: 0.3rem 0; }
 """
 

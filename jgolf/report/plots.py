@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FIGURE_INCHES = (5.4, 3.5)
 PIXELS_PER_INCH = 200
 LINE_STYLES = ("-", "--", "-.", ":")
+LEGEND_LINE_INCHES = 0.2
+LEGEND_CHARS = 76  # in a line
+LONGEST_NAME = 60  # characters; of longer ones the end is shown
 SMOOTHING = 0.02  # of the logged steps are averaged for one point of the training loss
 SKIPPED_START = 0.02  # of the run, whose high losses would flatten the rest of the plot
 
@@ -80,6 +83,7 @@ class Plot:
         with rc_context(_style(theme)):
             figure = Figure(figsize=FIGURE_INCHES, layout="constrained")
             self.draw(figure, theme)
+            _legend(figure)
             file = io.BytesIO()
             figure.savefig(file, format="png", dpi=PIXELS_PER_INCH)
         return file.getvalue()
@@ -139,7 +143,7 @@ def _loss_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot |
                 tops.append(_highest_later(losses))
                 bottoms.append(np.nanmin(losses, initial=np.inf))
         _limit(axes, tops, bottoms)
-        _finish(axes, x, "loss in nats a token", len(runs))
+        _finish(axes, x, "loss in nats a token")
 
     told = "; ".join(_told(run, "val_loss", "validation loss") for _, run in shown)
     alt = f"{title}. Lines are the training loss, smoothed; dots the validation loss. {told}."
@@ -159,7 +163,7 @@ def _bpb_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | 
             axes.lines[-1].set_label(run.name)
         bpb = [run.validation["val_bpb"] for _, run in shown]
         _limit(axes, [_highest_later(one) for one in bpb], [np.nanmin(one) for one in bpb])
-        _finish(axes, x, "bits per byte", len(runs))
+        _finish(axes, x, "bits per byte")
 
     alt = f"{title}, on the validation split. " + "; ".join(_told(run, "val_bpb", "bits per byte") for _, run in shown)
     return Plot(name, title, alt + ".", draw)
@@ -186,7 +190,7 @@ def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
                     offset, align = ((-9, 6), "right") if left else ((-9, -7), "right")
                     axes.annotate(event, (step, height), offset, textcoords="offset points", ha=align, fontsize=9)
         axes.set_ylim(0, 1.05)
-        _finish(axes, "step", "learning-rate multiplier", len(runs))
+        _finish(axes, "step", "learning-rate multiplier")
 
     told = "; ".join(
         f"{run.name}: " + (", ".join(f"{event} from step {step:,}" for event, step in run.events.items()) or "no marks")
@@ -198,7 +202,11 @@ def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
 
 
 def _grad_norm_plot(runs: Sequence[History]) -> Plot | None:
-    shown = [(index, run) for index, run in enumerate(runs) if _has(run.train, "step", "grad_norm")]
+    shown = [
+        (index, run)
+        for index, run in enumerate(runs)
+        if _has(run.train, "step", "grad_norm") and np.nanmax(run.train["grad_norm"]) > 0
+    ]
     if not shown:
         return None
 
@@ -208,8 +216,8 @@ def _grad_norm_plot(runs: Sequence[History]) -> Plot | None:
             color, style = _line(theme, index)
             axes.plot(run.train["step"], run.train["grad_norm"], color=color, alpha=0.18, linewidth=0.7)
             axes.plot(run.train["step"], _smoothed(run.train["grad_norm"]), style, color=color, label=run.name)
-        axes.set_yscale("log")
-        _finish(axes, "step", "global gradient norm", len(runs))
+        _logarithmic(axes)
+        _finish(axes, "step", "global gradient norm")
 
     told = "; ".join(f"{run.name}: median {np.nanmedian(run.train['grad_norm']):.3g}" for _, run in shown)
     title = "Gradient norm"
@@ -229,8 +237,8 @@ def _step_time_plot(runs: Sequence[History]) -> Plot | None:
             axes.plot(steps, ms, ".", color=color, alpha=0.25, markersize=2.5)
             axes.plot(steps, _smoothed(ms), style, color=color, label=run.name)
         top = max(np.percentile(ms, 98) for *_, ms in shown)
-        axes.set_ylim(0, 1.15 * top)
-        _finish(axes, "step", "milliseconds a step", len(runs))
+        axes.set_ylim(0, 1.15 * top if top > 0 else None)
+        _finish(axes, "step", "milliseconds a step")
 
     told = "; ".join(f"{run.name}: median {np.median(ms):.1f} ms" for _, run, _, ms in shown)
     title = "Step time"
@@ -269,7 +277,6 @@ def _size_plot(contents: Sequence[Contents]) -> Plot:
         axes.margins(x=0.14)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(f"{name} in the artifact")
-        _legend(axes, len(contents))
 
     told = "; ".join(
         f"{run.name}: " + ", ".join(f"{size.kind} {size.packed_bytes:,} bytes" for size in one.report.kinds)
@@ -297,7 +304,6 @@ def _level_plot(form: str, contents: Sequence[Contents]) -> Plot:
             axes.stairs(share, edges, color=color, linestyle=style, linewidth=1.3, label=run.name)
         axes.set_xlabel("level")
         axes.set_ylabel("percent of the levels")
-        _legend(axes, len(contents))
 
     told = "; ".join(f"{run.name}: entropy {one.level_entropy_bits(form):.3f} bits" for _, run, one in contents)
     title = f"{form.capitalize()} levels"
@@ -365,16 +371,30 @@ def _limit(axes: Axes, tops: Sequence[float], bottoms: Sequence[float]) -> None:
         axes.set_ylim(bottom - margin, top + margin)
 
 
-def _finish(axes: Axes, x: str, y_label: str, num_runs: int) -> None:
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers; between powers of ten only where there is hardly one of these."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if high < 20 * low else "")
+
+
+def _finish(axes: Axes, x: str, y_label: str) -> None:
     axes.set_xlabel("step" if x == "step" else "training time in seconds")
     axes.set_ylabel(y_label)
     axes.margins(x=0.02)
-    _legend(axes, num_runs)
 
 
-def _legend(axes: Axes, num_runs: int) -> None:
-    if num_runs > 1:
-        axes.legend(loc="best")
+def _legend(figure: Figure) -> None:
+    """The runs' names where there are several: above the plot, where no line can cross them."""
+    marks, names = figure.axes[0].get_legend_handles_labels()
+    if len(names) < 2:
+        return
+    shown = [name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}" for name in names]
+    columns = max(1, min(len(names), LEGEND_CHARS // (max(map(len, shown)) + 6)))
+    figure.legend(marks, shown, loc="outside upper left", ncols=columns)
+    width, height = FIGURE_INCHES
+    figure.set_size_inches(width, height + LEGEND_LINE_INCHES * -(-len(names) // columns))
 
 
 def _told(run: History, column: str, what: str) -> str:

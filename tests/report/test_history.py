@@ -47,6 +47,26 @@ def test_a_log_of_the_reference(tmp_path):
     assert run.result == {"total_bytes": 15497769}
 
 
+def test_values_that_are_no_numbers_count_as_not_said(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 1, "train_loss": "x", "train_time_s": 1.5}\n{"step": null, "train_loss": 3}\n{"step": [2]}\n'
+        '{"step": "3", "train_loss": 3}\n{"step": 2, "train_loss": 4, "grad_norm": null}\n[1]\n{"step": 3, "trai'
+    )
+    run = read_history(path)
+    np.testing.assert_array_equal(run.train["step"], [1, 2])
+    np.testing.assert_array_equal(run.train["train_loss"], [np.nan, 4])
+    np.testing.assert_array_equal(run.train["train_time_s"], [1.5, np.nan])
+
+
+@pytest.mark.parametrize("name", ["val_loss", "sliding_val_bpb", "total_bytes"])
+def test_a_damaged_result_is_refused_by_name(run_dir, name):
+    path = run_dir / "artifact" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: "much"}))
+    with pytest.raises(JgolfError, match=rf"result\.json: {name} is 'much', expected a number; export the run again"):
+        read_history(run_dir)
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A run as the training loop logs it, with an export's result."""
