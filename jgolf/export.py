@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from jgolf import config as configs
 from jgolf import files
 from jgolf.artifact import container, size, submission
 from jgolf.artifact.scoring import Artifact, read_artifact
-from jgolf.config import Average, Config, EvaluateConfig, QuantizeConfig
+from jgolf.config import Average, Config, DataConfig, EvaluateConfig, QuantizeConfig
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
@@ -40,6 +41,8 @@ from jgolf.train.averages import averaged_params
 from jgolf.train.checkpoint import load_state
 from jgolf.train.step import TrainState
 
+UNSCORED_FILE = Path("artifact") / "unscored.jgolf"
+"""The new artifact until its scores are known; what an earlier export left stays whole until then."""
 CALIBRATION_TOKENS = {"cpu": 32_768}  # where a full-size model takes seconds a thousand
 MANY_CALIBRATION_TOKENS = 262_144  # on anything else
 
@@ -77,13 +80,17 @@ class ExportOptions:
     """What the submission does, in a sentence or two."""
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    data: Annotated[DataConfig, tyro.conf.FlagConversionOff] = field(default_factory=DataConfig)
 
 
 def export(argv: list[str], prog: str = "export.py") -> int:
     """Parses the command line and exports; returns the exit code."""
     options = _parse(argv, prog)
     config = dataclasses.replace(
-        configs.read_json(options.run_dir / CONFIG_FILE), quantize=options.quantize, evaluate=options.evaluate
+        configs.read_json(options.run_dir / CONFIG_FILE),
+        quantize=options.quantize,
+        evaluate=options.evaluate,
+        data=options.data,
     )
     configs.validate(config)
     _check_numbers(options)
@@ -121,8 +128,8 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         params = _weights(state, options.average)
     stored, data, damage = _compress(config, options, validation, params, clock)
     with clock.lap("unpack"):
-        container.write(options.run_dir / ARTIFACT_FILE, data)
-        unpacked = read_artifact(options.run_dir / ARTIFACT_FILE).params()  # what is scored is what is on the disk
+        container.write(options.run_dir / UNSCORED_FILE, data)
+        unpacked = read_artifact(options.run_dir / UNSCORED_FILE).params()  # what is scored is what is on the disk
     with clock.lap("score"):
         before = _score(validation, "standard", params, options, "before quantization")
         after = _score(validation, "standard", unpacked, options, "after quantization")
@@ -160,6 +167,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
     if text is not None:
         result["compressors_bpb"] = compressor_bits_per_byte(text)
     result["seconds"] = clock.seconds
+    os.replace(options.run_dir / UNSCORED_FILE, options.run_dir / ARTIFACT_FILE)
     files.write_text(options.run_dir / RESULT_FILE, json.dumps(result, indent=1) + "\n")
     return result, dataclasses.replace(report, limit_bytes=options.limit_bytes)
 
@@ -286,7 +294,9 @@ def _parse(argv: list[str], prog: str) -> ExportOptions:
         default = ExportOptions(run_dir=tyro.MISSING)
     else:
         config = configs.read_json(run_dir / CONFIG_FILE)
-        default = ExportOptions(run_dir, config.average.export, quantize=config.quantize, evaluate=config.evaluate)
+        default = ExportOptions(
+            run_dir, config.average.export, quantize=config.quantize, evaluate=config.evaluate, data=config.data
+        )
     options = tyro.cli(ExportOptions, default=default, prog=prog, args=argv, description=__doc__)
     if not (options.run_dir / CONFIG_FILE).is_file():
         raise JgolfError(

@@ -34,6 +34,8 @@ def inspect(
     """
     if not shards:
         raise DataError("no shards given: name at least one .bin file")
+    if excerpt_tokens < 0:
+        raise DataError(f"--excerpt-tokens {excerpt_tokens}: expected 0 or more")
     loaded = _tokenizer(shards[0].parent, tokenizer)
     console = Console()
     for path in shards:

@@ -118,7 +118,7 @@ class _Shown:
         )
         terminal = self._console.is_terminal
         with Progress(*columns, console=self._console, transient=True, disable=not terminal) as progress:
-            task = progress.add_task(name, total=steps, loss="compiling")
+            task = progress.add_task(name, total=steps, loss="")
             for step, one in enumerate(metrics, start=1):
                 loss = np.asarray(one.loss)
                 text = f"train_loss:{loss.mean():.4f} ({loss.min():.4f} to {loss.max():.4f})"

@@ -74,6 +74,9 @@ def _train_part(
     validation = Validation.open(config)
     stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
     order = device_batch_order(config, 1)
+    folders = [f"runs/{number:03d}" for number in numbers]
+    for run, folder in zip(runs, folders, strict=True):  # before the work: it tells whether `out` can be written to
+        configs.write_json(run.config, out / folder / CONFIG_FILE)
     started = time.perf_counter()
     program = SweepProgram(runs, devices)
     with activity(f"{name}: compiling"):
@@ -85,11 +88,10 @@ def _train_part(
             history.append((metrics, time.perf_counter() - ready))
     train_s = time.perf_counter() - ready
     results = []
-    for index, (run, number) in enumerate(zip(runs, numbers, strict=True)):
+    for index, (run, folder) in enumerate(zip(runs, folders, strict=True)):
         state = program.run_state(index)
         scores = _scores(validation, run.config, state, tell, f"scoring run {index + 1} of {len(runs)}")
-        folder = f"runs/{number:03d}"
-        _write_run(out / folder, run.config, history, index, scores["raw"])
+        _write_metrics(out / folder, history, index, scores["raw"])
         loss = float(history[-1][0].loss[index]) if history else float("nan")
         results.append(RunResult(run, loss, scores, folder))
     score_s = time.perf_counter() - ready - train_s
@@ -126,14 +128,11 @@ def _scores(validation: Validation, config: Config, state: TrainState, tell: Tel
     return scores
 
 
-def _write_run(
-    folder: Path, config: Config, history: Sequence[tuple[StepMetrics, float]], index: int, raw: Score
-) -> None:
-    """The settings and metrics of one run, as a run's own folder has them."""
+def _write_metrics(folder: Path, history: Sequence[tuple[StepMetrics, float]], index: int, raw: Score) -> None:
+    """The metrics of one run, as a run's own folder has them."""
     rows = [_metrics_row(metrics, index, elapsed_s) for metrics, elapsed_s in history]
     last_s = history[-1][1] if history else 0.0
     rows.append({"step": len(history), "val_loss": raw.val_loss, "val_bpb": raw.val_bpb, "train_time_s": last_s})
-    configs.write_json(config, folder / CONFIG_FILE)
     files.write_text(folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
 
 

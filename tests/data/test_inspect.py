@@ -62,6 +62,7 @@ def test_bad_input(tmp_path, tokenizer):
     for arguments, message in (
         (((),), "no shards given"),
         (((tmp_path / "none.bin",),), r"none\.bin: cannot be read"),
+        (((tmp_path / "a.bin",), None, -3), "--excerpt-tokens -3: expected 0 or more"),
         (((tmp_path / "a.bin",), tokenizer.path), r"a\.bin: token 1 has the id 2000"),
         (((tmp_path / "a.bin",), tmp_path / "a.bin"), r"a\.bin: not a SentencePiece model"),
     ):
