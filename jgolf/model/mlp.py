@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jgolf.model import hopper
 from jgolf.model.gradients import kernel_gradient, matmul
 
 SMALLEST = 1e-30
@@ -66,11 +66,22 @@ def product_then(
       x, kernel: as of `matmul`.
       more: one number a row, and where wanted an array of the product's shape.
     """
-    if fused and hopper.fits(x, kernel):
+    hopper = _hopper_kernel() if fused else None
+    if hopper is not None and hopper.fits(x, kernel):
         multiply = jax.custom_batching.custom_vmap(partial(hopper.product_then, function))
         multiply.def_vmap(partial(_each, partial(_unfused, function)))  # the kernel itself cannot be batched
         return multiply(x, kernel, *more)
     return _unfused(function, x, kernel, *more)
+
+
+def _hopper_kernel() -> ModuleType | None:
+    """The kernel's module on a Hopper GPU; it takes most of a second to import, which others are spared."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or getattr(device, "compute_capability", "") != "9.0":
+        return None
+    from jgolf.model import hopper
+
+    return hopper
 
 
 def _unfused(function, x, kernel, *more):

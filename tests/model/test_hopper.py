@@ -34,8 +34,11 @@ def test_lowers_for_a_gpu(direction, monkeypatch):
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def test_fits_no_cpu():
-    assert on_hopper() or not hopper.fits(*arguments(0)[:2])
+def test_fits_what_its_tiles_cut_without_a_rest():
+    x, kernel = arguments(0)[:2]
+    assert hopper.fits(x, kernel)
+    assert not hopper.fits(x.astype(jnp.float32), kernel)
+    assert not hopper.fits(x[:, :-1], kernel) and not hopper.fits(x, kernel[:, : hopper.COLUMNS])
 
 
 @pytest.mark.skipif("not on_hopper()")
