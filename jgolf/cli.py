@@ -26,7 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sample": ("jgolf.evaluate.sample:sample", "let a model continue a text"),
     "convert": ("jgolf.torch_bridge.convert:convert", "turn PyTorch checkpoints and artifacts into ours and back"),
     "crosscheck": ("jgolf.torch_bridge.crosscheck:crosscheck", "compare with a PyTorch script, number by number"),
-    "bench": ("", "measure the system: communication"),
+    "bench": ("", "measure the system: the step and its parts, evaluation, input, export, communication"),
     "doctor": ("jgolf.doctor:doctor", "check devices, data, room and packages, and say what to do"),
 }
 """Verb → ("module:function", what it does)."""

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from json import dumps
 from math import prod
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -61,9 +62,9 @@ class Communication:
 
 
 def communication(
-    config: tyro.conf.Positional[str] = "pr592",
+    config: str = "pr592",
     devices: int = 8,
-    json: bool = False,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Count what the devices exchange in a training step.
 

@@ -34,7 +34,8 @@ MUON_MATRICES = {(32, 32): 8, (16, 32): 8 + 1, (32, 96): 8, (8, 16): 1}
 def counted(tmp_path_factory: pytest.TempPathFactory) -> dict:
     path = tmp_path_factory.mktemp("communication") / "nano.py"
     path.write_text(CONFIG)
-    command = [sys.executable, "-m", "jgolf", "bench", "communication", str(path), "--devices", "8", "--json"]
+    options = ["--config", str(path), "--devices", "8", "--json"]
+    command = [sys.executable, "-m", "jgolf", "bench", "communication", *options]
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return json.loads(subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True).stdout)
 

@@ -1,0 +1,145 @@
+"""`jgolf bench optimizer`: clipping, Muon, AdamW and EMA, together and each alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from jgolf.bench.flops import newton_schulz_flops
+from jgolf.bench.report import Figure, Report, command_line, publish, timed
+from jgolf.bench.running import bench_config
+from jgolf.bench.timing import Timing, measure
+from jgolf.config import Config, OptimConfig
+from jgolf.model.functional import Params, parameter_shapes
+from jgolf.model.initial import init
+from jgolf.optim.muon import newton_schulz
+from jgolf.optim.optimizer import clip_by_global_norm, make_optimizer
+from jgolf.rules import rule_of
+
+WHOLE_UPDATE = "clipping + optimizers + EMA"
+
+
+def optimizer(
+    config: str = "pr592",
+    runs: int = 10,
+    reference: Path | None = None,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Time an optimizer step on given gradients, and its parts.
+
+    Args:
+      config: One of the configs, a .py file, or a run's config.json.
+      runs: How often to measure.
+      reference: A PyTorch training script to run beside it.
+      json: Print JSON instead of a table.
+    """
+    command = command_line("optimizer", config=config, runs=runs, reference=reference)
+    publish(measure_optimizer(bench_config(config), runs, command, reference), json)
+
+
+def measure_optimizer(config: Config, runs: int, command: str, reference: Path | None = None) -> Report:
+    """Times the update of all parameters, and its parts, each a program of its own."""
+    params = init(config.model, jax.random.key(config.train.seed))
+    theirs = _measure_reference(config, params, runs, reference) if reference else {}
+    decay = config.average.ema_decay
+    parts = {
+        WHOLE_UPDATE: measure_update(config, params, runs),
+        "clipping": measure(_fixed(_clip(config.optim), gradients_like(params)), runs),
+        "Muon": _measure_group(config.optim, params, ("muon",), runs),
+        "AdamW": _measure_group(config.optim, params, ("adamw_token", "adamw_scalar"), runs),
+        "EMA": measure(_Flowing(partial(moving_average, decay), _copy(params), params), runs),
+    }
+    figures = [timed(name, timing, reference=theirs) for name, timing in parts.items()]
+    shapes = parameter_shapes(config.model)
+    matrices = Counter(tuple(sorted(shape)) for path, shape in shapes.items() if rule_of(path).group == "muon")
+    figures += [_newton_schulz_figure(config, count, shape, runs) for shape, count in sorted(matrices.items())]
+    return Report("optimizer", f"{config.name}: one optimizer step", command, figures)
+
+
+def _measure_reference(config: Config, params: Params, runs: int, script: Path) -> dict[str, Timing]:
+    from jgolf.bench.reference import opened  # PyTorch is optional
+
+    with opened(script, config, params) as theirs:
+        return {WHOLE_UPDATE: theirs.measure_update(runs)}
+
+
+def measure_update(config: Config, params: Params, runs: int) -> Timing:
+    """Times all of a training step that follows its gradients."""
+    state = make_optimizer(config.optim).init(params)
+    average = _copy(params) if config.average.ema_decay else {}
+    return measure(_Flowing(partial(update, config), (_copy(params), state, average), gradients_like(params)), runs)
+
+
+def update(
+    config: Config, flowing: tuple[Params, optax.OptState, Params], gradients: Params
+) -> tuple[Params, optax.OptState, Params]:
+    """Parameters, optimizer state and EMA after a step with these gradients at the full learning rate."""
+    params, state, average = flowing
+    updates, state = make_optimizer(config.optim).update(gradients, state, params, learning_rate_multiplier=1.0)
+    params = optax.apply_updates(params, updates)
+    return params, state, moving_average(config.average.ema_decay, average, params)
+
+
+def moving_average(decay: float, average: Params, params: Params) -> Params:
+    """One step of the exponential moving average."""
+    return {path: decay * value + (1 - decay) * params[path] for path, value in average.items()}
+
+
+def gradients_like(params: Params) -> Params:
+    """Random gradients, not zeros."""
+    rng = np.random.default_rng(0)
+    return {path: jnp.asarray(0.01 * rng.standard_normal(value.shape), value.dtype) for path, value in params.items()}
+
+
+class _Flowing:
+    """Calls of a function whose result is its next first argument, which is donated."""
+
+    def __init__(self, function: Callable, flowing, fixed):
+        self._function = jax.jit(function, donate_argnums=0)
+        self._flowing, self._fixed = flowing, fixed
+
+    def __call__(self):
+        self._flowing = self._function(self._flowing, self._fixed)
+        return self._flowing
+
+
+def _fixed(function: Callable, *arguments) -> Callable:
+    """Calls of a function with the same arguments."""
+    return partial(jax.jit(function), *arguments)
+
+
+def _copy(params: Params) -> Params:
+    return {path: jnp.array(value) for path, value in params.items()}
+
+
+def _clip(config: OptimConfig) -> Callable[[Params], Params]:
+    return lambda gradients: clip_by_global_norm(config.grad_clip).update(gradients, optax.EmptyState())[0]
+
+
+def _measure_group(config: OptimConfig, params: Params, groups: tuple[str, ...], runs: int) -> Timing:
+    """Times the update of some groups' parameters, without clipping."""
+    config = OptimConfig(config.muon, config.adamw, grad_clip=0.0)
+    own = {path: value for path, value in params.items() if rule_of(path).group in groups}
+
+    def step(flowing, gradients):
+        params, state = flowing
+        updates, state = make_optimizer(config).update(gradients, state, params, learning_rate_multiplier=1.0)
+        return optax.apply_updates(params, updates), state
+
+    return measure(_Flowing(step, (_copy(own), make_optimizer(config).init(own)), gradients_like(own)), runs)
+
+
+def _newton_schulz_figure(config: Config, count: int, shape: tuple[int, int], runs: int) -> Figure:
+    steps, dtype = config.optim.muon.newton_schulz_steps, config.optim.muon.newton_schulz_dtype
+    matrices = jax.random.normal(jax.random.key(0), (count, *shape))
+    timing = measure(_fixed(lambda matrices: newton_schulz(matrices, steps, dtype), matrices), runs)
+    return timed(f"Newton-Schulz, {count} × {shape}", timing, newton_schulz_flops(count, *shape, steps))

@@ -1,0 +1,84 @@
+"""What is measured: a config at a number of sequences, and its training step, running on random tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jgolf import config as configs
+from jgolf.config import Config
+from jgolf.data.batches import Batch
+from jgolf.errors import ConfigError
+from jgolf.train.mesh import AXIS, CompiledStep, StepReport, replicated
+from jgolf.train.step import TrainState, new_state
+
+
+def bench_config(name: str, sequences: int = 0) -> Config:
+    """The config called `name`, with steps of one micro-batch of so many sequences, on one device.
+
+    Args:
+      name: as `jgolf.config.load` takes it.
+      sequences: 0 for the config's own micro-batch on one device.
+
+    Raises:
+      ConfigError: there is no such config, or it makes no sense.
+    """
+    config = configs.load(name)
+    if sequences < 0:
+        raise ConfigError(f"--sequences {sequences}: expected 1 or more, or 0 for the config's own")
+    sequences = sequences or config.train.run_tokens // config.train.seq_len
+    train = dataclasses.replace(
+        config.train, batch_tokens=sequences * config.train.seq_len, num_ranks=1, accumulation=1
+    )
+    return configs.validate(dataclasses.replace(config, train=train))
+
+
+def one_device() -> Mesh:
+    """A mesh of this process's first device."""
+    return Mesh(np.array(jax.local_devices()[:1]), (AXIS,))
+
+
+def describe(config: Config) -> str:
+    """Name and sizes, for a title."""
+    seq_len = config.train.seq_len
+    return f"{config.name}, {config.train.batch_tokens // seq_len} × {seq_len:,} tokens, {config.model.compute_dtype}"
+
+
+def random_batch(config: Config, seed: int = 0) -> Batch:
+    """Tokens of a step, on the host: uint16 [1, sequences, seq_len]; zeros would make a device look faster."""
+    train = config.train
+    shape = (1, train.batch_tokens // train.seq_len, train.seq_len + 1)
+    tokens = np.random.default_rng(seed).integers(config.model.vocab_size, size=shape, dtype=np.uint16)
+    return Batch(tokens[..., :-1], tokens[..., 1:])
+
+
+class RunningStep:
+    """The training step as `train` runs it, on one device: the state is donated and flows on."""
+
+    def __init__(self, step: CompiledStep, state: TrainState, batch: Batch):
+        self.step, self.state, self.batch = step, state, batch
+
+    @classmethod
+    def compiled(cls, config: Config) -> RunningStep:
+        """From a random state and a random batch on the device."""
+        mesh = one_device()
+        key = jax.random.key(config.train.seed)
+        state = jax.jit(lambda key: new_state(config, key), out_shardings=replicated(mesh))(key)
+        batch = jax.device_put(random_batch(config), NamedSharding(mesh, P(None, AXIS)))
+        return cls(CompiledStep(config, mesh, state, batch), state, batch)
+
+    def __call__(self, batch: Batch | None = None) -> StepReport:
+        """Starts a step on `batch`, or on the one that stays on the device."""
+        self.state, report = self.step(self.state, self.batch if batch is None else batch)
+        return report
+
+    def after(self, steps: int) -> RunningStep:
+        """The same program on a copy of the state that is taken for one after so many steps: the schedule sees it."""
+        state = jax.tree.map(jnp.copy, self.state)
+        count = jax.device_put(np.int32(steps), state.step.sharding)
+        return RunningStep(self.step, state._replace(step=count), self.batch)

@@ -1,0 +1,123 @@
+"""Where the device's time goes: kernels of a profiler's trace, by kind."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.profiler import ProfileData
+
+KINDS = (
+    ("collectives", r"nccl|all[-_]?(reduce|gather|to_?all)|reduce[-_]?scatter|collective"),
+    ("attention backward", r"(flash|sdpa|fmha|attention).*(bprop|bwd|backward)|dot_do_o|convert_dq"),
+    ("attention forward", r"flash|sdpa|fmha|attention"),
+    ("matrix products", r"nvjet|cutlass|gemm|gemv|cublas|xmma|splitk|(^|_)dot(_|$)"),
+    ("sorts", r"sort|(^|::)cub"),
+    ("copies", r"memcpy|memset|^(loop_|input_|wrapped_)*(copy|transpose|concatenate|slice|bitcast)"),
+    ("other fusions", r"fusion|^wrapped_|^(loop|input)_|reduce"),
+)
+"""Kind of a kernel and the names that tell it, in the order in which they are tried."""
+OTHER = "other kernels"
+_CONTROL = re.compile(r"(while|call|conditional|async-\w+)\b")  # on the CPU: what they hold is there by itself
+_OWN = re.compile(r"__gpu\$xla\.gpu\.triton\".*[{ ]name = \"(\w+)\"")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's share of one call.
+
+    Attributes:
+      name: without the number that tells its uses apart.
+      kind: one of `KINDS`, or its own name where it is written in this project.
+      ms: device time in one call, all uses together.
+      count: uses in one call.
+    """
+
+    name: str
+    kind: str
+    ms: float
+    count: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All kernels of one call, the longest first."""
+
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def device_ms(self) -> float:
+        """Sum of the kernels' durations: the device's time, but for gaps, and for what runs side by side."""
+        return sum(kernel.ms for kernel in self.kernels)
+
+    def by_kind(self) -> list[Kernel]:
+        """The kernels of each kind as one, the longest first."""
+        ms, count = Counter(), Counter()
+        for kernel in self.kernels:
+            ms[kernel.kind] += kernel.ms
+            count[kernel.kind] += kernel.count
+        return [Kernel(kind, kind, total, count[kind]) for kind, total in ms.most_common()]
+
+
+def own_kernels(hlo: str) -> frozenset[str]:
+    """Names of the Pallas kernels in a compiled program's text (`jax.stages.Compiled.as_text`)."""
+    return frozenset(map(base_name, _OWN.findall(hlo)))
+
+
+def base_name(name: str) -> str:
+    """A kernel's name without the number that the compiler puts behind it."""
+    return re.sub(r"([._]\d+)+$", "", name)
+
+
+def kind_of(name: str, own: Set[str] = frozenset()) -> str:
+    """The kind of a kernel, by its name; those called in `own` are a kind each."""
+    if base_name(name) in own:
+        return f"own: {base_name(name)}"
+    return next((kind for kind, pattern in KINDS if re.search(pattern, name, re.IGNORECASE)), OTHER)
+
+
+def summed(events: Iterable[tuple[str, float]], calls: int, own: Set[str] = frozenset()) -> Profile:
+    """Kernels from (name, nanoseconds) of every execution in `calls` calls."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for name, duration_ns in events:
+        times[base_name(name)].append(duration_ns)
+    kernels = [
+        Kernel(name, kind_of(name, own), sum(each) / calls / 1e6, len(each) / calls) for name, each in times.items()
+    ]
+    return Profile(tuple(sorted(kernels, key=lambda kernel: -kernel.ms)))
+
+
+def profile(run: Callable[[], Any], calls: int = 3, own: Set[str] = frozenset()) -> Profile:
+    """Traces `calls` calls of `run`, which returns arrays to wait for, and sums up their kernels on one device."""
+    jax.block_until_ready(run())
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            for _ in range(calls):
+                result = run()
+            jax.block_until_ready(result)
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        return summed(list(_executions(ProfileData.from_file(str(path)))), calls, own)
+
+
+def _executions(data: ProfileData) -> Iterable[tuple[str, float]]:
+    """Name and nanoseconds of every kernel of the first device; on the CPU, of every operation."""
+    planes = sorted((plane for plane in data.planes if plane.name.startswith("/device:")), key=lambda one: one.name)
+    if planes:
+        for line in planes[0].lines:
+            if line.name.startswith("Stream"):
+                yield from ((event.name, event.duration_ns) for event in line.events)
+        return
+    for plane in data.planes:
+        for line in plane.lines:
+            for event in line.events:
+                is_operation = any(name == "hlo_op" for name, _ in event.stats)
+                if is_operation and not _CONTROL.match(event.name):
+                    yield event.name, event.duration_ns
