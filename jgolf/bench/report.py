@@ -61,6 +61,8 @@ class Report:
     """What measures it again."""
     figures: list[Figure]
     profile: Profile | None = None
+    notes: list[str] = field(default_factory=list)
+    """What could not be measured, and why."""
     device: str = field(default_factory=lambda: jax.devices()[0].device_kind)
     jax_version: str = jax.__version__
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
@@ -104,6 +106,8 @@ def publish(report: Report, json: bool) -> None:
     if report.profile is not None:
         for table in _kernel_tables(report.profile):
             console.print(table)
+    for note in report.notes:
+        console.print(note, markup=False)
     console.print(f"{report.device}, JAX {report.jax_version}, {report.date}: {report.command}", soft_wrap=True)
 
 

@@ -1,0 +1,73 @@
+"""`jgolf bench attention`: every attention kernel that runs here, at the config's shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, get_args
+
+import jax
+import tyro
+
+from jgolf.bench.flops import attention_flops
+from jgolf.bench.report import Report, command_line, publish, timed
+from jgolf.bench.running import bench_config, describe
+from jgolf.bench.timing import measure
+from jgolf.config import Config
+from jgolf.errors import ConfigError
+from jgolf.model.attention import Kernel, attention_kernel, causal_attention
+
+
+def attention(
+    config: str = "pr592",
+    sequences: int = 0,
+    runs: int = 10,
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Time one layer's causal attention, forward, and forward and backward, by every kernel that runs here.
+
+    Args:
+      config: One of the configs, a .py file, or a run's config.json.
+      sequences: Sequences at once; 0 for what the config gives one device.
+      runs: How often to measure.
+      json: Print JSON instead of a table.
+    """
+    command = command_line("attention", config=config, sequences=sequences, runs=runs)
+    publish(measure_attention(bench_config(config, sequences), runs, command), json)
+
+
+def available_kernels(config: Config) -> Iterator[Kernel]:
+    """The kernels of `jgolf.model.attention` that run on this machine with this config."""
+    for kernel in get_args(Kernel):
+        try:
+            yield attention_kernel(dataclasses.replace(config.model, attention=kernel))
+        except ConfigError:
+            continue
+
+
+def measure_attention(config: Config, runs: int, command: str) -> Report:
+    """Times each kernel on random queries, keys and values; one that needs too much memory is left out with a note."""
+    model, seq_len = config.model, config.train.seq_len
+    sequences = config.train.batch_tokens // seq_len
+    heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads, model.num_heads)
+    q, k, v, gradient = (
+        jax.random.normal(jax.random.key(i), (sequences, seq_len, count, model.head_dim), model.compute_dtype)
+        for i, count in enumerate(heads)
+    )
+
+    def both(kernel, q, k, v, gradient):
+        result, differentiate = jax.vjp(partial(causal_attention, kernel=kernel), q, k, v)
+        return result, differentiate(gradient)
+
+    flops = attention_flops(model, sequences, seq_len)
+    figures, notes = [], []
+    for kernel in available_kernels(config):
+        forward = jax.jit(partial(causal_attention, kernel=kernel))
+        try:
+            figures.append(timed(f"{kernel}, forward", measure(partial(forward, q, k, v), runs), flops))
+            whole = measure(partial(jax.jit(partial(both, kernel)), q, k, v, gradient), runs)
+            figures.append(timed(f"{kernel}, forward + backward", whole, 3 * flops))
+        except jax.errors.JaxRuntimeError as error:
+            notes.append(f"{kernel}: {str(error).splitlines()[0]}")
+    return Report("attention", f"{describe(config)}: one layer's attention", command, figures, notes=notes)
