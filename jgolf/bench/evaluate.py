@@ -11,9 +11,9 @@ import tyro
 
 from jgolf.bench import trace
 from jgolf.bench.flops import forward_flops
-from jgolf.bench.report import Figure, Report, command_line, publish, timed
-from jgolf.bench.running import bench_config, random_batch
-from jgolf.bench.timing import Timing, measure
+from jgolf.bench.report import Figure, Report, beside, command_line, publish, timed
+from jgolf.bench.running import bench_config, prepare_reference, random_batch
+from jgolf.bench.timing import measure
 from jgolf.config import Config
 from jgolf.data.batches import Batch
 from jgolf.evaluate.score import last_token_losses, scoring_model
@@ -44,6 +44,7 @@ def evaluate(
       reference: A PyTorch training script to run beside it.
       json: Print JSON instead of a table.
     """
+    prepare_reference(reference)
     options = {"config": config, "sequences": sequences, "stride": stride, "runs": runs}
     command = command_line("evaluate", **options, profile=profile, reference=reference)
     publish(measure_evaluation(bench_config(config, sequences), stride, runs, command, profile, reference), json)
@@ -65,21 +66,21 @@ def measure_evaluation(
         compiled = jax.jit(partial(last_token_losses, model)).lower(*arguments).compile()
         run = partial(compiled, *arguments)
         timing = measure(run, runs)
-        figures.append(timed(name, timing, forward_flops(model, sequences, seq_len, last), theirs))
+        figures.append(timed(name, timing, forward_flops(model, sequences, seq_len, last)))
         figures.append(Figure(f"{name}, scored tokens a second", 1000 * sequences * last / timing.median_ms, ""))
         if with_profile and name == SLIDING:
             traced = trace.profile(run, own=trace.own_kernels(compiled.as_text()))
     title = f"{config.name}, {sequences} windows of {seq_len:,}, last {stride} or all tokens, {model.compute_dtype}"
-    return Report("evaluate", title, command, figures, traced)
+    return Report("evaluate", title, command, beside(figures, theirs), traced)
 
 
 def _measure_reference(
     config: Config, params: Params, batch: Batch, stride: int, runs: int, script: Path
-) -> dict[str, Timing]:
+) -> dict[str, float]:
     from jgolf.bench.reference import opened  # PyTorch is optional
 
     with opened(script, config, params) as theirs:
         return {
-            SLIDING: theirs.measure_losses(batch, stride, runs),
-            STANDARD: theirs.measure_losses(batch, config.train.seq_len, runs),
+            SLIDING: theirs.measure_losses(batch.inputs, batch.targets[:, -stride:], runs),
+            STANDARD: theirs.measure_losses(*batch, runs),
         }

@@ -17,7 +17,7 @@ from rich.table import Table
 from jgolf.bench.evaluate import SLIDING, measure_evaluation
 from jgolf.bench.input import FROM_DISK, RESIDENT, measure_input
 from jgolf.bench.report import Figure, Report, command_line, number
-from jgolf.bench.running import RunningStep, bench_config
+from jgolf.bench.running import RunningStep, bench_config, prepare_reference
 from jgolf.bench.start import CACHED, COLD, measure_start
 from jgolf.bench.step import GRADIENTS, PEAK_MEMORY, WHOLE_STEP, WHOLE_UPDATE, WITH_QAT, measure_step
 
@@ -90,6 +90,7 @@ def bench_all(
       markdown: Print the table as Markdown.
       json: Print every report as JSON.
     """
+    prepare_reference(reference)
     options = {"config": config, "sequences": sequences, "data": data, "runs": runs, "reference": reference}
     command = command_line("all", **options, markdown=markdown)
     reports = measure_all(config, sequences, data, runs, command, reference)

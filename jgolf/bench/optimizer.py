@@ -15,8 +15,8 @@ import optax
 import tyro
 
 from jgolf.bench.flops import newton_schulz_flops
-from jgolf.bench.report import Figure, Report, command_line, publish, timed
-from jgolf.bench.running import bench_config
+from jgolf.bench.report import Figure, Report, beside, command_line, publish, timed
+from jgolf.bench.running import bench_config, prepare_reference
 from jgolf.bench.timing import Timing, measure
 from jgolf.config import Config, OptimConfig
 from jgolf.model.functional import Params, parameter_shapes
@@ -42,6 +42,7 @@ def optimizer(
       reference: A PyTorch training script to run beside it.
       json: Print JSON instead of a table.
     """
+    prepare_reference(reference)
     command = command_line("optimizer", config=config, runs=runs, reference=reference)
     publish(measure_optimizer(bench_config(config), runs, command, reference), json)
 
@@ -58,14 +59,14 @@ def measure_optimizer(config: Config, runs: int, command: str, reference: Path |
         "AdamW": _measure_group(config.optim, params, ("adamw_token", "adamw_scalar"), runs),
         "EMA": measure(_Flowing(partial(moving_average, decay), _copy(params), params), runs),
     }
-    figures = [timed(name, timing, reference=theirs) for name, timing in parts.items()]
+    figures = [timed(name, timing) for name, timing in parts.items()]
     shapes = parameter_shapes(config.model)
     matrices = Counter(tuple(sorted(shape)) for path, shape in shapes.items() if rule_of(path).group == "muon")
     figures += [_newton_schulz_figure(config, count, shape, runs) for shape, count in sorted(matrices.items())]
-    return Report("optimizer", f"{config.name}: one optimizer step", command, figures)
+    return Report("optimizer", f"{config.name}: one optimizer step", command, beside(figures, theirs))
 
 
-def _measure_reference(config: Config, params: Params, runs: int, script: Path) -> dict[str, Timing]:
+def _measure_reference(config: Config, params: Params, runs: int, script: Path) -> dict[str, float]:
     from jgolf.bench.reference import opened  # PyTorch is optional
 
     with opened(script, config, params) as theirs:

@@ -7,7 +7,7 @@ import json as json_format
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import jax
 from rich import box
@@ -72,9 +72,8 @@ class Report:
         return next((figure for figure in self.figures if figure.name == name), None)
 
 
-def timed(name: str, timing: Timing, flops: float = 0.0, reference: Mapping[str, Timing] | None = None) -> Figure:
-    """The figure of a timing; with the rate of the `flops` that it did, and the reference's timing of the same name."""
-    theirs = (reference or {}).get(name)
+def timed(name: str, timing: Timing, flops: float = 0.0) -> Figure:
+    """The figure of a timing, and the rate of the `flops` that it did."""
     return Figure(
         name=name,
         value=timing.median_ms,
@@ -83,8 +82,12 @@ def timed(name: str, timing: Timing, flops: float = 0.0, reference: Mapping[str,
         high=timing.high_ms,
         runs=timing.runs,
         tflops=flops / timing.median_ms / 1e9 if flops else None,
-        reference=theirs.median_ms if theirs else None,
     )
+
+
+def beside(figures: list[Figure], reference: Mapping[str, float]) -> list[Figure]:
+    """The figures with the PyTorch script's, by their names."""
+    return [replace(figure, reference=reference.get(figure.name)) for figure in figures]
 
 
 def command_line(verb: str, **options: object) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.batches import Batch
 from jgolf.errors import ConfigError
+from jgolf.torch_bridge.torch_extra import import_torch
 from jgolf.train.mesh import AXIS, CompiledStep, StepReport, replicated
 from jgolf.train.step import TrainState, new_state
 
@@ -36,6 +39,17 @@ def bench_config(name: str, sequences: int = 0) -> Config:
         config.train, batch_tokens=sequences * config.train.seq_len, num_ranks=1, accumulation=1
     )
     return configs.validate(dataclasses.replace(config, train=train))
+
+
+def prepare_reference(script: Path | None) -> None:
+    """Leaves room on the device for a PyTorch script, where one is given; to be called before JAX is used.
+
+    Raises:
+      MissingExtraError: PyTorch is not installed.
+    """
+    if script is not None:
+        import_torch("jgolf bench --reference")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def one_device() -> Mesh:

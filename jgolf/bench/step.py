@@ -13,8 +13,8 @@ import tyro
 from jgolf.bench import trace
 from jgolf.bench.flops import train_flops
 from jgolf.bench.optimizer import WHOLE_UPDATE, measure_update
-from jgolf.bench.report import Figure, Report, command_line, publish, timed
-from jgolf.bench.running import RunningStep, bench_config, describe
+from jgolf.bench.report import Figure, Report, beside, command_line, publish, timed
+from jgolf.bench.running import RunningStep, bench_config, describe, prepare_reference
 from jgolf.bench.start import measure_start
 from jgolf.bench.timing import Timing, measure, measure_in_turn
 from jgolf.config import Config
@@ -52,6 +52,7 @@ def step(
       reference: A PyTorch training script to run beside it.
       json: Print JSON instead of a table.
     """
+    prepare_reference(reference)
     options = {"config": config, "sequences": sequences, "runs": runs, "peak_tflops": peak_tflops}
     command = command_line("step", **options, start=start, profile=profile, reference=reference)
     resolved = bench_config(config, sequences)
@@ -80,10 +81,10 @@ def measure_step(
     traced = trace.profile(running, own=own)
     parts = _measure_parts(config, running, runs)
     theirs = _measure_reference(config, running, runs, reference) if reference else {}
-    figures = [timed(name, timing, reference=theirs) for name, timing in parts.items()]
+    figures = [timed(name, timing) for name, timing in parts.items()]
     figures.insert(1, Figure("device time of a step", traced.device_ms, "ms"))
     figures += [*_rates(config, parts[WHOLE_STEP], peak_tflops, runs), *memory]
-    return Report("step", describe(config), command, figures, traced if with_profile else None)
+    return Report("step", describe(config), command, beside(figures, theirs), traced if with_profile else None)
 
 
 def _measure_parts(config: Config, running: RunningStep, runs: int) -> dict[str, Timing]:
@@ -135,12 +136,9 @@ def measured_peak_tflops(size: int, dtype: str, runs: int) -> float:
     return 2 * size**3 / measure(partial(jax.jit(jnp.matmul), left, right), runs).median_ms / 1e9
 
 
-def _measure_reference(config: Config, running: RunningStep, runs: int, script: Path) -> dict[str, Timing]:
+def _measure_reference(config: Config, running: RunningStep, runs: int, script: Path) -> dict[str, float]:
     from jgolf.bench.reference import opened  # PyTorch is optional
 
+    names = {"step": WHOLE_STEP, "gradients": GRADIENTS, "update": WHOLE_UPDATE, "memory": PEAK_MEMORY}
     with opened(script, config, running.state.params) as theirs:
-        return {
-            WHOLE_STEP: theirs.measure_step(running.batch, runs),
-            GRADIENTS: theirs.measure_gradients(running.batch, runs),
-            WHOLE_UPDATE: theirs.measure_update(runs),
-        }
+        return {names[part]: value for part, value in theirs.measure_step(running.batch, runs).items()}

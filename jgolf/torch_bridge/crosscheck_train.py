@@ -97,7 +97,7 @@ def jax_steps(config: Config, params: Params, batches: list[Batch]) -> Iterator[
 def torch_steps(module: ModuleType, torch_model: TorchModel, config: Config, batches: list[Batch]) -> Iterator[Step]:
     """The reference's steps: gradient clipping, the script's Muon, two AdamW groups."""
     model = torch_model.model.train()
-    optimizers = _optimizers(module, torch_model, config)
+    optimizers = make_optimizers(module, torch_model, config)
     clip = config.optim.grad_clip
     for step, batch in enumerate(batches):
         with torch_model.running():
@@ -123,15 +123,25 @@ def _momentum(muon: MuonConfig, step: int) -> float:
     return muon.momentum_warmup_start + (muon.momentum - muon.momentum_warmup_start) * done
 
 
-def _optimizers(module: ModuleType, torch_model: TorchModel, config: Config) -> list[torch.optim.Optimizer]:
-    """Muon for its group of the rules, AdamW for the two others."""
+def make_optimizers(
+    module: ModuleType, torch_model: TorchModel, config: Config, **adamw_options: bool
+) -> list[torch.optim.Optimizer]:
+    """Muon for its group of the rules, AdamW, with further options, for the two others.
+
+    Raises:
+      ScriptError: the script has no class Muon, or not one that the config's settings suit.
+    """
     groups: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in names.canonical(dict(torch_model.model.named_parameters()))[0].items():
         if parameter.numel():
             groups.setdefault(rules.rule_of(rules.path_of_torch_name(name)).group, []).append(parameter)
     adamw = config.optim.adamw
     make: Callable = partial(
-        torch.optim.AdamW, betas=(adamw.beta1, adamw.beta2), eps=adamw.epsilon, weight_decay=adamw.weight_decay
+        torch.optim.AdamW,
+        betas=(adamw.beta1, adamw.beta2),
+        eps=adamw.epsilon,
+        weight_decay=adamw.weight_decay,
+        **adamw_options,
     )
     rates = {"adamw_token": adamw.token_learning_rate, "adamw_scalar": adamw.scalar_learning_rate}
     optimizers = [make(groups[group], lr=rate) for group, rate in rates.items() if group in groups]
@@ -143,7 +153,7 @@ def _muon(
 ) -> torch.optim.Optimizer:
     kind = getattr(module, "Muon", None)
     if kind is None:
-        raise ScriptError(f"{torch_model.script}: has no class Muon, which --train-steps needs")
+        raise ScriptError(f"{torch_model.script}: has no class Muon, which training steps need")
     settings = {
         "lr": muon.learning_rate,
         "momentum": muon.momentum,

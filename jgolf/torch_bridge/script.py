@@ -34,7 +34,7 @@ class ScriptError(JgolfError):
 
 
 @contextlib.contextmanager
-def imported(path: str | Path, float32_only: bool, on_cpu: bool) -> Iterator[ModuleType]:
+def imported(path: str | Path, float32_only: bool, on_cpu: bool, compiled: bool = False) -> Iterator[ModuleType]:
     """Yields the script as a module; while the block lasts, the stand-ins it may need are installed.
 
     Its `main` is not run: the module's name is not "__main__". Environment variables, `sys.argv` and
@@ -44,6 +44,7 @@ def imported(path: str | Path, float32_only: bool, on_cpu: bool) -> Iterator[Mod
       path: the script.
       float32_only: whether what it would cast to bfloat16 is to stay in float32.
       on_cpu: whether it is to run on the CPU even where there is a GPU.
+      compiled: whether what it compiles is compiled; for a comparison of numbers it is not.
 
     Raises:
       ScriptError: there is no such file, it fails while it is imported, or it has no GPT with `forward_logits`.
@@ -55,7 +56,7 @@ def imported(path: str | Path, float32_only: bool, on_cpu: bool) -> Iterator[Mod
     loader = importlib.machinery.SourceFileLoader(name, str(path))
     module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, path, loader=loader))
     with (
-        stand_ins.installed(float32_only, on_cpu),
+        stand_ins.installed(float32_only, on_cpu, compiled),
         stand_ins.modules_added({name: module}),
         mock.patch.object(sys, "argv", [str(path)]),
         mock.patch.object(sys, "path", [str(path.parent.resolve()), *sys.path]),

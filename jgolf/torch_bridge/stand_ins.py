@@ -85,22 +85,25 @@ class Redirect(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def installed(float32_only: bool, on_cpu: bool) -> Iterator[None]:
+def installed(float32_only: bool, on_cpu: bool, compiled: bool = False) -> Iterator[None]:
     """Stand-ins for flash attention, CUDA calls and compilation; the environment is as before afterwards.
 
     Args:
       float32_only: whether casts to bfloat16 and float16 are to stay in float32.
       on_cpu: whether the script is to run on the CPU even where there is a GPU.
+      compiled: whether `torch.compile` is to compile.
     """
     without_cuda = on_cpu or not torch.cuda.is_available()
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, {**LAUNCHER_VARIABLES, **os.environ}))
         stack.enter_context(modules_added(_flash_attention_modules(without_cuda or float32_only)))
-        stack.enter_context(mock.patch.object(torch, "compile", _not_compiled))
+        if not compiled:
+            stack.enter_context(mock.patch.object(torch, "compile", _not_compiled))
         if without_cuda:
             calls = {name: mock.MagicMock(return_value=value) for name, value in CUDA_CALLS.items()}
             stack.enter_context(mock.patch.multiple(torch.cuda, is_available=lambda: False, **calls))
-        stack.enter_context(Redirect(without_cuda, float32_only))
+        if without_cuda or float32_only:  # compiled programs are slower, or not compiled whole, under such a mode
+            stack.enter_context(Redirect(without_cuda, float32_only))
         yield
 
 
