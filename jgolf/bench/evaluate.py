@@ -9,6 +9,7 @@ from typing import Annotated
 import jax
 import tyro
 
+from jgolf import compiling
 from jgolf.bench import trace
 from jgolf.bench.flops import forward_flops
 from jgolf.bench.report import Figure, Report, beside, command_line, publish, timed
@@ -63,7 +64,8 @@ def measure_evaluation(
     figures, traced = [], None
     for name, last in ((SLIDING, stride), (STANDARD, seq_len)):
         arguments = jax.device_put((params, batch.inputs, batch.targets[:, seq_len - last :]))
-        compiled = jax.jit(partial(last_token_losses, model)).lower(*arguments).compile()
+        lowered = jax.jit(partial(last_token_losses, model)).lower(*arguments)
+        compiled = lowered.compile(compiler_options=compiling.options())
         run = partial(compiled, *arguments)
         timing = measure(run, runs)
         figures.append(timed(name, timing, forward_flops(model, sequences, seq_len, last)))

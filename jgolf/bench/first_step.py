@@ -6,6 +6,7 @@ import sys
 
 import jax
 
+from jgolf import compiling
 from jgolf.bench.running import RunningStep, bench_config
 
 DONE = "first step done"
@@ -13,6 +14,7 @@ DONE = "first step done"
 
 def main(name: str, sequences: int) -> None:
     """Runs the first step of a config on random tokens."""
+    compiling.keep_programs()
     jax.block_until_ready(RunningStep.compiled(bench_config(name, sequences))())
     print(DONE, flush=True)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from jgolf import compiling
 from jgolf.bench import trace
 from jgolf.bench.flops import train_flops
 from jgolf.bench.optimizer import WHOLE_UPDATE, measure_update
@@ -93,7 +94,8 @@ def _measure_parts(config: Config, running: RunningStep, runs: int) -> dict[str,
     if late_qat_start:
         steps[WITH_QAT] = running.after(max(0, train.steps - int(late_qat_start / 2 * train.warmdown_steps)))
     parts = measure_in_turn(steps, runs)
-    gradients, params = jax.jit(partial(mean_loss_and_grads, config.model)), running.state.params
+    gradients = jax.jit(partial(mean_loss_and_grads, config.model), compiler_options=compiling.options())
+    params = running.state.params
     parts[GRADIENTS] = measure(lambda: gradients(params, *running.batch), runs)
     parts[WHOLE_UPDATE] = measure_update(config, params, runs)
     return parts

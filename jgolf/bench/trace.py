@@ -17,13 +17,15 @@ KINDS = (
     ("collectives", r"nccl|all[-_]?(reduce|gather|to_?all)|reduce[-_]?scatter|collective"),
     ("attention backward", r"(flash|sdpa|fmha|attention).*(bprop|bwd|backward)|dot_do_o|convert_dq"),
     ("attention forward", r"flash|sdpa|fmha|attention"),
-    ("matrix products", r"nvjet|cutlass|gemm|gemv|cublas|xmma|splitk|(^|_)dot(_|$)"),
+    ("matrix products", r"nvjet|cutlass|gemm|gemv|cublas|xmma|splitk|(^|_)dot([._]|$)"),
     ("sorts", r"sort|(^|::)cub"),
     ("copies", r"memcpy|memset|^(loop_|input_|wrapped_)*(copy|transpose|concatenate|slice|bitcast)"),
     ("other fusions", r"fusion|^wrapped_|^(loop|input)_|reduce"),
 )
 """Kind of a kernel and the names that tell it, in the order in which they are tried."""
 OTHER = "other kernels"
+MOSAIC = "_mosaic_gpu_kernel"
+"""What JAX puts behind the name of a kernel that is written for Mosaic GPU."""
 _CONTROL = re.compile(r"(while|call|conditional|async-\w+)\b")  # on the CPU: what they hold is there by itself
 _OWN = re.compile(r"__gpu\$xla\.gpu\.triton\".*[{ ]name = \"(\w+)\"")
 
@@ -77,8 +79,8 @@ def base_name(name: str) -> str:
 
 def kind_of(name: str, own: Set[str] = frozenset()) -> str:
     """The kind of a kernel, by its name; those called in `own` are a kind each."""
-    if base_name(name) in own:
-        return f"own: {base_name(name)}"
+    if base_name(name) in own or name.endswith(MOSAIC):
+        return f"own: {base_name(name).removesuffix(MOSAIC)}"
     return next((kind for kind, pattern in KINDS if re.search(pattern, name, re.IGNORECASE)), OTHER)
 
 

@@ -48,8 +48,13 @@ def product_then(
     arrays = [x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), factor.reshape(-1)]
     arrays += [] if other is None else [other.reshape(-1, columns)]
     rows = arrays[0].shape[0]
+
+    def kernel_of_function(*refs):
+        _kernel(function, *refs)
+
+    kernel_of_function.__name__ = f"product_then{function.__name__}"  # as it is called in a profile
     multiply = plgpu.kernel(
-        partial(_kernel, function),
+        kernel_of_function,
         out_type=jax.ShapeDtypeStruct((rows, columns), x.dtype),
         grid=(_num_multiprocessors(),),
         grid_names=("multiprocessor",),
