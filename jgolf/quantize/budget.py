@@ -7,23 +7,24 @@ number, the precision δ, then sets the step of every row of every matrix,
 
     step_r = δ / √(rows_r / trace(columns) · mean(pivots))
 
-(see `curvature` and `gptq`), and a search finds the δ that fills the bytes.
+(see `curvature` and `gptq`), and a search finds the δ that fills the bytes. Weights and error measures stay
+on the device between its trials, matrices of one shape together.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
+import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from jgolf import rules
 from jgolf.config import QuantizeConfig
 from jgolf.errors import ArtifactError, JgolfError
+from jgolf.evaluate.score import Progress
 from jgolf.quantize.curvature import Curvature
 from jgolf.quantize.gptq import LARGEST_LEVEL, Feedback, feedback, round_with_feedback
 from jgolf.quantize.rows import SMALLEST_SCALE
@@ -32,6 +33,7 @@ from jgolf.quantize.stored import StoredTensor
 SMALLEST_SHARE = 1e-3  # of the mean: no row counts for less
 CLEARING_STEP = 2.5  # × the largest magnitude of a row: rounds all of it to zero
 MAX_TRIALS = 12
+TRIALS_BY_ESTIMATE = 6  # afterwards everything that seems to fit is packed
 CLOSE_ENOUGH = 0.9995  # of the budget
 FINER_THAN_INT8 = 4.0  # than Int8's, a matrix's steps have to be for FP16 to be worth its 5 bits more
 LARGEST_MOVE = 2.0  # of log δ at once
@@ -58,7 +60,7 @@ class Budgeted:
 
 @dataclass(frozen=True, eq=False)
 class _Matrix:
-    """One matrix, ready to be rounded at any precision.
+    """What is known about one matrix before it is rounded.
 
     Attributes:
       weights: float32 [rows, columns], lying as storage forms do.
@@ -69,7 +71,6 @@ class _Matrix:
     path: str
     weights: np.ndarray
     curvature: Curvature
-    feedback: Feedback
     unit_steps: np.ndarray
     largest: np.ndarray
     spread: np.ndarray
@@ -78,12 +79,23 @@ class _Matrix:
         return rows.T if rules.rule_of(self.path).transposed else rows
 
 
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Matrices of one shape, ready on the device to be rounded at any precision."""
+
+    matrices: list[_Matrix]
+    weights: Float[Array, "matrices rows columns"]
+    feedback: Feedback
+
+
 def quantize_to_budget(
     params: Mapping[str, np.ndarray],
     curvatures: Mapping[str, Curvature],
     config: QuantizeConfig,
     budget_bytes: int,
     packed_bytes: Callable[[Stored], int],
+    estimated_bytes: Callable[[Stored], int] | None = None,
+    progress: Progress = lambda steps, total: steps,
 ) -> Budgeted:
     """Storage forms with the least predicted damage whose `packed_bytes` fit into the budget.
 
@@ -96,6 +108,8 @@ def quantize_to_budget(
       config: see above.
       budget_bytes: largest size of the artifact.
       packed_bytes: size of an artifact that holds these storage forms.
+      estimated_bytes: the same sooner, but for a factor that hardly changes; `packed_bytes` by default.
+      progress: shows how many trials there have been, of the most that there may be.
 
     Raises:
       ArtifactError: a parameter is not finite, or too large for its form.
@@ -106,14 +120,32 @@ def quantize_to_budget(
         if not np.isfinite(values).all():
             raise ArtifactError(f"{path}: {np.count_nonzero(~np.isfinite(values))} values are not finite")
     vectors = {path: _floats(path, config.control, params[path]) for path in params.keys() - curvatures.keys()}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        matrices = list(pool.map(lambda path: _prepare(path, params[path], curvatures[path]), curvatures))
+    batches = _batches(params, curvatures)
+    matrices = [matrix for batch in batches for matrix in batch.matrices]
 
-        def quantize(round_one: Callable[[_Matrix], StoredTensor]) -> Stored:
-            rounded = dict(zip(curvatures, pool.map(round_one, matrices), strict=True))
-            return {path: rounded[path] if path in rounded else vectors[path] for path in params}
+    def with_vectors(rounded: Iterable[StoredTensor]) -> Stored:
+        found = vectors | dict(zip((matrix.path for matrix in matrices), rounded, strict=True))
+        return {path: found[path] for path in params}
 
-        stored, trials = _search(quantize, matrices, budget_bytes, packed_bytes)
+    cleared = with_vectors(map(_cleared, matrices))
+    smallest_bytes = packed_bytes(cleared)
+    if smallest_bytes > budget_bytes:
+        raise JgolfError(
+            f"a budget of {budget_bytes:,} bytes for the artifact cannot be met: even with every matrix rounded to "
+            f"zero it takes {smallest_bytes:,}; give more, or shrink its vectors with --quantize.control fp16"
+        )
+    if budget_bytes >= sum(matrix.weights.size for matrix in matrices):  # FP16 does not pack to less than a byte
+        unrounded = with_vectors(map(_unrounded, matrices))
+        if packed_bytes(unrounded) <= budget_bytes:
+            return _budgeted(unrounded, matrices, 0)
+    stored, trials = _search(
+        lambda log_precision: with_vectors(_round(batches, math.exp(log_precision))),
+        matrices, budget_bytes, smallest_bytes, packed_bytes, estimated_bytes or packed_bytes, progress,
+    )  # fmt: skip
+    return _budgeted(cleared if stored is None else stored, matrices, trials)
+
+
+def _budgeted(stored: Stored, matrices: Iterable[_Matrix], trials: int) -> Budgeted:
     return Budgeted(stored, sum(_damage(matrix, stored[matrix.path]) for matrix in matrices), trials)
 
 
@@ -121,44 +153,45 @@ def quantize_to_budget(
 
 
 def _search(
-    quantize: Callable[[Callable[[_Matrix], StoredTensor]], Stored],
+    quantize: Callable[[float], Stored],
     matrices: Sequence[_Matrix],
     budget_bytes: int,
+    smallest_bytes: int,
     packed_bytes: Callable[[Stored], int],
-) -> tuple[Stored, int]:
-    """The finest precision that fits, by the secant method on log δ, kept between what fitted and what did not."""
-    best = quantize(_cleared)
-    smallest_bytes = packed_bytes(best)
-    if smallest_bytes > budget_bytes:
-        raise JgolfError(
-            f"a budget of {budget_bytes:,} bytes for the artifact cannot be met: even with every matrix rounded to "
-            f"zero it takes {smallest_bytes:,}; give more, or shrink its vectors with --quantize.control fp16"
-        )
-    if budget_bytes >= sum(matrix.weights.size for matrix in matrices):  # FP16 does not pack to less than a byte
-        unrounded = quantize(_unrounded)
-        if packed_bytes(unrounded) <= budget_bytes:
-            return unrounded, 1
-    aim_bytes = (1 + CLOSE_ENOUGH) / 2 * budget_bytes
-    guess = _log_precision(matrices, aim_bytes - smallest_bytes)
+    estimated_bytes: Callable[[Stored], int],
+    progress: Progress,
+) -> tuple[Stored | None, int]:
+    """The finest precision that fits (None if none does), and the number of those that were tried.
+
+    By the secant method on log δ and estimated sizes, kept between what fitted and what did not. What comes
+    close is packed, which tells what the estimate has to be.
+    """
+    best, best_bytes = None, 0
+    target = budget_bytes  # of the estimate
+    guess = _log_precision(matrices, (1 + CLOSE_ENOUGH) / 2 * budget_bytes - smallest_bytes)
     slope = (_level_bytes(matrices, guess + 0.01) - _level_bytes(matrices, guess - 0.01)) / 0.02
     fine, coarse = -math.inf, math.inf
     tried: list[tuple[float, int]] = []
-    while len(tried) < MAX_TRIALS:
-        found = quantize(partial(_round, precision=math.exp(guess)))
-        size = packed_bytes(found)
-        if size > budget_bytes:
-            fine = guess
-        else:
-            best, coarse = found, guess
-            if size >= CLOSE_ENOUGH * budget_bytes:
-                break
+    for _ in progress(range(MAX_TRIALS), MAX_TRIALS):
+        found = quantize(guess)
+        size = estimated_bytes(found)
         if tried and tried[-1][1] != size:
             slope = (size - tried[-1][1]) / (guess - tried[-1][0])
         tried.append((guess, size))
-        guess += min(max((aim_bytes - size) / min(slope, -1.0), -LARGEST_MOVE), LARGEST_MOVE)
+        if size <= target and (size >= CLOSE_ENOUGH * target or len(tried) > TRIALS_BY_ESTIMATE):
+            packed = packed_bytes(found)
+            if best_bytes < packed <= budget_bytes:
+                best, best_bytes = found, packed
+            if CLOSE_ENOUGH * budget_bytes <= packed <= budget_bytes:
+                break
+            target = budget_bytes * size / packed
+            fine, coarse = -math.inf, math.inf
+        fine, coarse = (guess, coarse) if size > target else (fine, guess)
+        aim = (1 + CLOSE_ENOUGH) / 2 * target
+        guess += min(max((aim - size) / min(slope, -1.0), -LARGEST_MOVE), LARGEST_MOVE)
         if not fine < guess < coarse:
             guess = (fine + coarse) / 2
-    return best, len(tried) + 1
+    return best, len(tried)
 
 
 def _level_bytes(matrices: Iterable[_Matrix], log_precision: float) -> float:
@@ -182,21 +215,47 @@ def _log_precision(matrices: Sequence[_Matrix], level_bytes: float) -> float:
 # --- one matrix ------------------------------------------------------------------------------
 
 
-def _prepare(path: str, values: np.ndarray, curvature: Curvature) -> _Matrix:
+def _batches(params: Mapping[str, np.ndarray], curvatures: Mapping[str, Curvature]) -> list[_Batch]:
+    by_shape: dict[tuple[int, ...], list[_Matrix]] = {}
+    factored: dict[str, Feedback] = {}
+    for path, curvature in curvatures.items():
+        factored[path] = feedback(curvature.columns)
+        matrix = _matrix(path, params[path], curvature, float(factored[path].pivots.mean()))
+        by_shape.setdefault(matrix.weights.shape, []).append(matrix)
+    return [
+        _Batch(
+            matrices,
+            jax.device_put(np.stack([matrix.weights for matrix in matrices])),
+            jax.device_put(jax.tree.map(lambda *parts: np.stack(parts), *(factored[m.path] for m in matrices))),
+        )
+        for matrices in by_shape.values()
+    ]
+
+
+def _matrix(path: str, values: np.ndarray, curvature: Curvature, mean_pivot: float) -> _Matrix:
     weights = np.ascontiguousarray(values.T) if rules.rule_of(path).transposed else values
-    how = feedback(curvature.columns)
     rows = np.maximum(curvature.rows, max(SMALLEST_SHARE * curvature.rows.mean(), TINY))
-    unit_steps = np.sqrt(max(np.trace(curvature.columns), TINY) / rows / how.pivots.mean())
-    return _Matrix(path, weights, curvature, how, unit_steps, np.abs(weights).max(axis=1), weights.std(axis=1))
+    unit_steps = np.sqrt(max(np.trace(curvature.columns), TINY) / rows / mean_pivot)
+    return _Matrix(path, weights, curvature, unit_steps, np.abs(weights).max(axis=1), weights.std(axis=1))
 
 
-def _round(matrix: _Matrix, precision: float) -> StoredTensor:
-    finest = matrix.largest / LARGEST_LEVEL
-    steps = precision * matrix.unit_steps
-    if np.mean(steps < finest / FINER_THAN_INT8) > 0.5:
-        return _unrounded(matrix)
-    scales = _scales(matrix, np.clip(steps, finest, CLEARING_STEP * matrix.largest))
-    levels = round_with_feedback(matrix.weights, scales.astype(np.float32), matrix.feedback, rate_weight=1.0)
+def _round(batches: Sequence[_Batch], precision: float) -> Iterator[StoredTensor]:
+    """Every matrix, in the order of the batches."""
+    scales = [np.stack([_scales(matrix, precision) for matrix in batch.matrices]) for batch in batches]
+    levels = [  # all of it is on its way before the first is waited for
+        round_with_feedback(batch.weights, steps.astype(np.float32), batch.feedback, 1.0)
+        for batch, steps in zip(batches, scales, strict=True)
+    ]
+    for batch, *rounded in zip(batches, scales, levels, strict=True):
+        for matrix, steps, integers in zip(batch.matrices, *map(np.asarray, rounded), strict=True):
+            yield _unrounded(matrix) if _needs_fp16(matrix, precision) else _integers(matrix, integers, steps)
+
+
+def _needs_fp16(matrix: _Matrix, precision: float) -> bool:
+    return np.mean(precision * matrix.unit_steps < matrix.largest / LARGEST_LEVEL / FINER_THAN_INT8) > 0.5
+
+
+def _integers(matrix: _Matrix, levels: np.ndarray, scales: np.ndarray) -> StoredTensor:
     bits = next(bits for bits in range(SMALLEST_BITS, 9) if np.abs(levels).max() < 2 ** (bits - 1))
     return StoredTensor.integers(matrix.path, f"int{bits}", levels, scales)
 
@@ -211,7 +270,8 @@ def _unrounded(matrix: _Matrix) -> StoredTensor:
     return _floats(matrix.path, "fp16", matrix.lying_as_parameter(matrix.weights))
 
 
-def _scales(matrix: _Matrix, steps: np.ndarray) -> np.ndarray:
+def _scales(matrix: _Matrix, precision: float) -> np.ndarray:
+    steps = np.clip(precision * matrix.unit_steps, matrix.largest / LARGEST_LEVEL, CLEARING_STEP * matrix.largest)
     with np.errstate(over="ignore"):
         scales = np.maximum(steps, SMALLEST_SCALE).astype(np.float16)
     _check_finite(matrix.path, scales, matrix.weights)
