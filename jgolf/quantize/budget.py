@@ -8,7 +8,7 @@ number, the precision δ, then sets the step of every row of every matrix,
     step_r = δ / √(rows_r / trace(columns) · mean(pivots))
 
 (see `curvature` and `gptq`), and a search finds the δ that fills the bytes. Weights and error measures stay
-on the device between its trials, matrices of one shape together.
+on the device between its trials, matrices that are equally wide together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jgolf import rules
 from jgolf.config import QuantizeConfig
@@ -32,6 +32,7 @@ from jgolf.quantize.stored import StoredTensor
 
 SMALLEST_SHARE = 1e-3  # of the mean: no row counts for less
 CLEARING_STEP = 2.5  # × the largest magnitude of a row: rounds all of it to zero
+PART_ROWS = 256  # rows that are rounded at once
 MAX_TRIALS = 12
 TRIALS_BY_ESTIMATE = 6  # afterwards everything that seems to fit is packed
 CLOSE_ENOUGH = 0.9995  # of the budget
@@ -81,10 +82,17 @@ class _Matrix:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Matrices of one shape, ready on the device to be rounded at any precision."""
+    """Matrices that are equally wide, ready on the device to be rounded at any precision.
+
+    Attributes:
+      weights: their rows, those of each matrix filled up with zeros to whole parts.
+      measure_of: which matrix a part belongs to.
+      feedback: of each matrix.
+    """
 
     matrices: list[_Matrix]
-    weights: Float[Array, "matrices rows columns"]
+    weights: Float[Array, "parts rows columns"]
+    measure_of: Int[Array, parts]
     feedback: Feedback
 
 
@@ -216,20 +224,25 @@ def _log_precision(matrices: Sequence[_Matrix], level_bytes: float) -> float:
 
 
 def _batches(params: Mapping[str, np.ndarray], curvatures: Mapping[str, Curvature]) -> list[_Batch]:
-    by_shape: dict[tuple[int, ...], list[_Matrix]] = {}
-    factored: dict[str, Feedback] = {}
+    by_width: dict[int, list[tuple[_Matrix, Feedback]]] = {}
     for path, curvature in curvatures.items():
-        factored[path] = feedback(curvature.columns)
-        matrix = _matrix(path, params[path], curvature, float(factored[path].pivots.mean()))
-        by_shape.setdefault(matrix.weights.shape, []).append(matrix)
-    return [
-        _Batch(
-            matrices,
-            jax.device_put(np.stack([matrix.weights for matrix in matrices])),
-            jax.device_put(jax.tree.map(lambda *parts: np.stack(parts), *(factored[m.path] for m in matrices))),
-        )
-        for matrices in by_shape.values()
-    ]
+        how = feedback(curvature.columns)
+        matrix = _matrix(path, params[path], curvature, float(how.pivots.mean()))
+        by_width.setdefault(len(how.order), []).append((matrix, how))
+    return [_batch(*zip(*same_width, strict=True)) for same_width in by_width.values()]
+
+
+def _batch(matrices: tuple[_Matrix, ...], feedbacks: tuple[Feedback, ...]) -> _Batch:
+    parts = [_in_parts(matrix.weights, 0.0) for matrix in matrices]
+    measure_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    stacked = jax.tree.map(lambda *one_each: np.stack(one_each), *feedbacks)
+    return _Batch(list(matrices), *jax.device_put((np.concatenate(parts), measure_of, stacked)))
+
+
+def _in_parts(rows: np.ndarray, filling: float) -> np.ndarray:
+    """[rows, …] as [parts, PART_ROWS, …], filled up."""
+    more = [(0, -len(rows) % PART_ROWS)] + [(0, 0)] * (rows.ndim - 1)
+    return np.pad(rows, more, constant_values=filling).reshape(-1, PART_ROWS, *rows.shape[1:])
 
 
 def _matrix(path: str, values: np.ndarray, curvature: Curvature, mean_pivot: float) -> _Matrix:
@@ -241,14 +254,22 @@ def _matrix(path: str, values: np.ndarray, curvature: Curvature, mean_pivot: flo
 
 def _round(batches: Sequence[_Batch], precision: float) -> Iterator[StoredTensor]:
     """Every matrix, in the order of the batches."""
-    scales = [np.stack([_scales(matrix, precision) for matrix in batch.matrices]) for batch in batches]
+    scales = [[_scales(matrix, precision) for matrix in batch.matrices] for batch in batches]
     levels = [  # all of it is on its way before the first is waited for
-        round_with_feedback(batch.weights, steps.astype(np.float32), batch.feedback, 1.0)
-        for batch, steps in zip(batches, scales, strict=True)
+        round_with_feedback(batch.weights, _steps(own), batch.measure_of, batch.feedback, 1.0)
+        for batch, own in zip(batches, scales, strict=True)
     ]
-    for batch, *rounded in zip(batches, scales, levels, strict=True):
-        for matrix, steps, integers in zip(batch.matrices, *map(np.asarray, rounded), strict=True):
-            yield _unrounded(matrix) if _needs_fp16(matrix, precision) else _integers(matrix, integers, steps)
+    for batch, own, parts in zip(batches, scales, levels, strict=True):
+        parts, measure_of = np.asarray(parts), np.asarray(batch.measure_of)
+        for i, (matrix, steps) in enumerate(zip(batch.matrices, own, strict=True)):
+            if _needs_fp16(matrix, precision):
+                yield _unrounded(matrix)
+            else:
+                yield _integers(matrix, np.concatenate(parts[measure_of == i])[: len(steps)], steps)
+
+
+def _steps(scales: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([_in_parts(rows.astype(np.float32), 1.0) for rows in scales])
 
 
 def _needs_fp16(matrix: _Matrix, precision: float) -> bool:

@@ -54,12 +54,13 @@ def feedback(measure: np.ndarray, damping: float = DAMPING) -> Feedback:
 
 @jax.jit
 def round_with_feedback(
-    weights: Float[Array, "matrices rows columns"],
-    steps: Float[Array, "matrices rows"],
+    weights: Float[Array, "parts rows columns"],
+    steps: Float[Array, "parts rows"],
+    measure_of: Int[Array, parts],
     how: Feedback,
     rate_weight: float = 0.0,
-) -> Int8[Array, "matrices rows columns"]:
-    """Levels from −127 to 127 of matrices of one shape, one step a row.
+) -> Int8[Array, "parts rows columns"]:
+    """Levels from −127 to 127 of runs of rows of matrices that are equally wide, one step a row.
 
     A level q of a row whose levels have the variance v costs q² / (2 v ln 2) bits more than 0 does, were they
     Gaussian. Where a bit is worth the error 2 ln 2 · step² / 12 that it saves elsewhere, the cheapest level for
@@ -67,16 +68,22 @@ def round_with_feedback(
     q = round(x / (1 + κ)) with κ = 1 / (12 v w).
 
     Args:
-      weights: the matrices.
-      steps: of their rows.
-      how: their error measures, stacked.
+      weights: the rows, each depending on none but itself.
+      steps: of the rows.
+      measure_of: which of the error measures is that of a part.
+      how: the error measures, stacked.
       rate_weight: factor before κ; 0 rounds to the nearest level, 1 makes the trade above.
     """
     at_once = 1 if jax.default_backend() == "cpu" else len(weights)  # a processor's cache holds one
-    return jax.lax.map(lambda one: _round_matrix(*one, rate_weight), (weights, steps, how), batch_size=at_once)
+
+    def round_part(part):
+        rows, row_steps, measure = part
+        return _round_rows(rows, row_steps, jax.tree.map(lambda stacked: stacked[measure], how), rate_weight)
+
+    return jax.lax.map(round_part, (weights, steps, measure_of), batch_size=at_once)
 
 
-def _round_matrix(
+def _round_rows(
     weights: Float[Array, "rows columns"], steps: Float[Array, rows], how: Feedback, rate_weight: float
 ) -> Int8[Array, "rows columns"]:
     """Block after block of columns; those that fill up the last block are zero and stay so."""

@@ -23,7 +23,9 @@ def cost(weights, levels, steps, measure):
 
 def round_with_feedback(weights, steps, how, rate_weight=0.0):
     """One matrix."""
-    return np.asarray(gptq.round_with_feedback(weights[None], steps[None], stacked(how), rate_weight))[0]
+    return np.asarray(
+        gptq.round_with_feedback(weights[None], steps[None], np.zeros(1, int), stacked(how), rate_weight)
+    )[0]
 
 
 def stacked(*feedbacks):
@@ -64,14 +66,15 @@ def test_every_column_takes_up_the_errors_before_it_as_least_squares_would(colum
         assert abs(value % 1 - 0.5) < 1e-4
 
 
-def test_matrices_are_rounded_together_as_they_are_alone():
+def test_rows_are_rounded_together_as_they_are_alone():
     rng = np.random.default_rng(5)
     hows = [feedback(correlated(150, seed)) for seed in range(3)]
     weights = rng.normal(size=(3, 20, 150)).astype(np.float32)
     steps = rng.uniform(0.05, 0.5, (3, 20)).astype(np.float32)
-    together = gptq.round_with_feedback(weights, steps, stacked(*hows), 1.0)
-    for levels, *one in zip(together, weights, steps, hows, strict=True):
-        np.testing.assert_array_equal(levels, round_with_feedback(*one, 1.0))
+    measure_of = np.array([2, 0, 2])
+    together = gptq.round_with_feedback(weights, steps, measure_of, stacked(*hows), 1.0)
+    for levels, rows, row_steps, measure in zip(together, weights, steps, measure_of, strict=True):
+        np.testing.assert_array_equal(levels, round_with_feedback(rows, row_steps, hows[measure], 1.0))
 
 
 def test_without_correlations_it_is_plain_rounding():
