@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -24,6 +24,7 @@ from rich.table import Table
 from jgolf import config as configs
 from jgolf import files
 from jgolf.artifact import container, size, submission
+from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
 from jgolf.config import Average, Config, DataConfig, EvaluateConfig, QuantizeConfig
 from jgolf.data.shards import TokenStream, find_shards
@@ -126,7 +127,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         validation = Validation.open(config)
         state = load_state(options.run_dir, config)
         params = _weights(state, options.average)
-    stored, data, damage = _compress(config, options, validation, params, clock)
+    stored, data, damage = _compress(config, options, validation, options.average, params, clock)
     with clock.lap("unpack"):
         container.write(options.run_dir / UNSCORED_FILE, data)
         unpacked = read_artifact(options.run_dir / UNSCORED_FILE).params()  # what is scored is what is on the disk
@@ -191,15 +192,20 @@ def _weights(state: TrainState, average: Average) -> dict[str, np.ndarray]:
 
 
 def _compress(
-    config: Config, options: ExportOptions, validation: Validation, params: dict[str, np.ndarray], clock: _Clock
+    config: Config,
+    options: ExportOptions,
+    validation: Validation,
+    average: Average,
+    params: dict[str, np.ndarray],
+    clock: _Clock,
 ) -> tuple[dict[str, StoredTensor], bytes, float | None]:
     """Storage forms of `params`, the artifact that holds them, and with a budget the damage it predicts in nats."""
 
-    def pack(stored: dict[str, StoredTensor]) -> bytes:
+    def pack(stored: dict[str, StoredTensor], zstd_level: int = ZSTD_LEVEL) -> bytes:
         with clock.lap("pack"):
             fingerprint = validation.tokenizer.fingerprint
             artifact = Artifact(config.name, config.model, config.train.seq_len, fingerprint, stored)
-            return container.pack(stored, artifact.metadata(), options.codec)
+            return container.pack(stored, artifact.metadata(), options.codec, zstd_level)
 
     if options.budget is None:
         with clock.lap("quantize"), activity("quantizing"):
@@ -209,19 +215,25 @@ def _compress(
     artifact_bytes = options.budget - submission.code_bytes()
     if artifact_bytes <= 0:
         raise JgolfError(f"--budget {options.budget:,}: the code alone takes {submission.code_bytes():,} bytes")
-    tokens = _calibration_tokens(config, options)
-    with clock.lap("curvature"), activity(f"learning from {tokens.size:,} tokens what the loss minds"):
-        curvatures = curvature(scoring_model(config.model), params, tokens, jax.random.key(0))
-    with clock.lap("search"), activity(f"choosing steps that fill {artifact_bytes:,} bytes") as tell:
-        trials = itertools.count(1)
-
-        def packed_size(stored: dict[str, StoredTensor]) -> int:
-            num_bytes = len(pack(stored))
-            tell(f"trial {next(trials)} took {num_bytes:,}")
-            return num_bytes
-
-        found = quantize_to_budget(params, curvatures, config.quantize, artifact_bytes, packed_size)
-    return found.stored, pack(found.stored), found.damage
+    with clock.lap("curvature"):
+        curvatures = curvature(
+            scoring_model(config.model),
+            params,
+            _calibration_tokens(config, options),
+            jax.random.key(0),
+            progress_bar(f"curvature of {average}"),
+        )
+    with clock.lap("search"):
+        found = quantize_to_budget(
+            params,
+            curvatures,
+            config.quantize,
+            artifact_bytes,
+            pack,
+            partial(pack, zstd_level=1),
+            progress_bar(f"{average}: trying steps that fill {artifact_bytes:,} bytes"),
+        )
+    return found.stored, found.artifact, found.damage
 
 
 def _calibration_tokens(config: Config, options: ExportOptions) -> np.ndarray:
@@ -259,7 +271,7 @@ def _compare_averages(
         except ConfigError as error:
             found[average] = {"missing": str(error)}
             continue
-        stored, data, _ = _compress(config, options, validation, params, _Clock())
+        stored, data, _ = _compress(config, options, validation, average, params, _Clock())
         unpacked = {path: tensor.dequantize() for path, tensor in stored.items()}
         before = _score(validation, "standard", params, options, f"{average} before quantization")
         after = _score(validation, "standard", unpacked, options, f"{average} after quantization")

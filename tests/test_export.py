@@ -180,9 +180,21 @@ def test_a_budget_is_filled_and_beats_the_recipe_s_forms(run):
     assert 0.98 * (budget - result["code_bytes"]) < result["artifact_bytes"] <= budget - result["code_bytes"]
     recipe_gap, gap = (abs(one["val_loss"] - one["pre_quantization_val_loss"]) for one in (recipe, result))
     assert gap < recipe_gap
-    assert "predicted" in shown and {"curvature", "search"} <= result["seconds"].keys()
+    assert "predicted" in shown and {"curvature", "pack", "search"} <= result["seconds"].keys()
     forms = {tensor.form for tensor in read_artifact(run / "artifact" / "model.jgolf").stored.values()}
     assert forms <= {"int4", "int5", "int6", "int7", "int8", "fp32"}
+
+
+def test_every_average_is_fitted_to_the_same_budget(run):
+    budget = submission.code_bytes() + 40_000
+    options = ["--budget", budget, "--calibration-tokens", 512, "--max-tokens", 500]
+    code, result, shown = export(run, "--compare-averages", *options)
+    assert code == 0 and list(result["averages"]) == ["raw", "ema", "swa", "ema+swa"]
+    for average, row in result["averages"].items():
+        assert 0.99 * 40_000 < row["artifact_bytes"] <= 40_000 and f"{row['val_bpb']:.5f}" in shown
+        _, alone, _ = export(run, "--average", average, *options)
+        assert row["artifact_bytes"] == alone["artifact_bytes"]
+        assert row["val_bpb"] == pytest.approx(alone["val_bpb"], abs=1e-9)
 
 
 def test_with_room_enough_nothing_but_fp16_is_lost(run):

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from jgolf.artifact import container
-from jgolf.config import ModelConfig, from_dict
+from jgolf.config import Config, ModelConfig, from_dict, validate
 from jgolf.data.shards import TokenStream
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, ConfigError, JgolfError
 from jgolf.evaluate.score import sliding_score, standard_score
 from jgolf.model.functional import parameter_shapes
 from jgolf.quantize.stored import StoredTensor, dequantize
+
+LARGEST_SIZE = 1 << 20  # of a model's settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +77,28 @@ def read_artifact(path: str | Path) -> Artifact:
     try:
         fields = {item.name: metadata[item.name] for item in dataclasses.fields(Artifact) if item.name != "stored"}
         artifact = Artifact(**{**fields, "model": from_dict(metadata["model"], ModelConfig), "stored": stored})
-        seq_len = int(artifact.seq_len)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise ArtifactError(f"{path}: its metadata do not describe a model: {error}") from None
-    if not 1 <= seq_len <= 1 << 20:
-        raise ArtifactError(f"{path}: its sequence length is {seq_len}, expected from 1 to {1 << 20}")
+        _check_plausible(artifact)
+    except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
+        raise ArtifactError(f"{path}: its metadata do not describe a model: {error!s:.500}") from None
     check_shapes({name: tensor.shape for name, tensor in stored.items()}, artifact.model, str(path))
     return artifact
+
+
+def _check_plausible(artifact: Artifact) -> None:
+    """Raises ValueError or ConfigError for metadata from which no network should be built, not even in outline."""
+    for name, kind in (("name", str), ("seq_len", int), ("tokenizer_fingerprint", str | None)):
+        value = getattr(artifact, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r:.80}")
+    sizes = {"seq_len": artifact.seq_len, **dataclasses.asdict(artifact.model)}
+    for name, size in sizes.items():
+        if isinstance(size, int) and not 0 <= size <= LARGEST_SIZE:
+            raise ValueError(f"{name} is {size!r:.80}, expected at most {LARGEST_SIZE}")
+    validate(Config(model=artifact.model))
+    if artifact.seq_len < 1 or artifact.model.num_layers > len(artifact.stored):
+        raise ValueError(
+            f"seq_len {artifact.seq_len} and num_layers {artifact.model.num_layers} with {len(artifact.stored)} tensors"
+        )
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], model: ModelConfig, source: str) -> None:

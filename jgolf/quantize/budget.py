@@ -50,11 +50,13 @@ class Budgeted:
 
     Attributes:
       stored: the storage forms.
+      artifact: their packed bytes.
       damage: what the curvature says they cost, in nats a token.
       trials: precisions that were tried.
     """
 
     stored: Stored
+    artifact: bytes
     damage: float
     trials: int
 
@@ -101,11 +103,11 @@ def quantize_to_budget(
     curvatures: Mapping[str, Curvature],
     config: QuantizeConfig,
     budget_bytes: int,
-    packed_bytes: Callable[[Stored], int],
-    estimated_bytes: Callable[[Stored], int] | None = None,
+    pack: Callable[[Stored], bytes],
+    pack_fast: Callable[[Stored], bytes] | None = None,
     progress: Progress = lambda steps, total: steps,
 ) -> Budgeted:
-    """Storage forms with the least predicted damage whose `packed_bytes` fit into the budget.
+    """Storage forms with the least predicted damage that fit into the budget once they are packed.
 
     Matrices and tables become integers of as many bits as their levels need, or FP16 where Int8 is not fine
     enough. Vectors and scalars have the form that `config.control` names.
@@ -115,8 +117,8 @@ def quantize_to_budget(
       curvatures: path → how much the loss minds an error, for every matrix and table.
       config: see above.
       budget_bytes: largest size of the artifact.
-      packed_bytes: size of an artifact that holds these storage forms.
-      estimated_bytes: the same sooner, but for a factor that hardly changes; `packed_bytes` by default.
+      pack: the artifact that holds these storage forms.
+      pack_fast: the same sooner, its size another by a factor that hardly changes; `pack` by default.
       progress: shows how many trials there have been, of the most that there may be.
 
     Raises:
@@ -136,25 +138,30 @@ def quantize_to_budget(
         return {path: found[path] for path in params}
 
     cleared = with_vectors(map(_cleared, matrices))
-    smallest_bytes = packed_bytes(cleared)
-    if smallest_bytes > budget_bytes:
+    smallest = pack(cleared)
+    if len(smallest) > budget_bytes:
         raise JgolfError(
             f"a budget of {budget_bytes:,} bytes for the artifact cannot be met: even with every matrix rounded to "
-            f"zero it takes {smallest_bytes:,}; give more, or shrink its vectors with --quantize.control fp16"
+            f"zero it takes {len(smallest):,}; give more, or shrink its vectors with --quantize.control fp16"
         )
     if budget_bytes >= sum(matrix.weights.size for matrix in matrices):  # FP16 does not pack to less than a byte
         unrounded = with_vectors(map(_unrounded, matrices))
-        if packed_bytes(unrounded) <= budget_bytes:
-            return _budgeted(unrounded, matrices, 0)
-    stored, trials = _search(
+        artifact = pack(unrounded)
+        if len(artifact) <= budget_bytes:
+            return _budgeted(unrounded, artifact, matrices, 0)
+    found = _search(
         lambda log_precision: with_vectors(_round(batches, math.exp(log_precision))),
-        matrices, budget_bytes, smallest_bytes, packed_bytes, estimated_bytes or packed_bytes, progress,
-    )  # fmt: skip
-    return _budgeted(cleared if stored is None else stored, matrices, trials)
+        matrices,
+        budget_bytes,
+        (cleared, smallest),
+        (pack, pack_fast or pack),
+        progress,
+    )
+    return _budgeted(*found[0], matrices, found[1])
 
 
-def _budgeted(stored: Stored, matrices: Iterable[_Matrix], trials: int) -> Budgeted:
-    return Budgeted(stored, sum(_damage(matrix, stored[matrix.path]) for matrix in matrices), trials)
+def _budgeted(stored: Stored, artifact: bytes, matrices: Iterable[_Matrix], trials: int) -> Budgeted:
+    return Budgeted(stored, artifact, sum(_damage(matrix, stored[matrix.path]) for matrix in matrices), trials)
 
 
 # --- the search ------------------------------------------------------------------------------
@@ -164,37 +171,36 @@ def _search(
     quantize: Callable[[float], Stored],
     matrices: Sequence[_Matrix],
     budget_bytes: int,
-    smallest_bytes: int,
-    packed_bytes: Callable[[Stored], int],
-    estimated_bytes: Callable[[Stored], int],
+    smallest: tuple[Stored, bytes],
+    packers: tuple[Callable[[Stored], bytes], Callable[[Stored], bytes]],
     progress: Progress,
-) -> tuple[Stored | None, int]:
-    """The finest precision that fits (None if none does), and the number of those that were tried.
+) -> tuple[tuple[Stored, bytes], int]:
+    """The finest precision that fits, packed (`smallest` if none does), and the number of those that were tried.
 
-    By the secant method on log δ and estimated sizes, kept between what fitted and what did not. What comes
-    close is packed, which tells what the estimate has to be.
+    By the secant method on log δ and the sizes of the faster packer, kept between what fitted and what did not.
+    What comes close is really packed, which tells what the faster packer's size has to be.
     """
-    best, best_bytes = None, 0
-    target = budget_bytes  # of the estimate
+    pack, pack_fast = packers
+    best, smallest_bytes = smallest, len(smallest[1])
+    target = budget_bytes  # of the faster packer's size
     guess = _log_precision(matrices, (1 + CLOSE_ENOUGH) / 2 * budget_bytes - smallest_bytes)
     slope = (_level_bytes(matrices, guess + 0.01) - _level_bytes(matrices, guess - 0.01)) / 0.02
-    fine, coarse = -math.inf, math.inf
     tried: list[tuple[float, int]] = []
     for _ in progress(range(MAX_TRIALS), MAX_TRIALS):
         found = quantize(guess)
-        size = estimated_bytes(found)
+        size = len(pack_fast(found))
         if tried and tried[-1][1] != size:
             slope = (size - tried[-1][1]) / (guess - tried[-1][0])
         tried.append((guess, size))
         if size <= target and (size >= CLOSE_ENOUGH * target or len(tried) > TRIALS_BY_ESTIMATE):
-            packed = packed_bytes(found)
-            if best_bytes < packed <= budget_bytes:
-                best, best_bytes = found, packed
-            if CLOSE_ENOUGH * budget_bytes <= packed <= budget_bytes:
+            artifact = pack(found)
+            if len(best[1]) < len(artifact) <= budget_bytes:
+                best = found, artifact
+            if CLOSE_ENOUGH * budget_bytes <= len(artifact) <= budget_bytes:
                 break
-            target = budget_bytes * size / packed
-            fine, coarse = -math.inf, math.inf
-        fine, coarse = (guess, coarse) if size > target else (fine, guess)
+            target = budget_bytes * size / len(artifact)
+        fine = max((known for known, size in tried if size > target), default=guess - 2 * LARGEST_MOVE)
+        coarse = min((known for known, size in tried if size <= target), default=guess + 2 * LARGEST_MOVE)
         aim = (1 + CLOSE_ENOUGH) / 2 * target
         guess += min(max((aim - size) / min(slope, -1.0), -LARGEST_MOVE), LARGEST_MOVE)
         if not fine < guess < coarse:

@@ -23,9 +23,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jgolf import rules
 from jgolf.config import ModelConfig
+from jgolf.evaluate.score import Progress
 from jgolf.model.functional import Params, apply
 from jgolf.model.layers import bigram_hash
 from jgolf.model.network import token_nll
+
+Sums = dict[str, tuple[Float[Array, " rows"], Float[Array, "columns columns"]]]
+"""Path → both factors, summed over sequences."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,11 @@ class Curvature:
 
 
 def curvature(
-    config: ModelConfig, params: Mapping[str, np.ndarray], tokens: Int[np.ndarray, "sequences time"], key: PRNGKeyArray
+    config: ModelConfig,
+    params: Mapping[str, np.ndarray],
+    tokens: Int[np.ndarray, "sequences time"],
+    key: PRNGKeyArray,
+    progress: Progress = lambda steps, total: steps,
 ) -> dict[str, Curvature]:
     """Factors of every matrix and table, by path; their rows lie as those of the storage forms.
 
@@ -58,36 +66,30 @@ def curvature(
       params: its parameters, path → float32.
       tokens: sequences of training text; one backward pass each.
       key: draws the labels.
+      progress: shows how many sequences are done.
     """
-    matrices = {path: value.shape for path, value in params.items() if np.ndim(value) == 2 and _is_matrix(path)}
-    keys = jax.random.split(key, len(tokens))
-    factors = jax.device_get(_accumulate(config, frozenset(matrices), dict(params), jnp.asarray(tokens), keys))
+    params = jax.device_put(dict(params))
+    paths = [path for path, value in params.items() if value.ndim == 2 and rules.rule_of(path).kind != "control"]
+    sums = {
+        path: jax.tree.map(lambda one: jnp.zeros(one.shape), jax.eval_shape(partial(_factors, path), params[path]))
+        for path in paths
+    }
+    sequences = zip(tokens, jax.random.split(key, len(tokens)), strict=True)
+    for sequence, own_key in progress(sequences, len(tokens)):
+        sums = jax.block_until_ready(_add(config, sums, params, sequence, own_key))
     frequencies = _lookups(config, tokens)
     found = {}
-    for path, (rows, columns) in factors.items():
+    for path, (rows, columns) in jax.device_get(sums).items():
         if path in frequencies:
             rows = frequencies[path] * rows.sum(dtype=np.float64)
         found[path] = Curvature(np.asarray(rows, np.float64) / tokens.size, columns.astype(np.float64) / tokens.size)
     return found
 
 
-def _is_matrix(path: str) -> bool:
-    return rules.rule_of(path).kind != "control"
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _accumulate(
-    config: ModelConfig, matrices: frozenset[str], params: Params, tokens: Int[Array, "S T"], keys: PRNGKeyArray
-) -> dict[str, tuple[Float[Array, rows], Float[Array, "columns columns"]]]:
-    """Sums over the sequences, one at a time."""
-
-    def add(sums, sequence_and_key):
-        grads = _gradients(config, params, *sequence_and_key)
-        return jax.tree.map(jnp.add, sums, {path: _factors(path, grads[path]) for path in sorted(matrices)}), None
-
-    shapes = {path: jax.eval_shape(partial(_factors, path), params[path]) for path in sorted(matrices)}
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    return jax.lax.scan(add, zeros, (tokens, keys))[0]
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _add(config: ModelConfig, sums: Sums, params: Params, sequence: Int[Array, T], key: PRNGKeyArray) -> Sums:
+    grads = _gradients(config, params, sequence, key)
+    return jax.tree.map(jnp.add, sums, {path: _factors(path, grads[path]) for path in sums})
 
 
 def _gradients(config: ModelConfig, params: Params, sequence: Int[Array, T], key: PRNGKeyArray) -> Params:

@@ -26,6 +26,11 @@ def entropy_bytes(stored):
     return round(total)
 
 
+def pack(stored):
+    """Bytes of that number."""
+    return bytes(entropy_bytes(stored))
+
+
 @pytest.fixture(scope="module")
 def problem():
     rng = np.random.default_rng(0)
@@ -53,9 +58,9 @@ def test_the_budget_is_filled_for_far_less_damage_than_equal_bits_do(problem, fo
     params, curvatures = problem
     plain = quantize(params, dataclasses.replace(CONFIG, mlp=form, table=form, scale_floor=False))
     budget_bytes = entropy_bytes(plain)
-    found = quantize_to_budget(params, curvatures, CONFIG, budget_bytes, entropy_bytes)
+    found = quantize_to_budget(params, curvatures, CONFIG, budget_bytes, pack)
     assert 0.99 * budget_bytes < entropy_bytes(found.stored) <= budget_bytes
-    assert found.trials < 8
+    assert found.trials < 8 and len(found.artifact) == entropy_bytes(found.stored)
     assert found.damage == pytest.approx(damage(params, curvatures, found.stored))
     assert found.damage < 0.5 * damage(params, curvatures, plain)
 
@@ -63,7 +68,7 @@ def test_the_budget_is_filled_for_far_less_damage_than_equal_bits_do(problem, fo
 def test_more_bytes_never_cost_more(problem):
     params, curvatures = problem
     damages = [
-        quantize_to_budget(params, curvatures, CONFIG, budget_bytes, entropy_bytes).damage
+        quantize_to_budget(params, curvatures, CONFIG, budget_bytes, pack).damage
         for budget_bytes in (3000, 5000, 8000, 12000, 16000, 30000, 10**9)
     ]
     assert damages == sorted(damages, reverse=True) and damages[-1] < 1e-4 * damages[0]
@@ -73,7 +78,7 @@ def test_forms_are_as_wide_as_the_levels_need(problem):
     params, curvatures = problem
     forms = []
     for budget_bytes in (3000, 8000, 14000, 10**9):
-        stored = quantize_to_budget(params, curvatures, CONFIG, budget_bytes, entropy_bytes).stored
+        stored = quantize_to_budget(params, curvatures, CONFIG, budget_bytes, pack).stored
         assert list(stored) == list(params) and stored[GATE].form == "fp32"
         for tensor in stored.values():
             if tensor.scales is not None:
@@ -88,20 +93,18 @@ def test_a_budget_that_nothing_meets_names_the_smallest_size(problem):
     params, curvatures = problem
     smallest_bytes = 2 * (192 + 256) + 4 * 64  # scales and the FP32 vector; levels that are all zero have no entropy
     with pytest.raises(JgolfError, match=f"even with every matrix rounded to zero it takes {smallest_bytes:,}"):
-        quantize_to_budget(params, curvatures, CONFIG, smallest_bytes - 1, entropy_bytes)
-    found = quantize_to_budget(params, curvatures, CONFIG, smallest_bytes, entropy_bytes)
+        quantize_to_budget(params, curvatures, CONFIG, smallest_bytes - 1, pack)
+    found = quantize_to_budget(params, curvatures, CONFIG, smallest_bytes, pack)
     assert not found.stored[UP].values.any()
     smaller = dataclasses.replace(CONFIG, control="fp16")
-    assert (
-        quantize_to_budget(params, curvatures, smaller, smallest_bytes - 1, entropy_bytes).stored[GATE].form == "fp16"
-    )
+    assert quantize_to_budget(params, curvatures, smaller, smallest_bytes - 1, pack).stored[GATE].form == "fp16"
 
 
 def test_weights_and_curvatures_of_zero(problem):
     params, curvatures = problem
     params = {**params, UP: np.zeros((64, 192), np.float32)}
     curvatures = {**curvatures, TABLE: Curvature(np.zeros(256), np.zeros((32, 32)))}
-    found = quantize_to_budget(params, curvatures, CONFIG, 4000, entropy_bytes)
+    found = quantize_to_budget(params, curvatures, CONFIG, 4000, pack)
     assert found.damage == 0 and entropy_bytes(found.stored) <= 4000
     assert not found.stored[UP].dequantize().any()
 
@@ -109,6 +112,36 @@ def test_weights_and_curvatures_of_zero(problem):
 def test_values_that_cannot_be_held_are_refused_by_name(problem):
     params, curvatures = problem
     with pytest.raises(ArtifactError, match="smear/gate: 1 values are not finite"):
-        quantize_to_budget({**params, GATE: np.array([1, np.nan])}, curvatures, CONFIG, 9000, entropy_bytes)
+        quantize_to_budget({**params, GATE: np.array([1, np.nan])}, curvatures, CONFIG, 9000, pack)
     with pytest.raises(ArtifactError, match="up_proj/kernel: largest magnitude 1e.09 is past .* choose fp32"):
-        quantize_to_budget({**params, UP: np.full((64, 192), 1e9)}, curvatures, CONFIG, 9000, entropy_bytes)
+        quantize_to_budget({**params, UP: np.full((64, 192), 1e9)}, curvatures, CONFIG, 9000, pack)
+
+
+@pytest.mark.parametrize("factor", [0.9, 0.999, 1.0, 1.05])
+def test_a_faster_packer_saves_packing(problem, factor):
+    """Its sizes are off by a factor; what fills the budget is the real artifact."""
+    params, curvatures = problem
+    packed = []
+
+    def pack_slowly(stored):
+        packed.append(entropy_bytes(stored))
+        return bytes(packed[-1])
+
+    def pack_fast(stored):
+        return bytes(round(factor * entropy_bytes(stored)))
+
+    found = quantize_to_budget(params, curvatures, CONFIG, 10_000, pack_slowly, pack_fast)
+    assert 0.999 * 10_000 <= len(found.artifact) <= 10_000 and len(found.artifact) == entropy_bytes(found.stored)
+    assert len(packed) <= 4  # all zeros, and at most three that seemed to fit
+
+
+def test_trials_are_shown(problem):
+    shown = []
+
+    def progress(steps, total):
+        for step in steps:
+            shown.append((step, total))
+            yield step
+
+    found = quantize_to_budget(*problem, CONFIG, 10_000, pack, progress=progress)
+    assert [step for step, _ in shown] == list(range(found.trials))
