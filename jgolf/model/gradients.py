@@ -17,15 +17,17 @@ def _matmul_forward(x, kernel):
     return matmul(x, kernel), (x, kernel)
 
 
-def _matmul_backward(residuals, gradient):
-    x, kernel = residuals
+def matmul_gradients(
+    x: Float[Array, "... i"], kernel: Float[Array, "i o"], gradient: Float[Array, "... o"]
+) -> tuple[Float[Array, "... i"], Float[Array, "i o"]]:
+    """Both parts of `matmul`'s derivative."""
     x_gradient = jnp.matmul(gradient, kernel.astype(x.dtype).T, precision=_precision(x))
     # Both or neither: left alone, the compiler puts off all kernels' gradients to the end of the backward pass
     # and keeps the activations until then.
     return jax.lax.optimization_barrier((x_gradient, kernel_gradient(x, gradient, kernel)))
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+matmul.defvjp(_matmul_forward, lambda residuals, gradient: matmul_gradients(*residuals, gradient))
 
 
 def kernel_gradient(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jgolf.model.gradients import kernel_gradient, matmul
+from jgolf.model.gradients import kernel_gradient, matmul, matmul_gradients
 
 SMALLEST = 1e-30
 """The root of 0 is 0, and its slope finite."""
@@ -42,7 +42,7 @@ def _backward(fused, residuals, gradient):
     up_gradient = product_then(_relu_squared_derivative, fused, gradient, down.T, factor, hidden)
     # As in `matmul`: the kernel's gradient now, not at the end of the backward pass.
     up_gradient, down_gradient = jax.lax.optimization_barrier((up_gradient, kernel_gradient(hidden, gradient, down)))
-    x_gradient, up_kernel_gradient = jax.vjp(matmul, x, up)[1](up_gradient)
+    x_gradient, up_kernel_gradient = matmul_gradients(x, up, up_gradient)
     return x_gradient, jnp.zeros_like(factor), up_kernel_gradient, down_gradient
 
 
