@@ -186,13 +186,12 @@ def test_a_budget_is_filled_and_beats_the_recipe_s_forms(run):
 
 
 def test_every_average_is_fitted_to_the_same_budget(run):
-    budget = submission.code_bytes() + 40_000
+    budget = submission.code_bytes() + 24_000
     options = ["--budget", budget, "--calibration-tokens", 512, "--max-tokens", 500]
     code, result, shown = export(run, "--compare-averages", *options)
     assert code == 0 and list(result["averages"]) == ["raw", "ema", "swa", "ema+swa"]
     for average, row in result["averages"].items():
-        # So small a model cannot be cut to any size: a matrix that goes from Int8 to FP16 is a jump.
-        assert 0.95 * 40_000 < row["artifact_bytes"] <= 40_000 and f"{row['val_bpb']:.5f}" in shown
+        assert 0.98 * 24_000 < row["artifact_bytes"] <= 24_000 and f"{row['val_bpb']:.5f}" in shown
         _, alone, _ = export(run, "--average", average, *options)
         assert row["artifact_bytes"] == alone["artifact_bytes"]
         assert row["val_bpb"] == pytest.approx(alone["val_bpb"], abs=1e-9)
