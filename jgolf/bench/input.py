@@ -44,6 +44,8 @@ def bench_input(
     """
     command = command_line("input", config=config, sequences=sequences, data=data, runs=runs)
     resolved = bench_config(config, sequences)
+    if data is not None:
+        find_shards(data, "train")  # before anything is compiled
     publish(measure_input(resolved, RunningStep.compiled(resolved), data, runs, command), json)
 
 

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jgolf import config as configs
 from jgolf.bench import timing
 from jgolf.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+
+@pytest.fixture(scope="package", autouse=True)
+def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs are compiled once for all these tests, and not made fast."""
+    cache = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in cache}
+    for name, value in ({"jax_disable_most_optimizations": True} | cache).items():
+        jax.config.update(name, value)
+    yield
+    for name, value in ({"jax_disable_most_optimizations": False} | before).items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

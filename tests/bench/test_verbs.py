@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -47,11 +48,11 @@ def value(found: dict, name: str) -> float:
 
 
 def test_step(bench: Bench, nano: Config, nano_path: str) -> None:
-    found = bench("step", "--sequences", "4", "--peak-tflops", "2", "--profile")
-    step_ms, flops = value(found, "whole step, steady state"), train_flops(nano.model, 4, 16)
+    found = bench("step", "--sequences", "2", "--peak-tflops", "2", "--profile")
+    step_ms, flops = value(found, "whole step, steady state"), train_flops(nano.model, 2, 16)
     for name in ("the step while late QAT acts", "forward + backward", "clipping + optimizers + EMA"):
         assert value(found, name) > 0
-    assert value(found, "tokens a second") == pytest.approx(4 * 16 / (step_ms / 1000))
+    assert value(found, "tokens a second") == pytest.approx(2 * 16 / (step_ms / 1000))
     assert value(found, "model FLOPs of a step") == pytest.approx(flops / 1e12)
     assert value(found, "model FLOP utilization") == pytest.approx(100 * flops / (step_ms / 1000) / 2e12)
     # Parameters and their copies: Muon's momentum or Adam's two moments, the EMA and the sum of the SWA.
@@ -60,19 +61,19 @@ def test_step(bench: Bench, nano: Config, nano_path: str) -> None:
     kernels = found["profile"]["kernels"]
     assert value(found, "device time of a step") == pytest.approx(sum(kernel["ms"] for kernel in kernels))
     assert found["command"] == (
-        f"jgolf bench step --config {nano_path} --sequences 4 --runs 1 --peak-tflops 2.0 --profile"
+        f"jgolf bench step --config {nano_path} --sequences 2 --runs 1 --peak-tflops 2.0 --profile"
     )
 
 
 @needs_torch
 def test_step_beside_pytorch(bench: Bench) -> None:
-    figures = bench("step", "--peak-tflops", "2", "--reference", str(SCRIPT))["figures"]
+    figures = bench("step", "--sequences", "2", "--peak-tflops", "2", "--reference", str(SCRIPT))["figures"]
     compared = {name for name, figure in figures.items() if figure["reference"] is not None}
     assert compared == {"whole step, steady state", "forward + backward", "clipping + optimizers + EMA"}
 
 
-def test_late_qat_acts_in_the_same_program(nano: Config) -> None:
-    running = RunningStep.compiled(nano_step(nano))
+def test_late_qat_acts_in_the_same_program(nano: Config, nano_path: str) -> None:
+    running = RunningStep.compiled(bench_config(nano_path, 2))
     assert int(running().metrics.late_qat) == 0
     late = running.after(nano.train.steps - 100)
     assert int(late().metrics.late_qat) == 1
@@ -80,20 +81,12 @@ def test_late_qat_acts_in_the_same_program(nano: Config) -> None:
     assert int(running().metrics.step) == 2  # its own state is still there
 
 
-def nano_step(nano: Config) -> Config:
-    """What `bench_config` makes of it for one sequence."""
-    from dataclasses import replace
-
-    return replace(nano, train=replace(nano.train, batch_tokens=16, num_ranks=1))
-
-
-def test_the_update_is_the_steps(nano: Config) -> None:
-    config = nano_step(nano)
+def test_the_update_is_the_steps(nano_path: str) -> None:
+    config = bench_config(nano_path, 2)
     state, batch = new_state(config, jax.random.key(0)), random_batch(config)
-    expected, _ = train_step(config, state, *batch)
-    _, gradients = mean_loss_and_grads(config.model, state.params, *batch)
-    params, opt_state, average = update(config, (state.params, state.opt_state, state.ema), gradients)
-    found = (params, opt_state, average)
+    expected, _ = jax.jit(partial(train_step, config))(state, *batch)
+    _, gradients = jax.jit(partial(mean_loss_and_grads, config.model))(state.params, *batch)
+    found = jax.jit(partial(update, config))((state.params, state.opt_state, state.ema), gradients)
     wanted = (expected.params, expected.opt_state, expected.ema)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), found, wanted)
 
@@ -130,12 +123,12 @@ def test_optimizer(bench: Bench) -> None:
 
 
 def test_input(bench: Bench, tmp_path: Path) -> None:
-    found = bench("input")
+    found = bench("input", "--sequences", "2")
     assert found["setup"].endswith("from a shard of random tokens")
     resident, disk = value(found, "step on one resident batch"), value(found, "step on batches from disk")
     assert value(found, "more, from disk") == pytest.approx(100 * (disk / resident - 1))
     write_shard(tmp_path / "x_train_000000.bin", np.arange(500) % 64)
-    assert bench("input", "--data", str(tmp_path))["setup"].endswith(f"from {tmp_path}")
+    assert bench("input", "--sequences", "2", "--data", str(tmp_path))["setup"].endswith(f"from {tmp_path}")
 
 
 def test_input_without_shards(nano_path: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
