@@ -13,13 +13,12 @@ from jgolf import compiling
 from jgolf.bench import trace
 from jgolf.bench.flops import forward_flops
 from jgolf.bench.report import Figure, Report, beside, command_line, publish, timed
-from jgolf.bench.running import bench_config, prepare_reference, random_batch
+from jgolf.bench.running import bench_config, prepare_reference, random_batch, random_params
 from jgolf.bench.timing import measure
 from jgolf.config import Config
 from jgolf.data.batches import Batch
 from jgolf.evaluate.score import last_token_losses, scoring_model
 from jgolf.model.functional import Params
-from jgolf.model.initial import init
 
 SLIDING = "sliding"
 STANDARD = "standard"
@@ -57,7 +56,7 @@ def measure_evaluation(
     """Times the scoring of a batch of windows: their last `stride` targets, then all."""
     model, seq_len = scoring_model(config.model), config.train.seq_len
     stride = min(stride, seq_len)
-    params = init(config.model, jax.random.key(config.train.seed))
+    params = jax.device_put(random_params(config.model))
     batch = Batch(*(part[0].astype("int32") for part in random_batch(config)))
     sequences = len(batch.inputs)
     theirs = _measure_reference(config, params, batch, stride, runs, reference) if reference else {}

@@ -6,21 +6,18 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Annotated, get_args
 
-import numpy as np
 import tyro
 
 from jgolf import config as configs
 from jgolf.artifact import container
 from jgolf.artifact.scoring import Artifact
 from jgolf.bench.report import Figure, Report, command_line, publish
+from jgolf.bench.running import random_params
 from jgolf.bench.timing import Timing, measure_once
 from jgolf.config import Config
-from jgolf.model.functional import parameter_shapes
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import dequantize
 
-WEIGHT_STD = 0.1
-"""About that of trained matrices: at the recipe's steps, levels of some three bits."""
 NEEDED_PACKAGES = {"range": "constriction"}
 """Codec → the optional package that it needs."""
 
@@ -51,9 +48,7 @@ def available_codecs() -> Iterator[container.CodecName]:
 
 def measure_export(config: Config, runs: int, command: str) -> Report:
     """Times quantizing, then packing and unpacking by each codec, all on the host."""
-    rng = np.random.default_rng(config.train.seed)
-    shapes = parameter_shapes(config.model)
-    params = {path: WEIGHT_STD * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+    params = random_params(config.model)
     timing, stored = measure_once(lambda: quantize(params, config.quantize), runs)
     metadata = Artifact(config.name, config.model, config.train.seq_len, None, stored).metadata()
     figures = [_seconds("quantize", timing)]

@@ -148,6 +148,7 @@ def _cells(row: Row) -> list[str]:
     return [row.goal.name, reference, f"≤ {number(row.goal.most)}{unit}", value]
 
 
+CAPTION = "Goals, and the reference's figures unless it ran here: pr592, 48 × 2,048 tokens, bfloat16, one NVIDIA H200."
 HEADER = ("", "PyTorch reference", "goal", "jgolf: median (10–90 %)")
 
 
@@ -155,11 +156,11 @@ def markdown_table(rows: list[Row], title: str, command: str) -> str:
     """The table as Markdown, below what it was measured on and the command that measures it."""
     lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *map(_cells, rows)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{title}:\n\n```sh\n{command}\n```\n\n{table}"
+    return f"{title}:\n\n```sh\n{command}\n```\n\n{table}\n\n{CAPTION}"
 
 
 def _rich_table(rows: list[Row], title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE)
+    table = Table(title=title, caption=CAPTION, box=box.SIMPLE)
     for index, name in enumerate(HEADER):
         table.add_column(name, justify="right" if index else "left")
     for row in rows:

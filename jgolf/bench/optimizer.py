@@ -16,11 +16,10 @@ import tyro
 
 from jgolf.bench.flops import newton_schulz_flops
 from jgolf.bench.report import Figure, Report, beside, command_line, publish, timed
-from jgolf.bench.running import bench_config, prepare_reference
+from jgolf.bench.running import bench_config, prepare_reference, random_params
 from jgolf.bench.timing import Timing, measure
 from jgolf.config import Config, OptimConfig
 from jgolf.model.functional import Params, parameter_shapes
-from jgolf.model.initial import init
 from jgolf.optim.muon import newton_schulz
 from jgolf.optim.optimizer import clip_by_global_norm, make_optimizer
 from jgolf.rules import rule_of
@@ -49,7 +48,7 @@ def optimizer(
 
 def measure_optimizer(config: Config, runs: int, command: str, reference: Path | None = None) -> Report:
     """Times the update of all parameters, and its parts, each a program of its own."""
-    params = init(config.model, jax.random.key(config.train.seed))
+    params = jax.device_put(random_params(config.model))
     theirs = _measure_reference(config, params, runs, reference) if reference else {}
     decay = config.average.ema_decay
     parts = {

@@ -13,12 +13,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jgolf import config as configs
-from jgolf.config import Config
+from jgolf.config import Config, ModelConfig
 from jgolf.data.batches import Batch
 from jgolf.errors import ConfigError
+from jgolf.model.functional import parameter_shapes
 from jgolf.torch_bridge.torch_extra import import_torch
 from jgolf.train.mesh import AXIS, CompiledStep, StepReport, replicated
 from jgolf.train.step import TrainState, new_state
+
+WEIGHT_STD = 0.1
+"""About that of trained matrices: quantized at the recipe's steps, levels of some three bits."""
 
 
 def bench_config(name: str, sequences: int = 0) -> Config:
@@ -69,6 +73,13 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
     shape = (1, train.batch_tokens // train.seq_len, train.seq_len + 1)
     tokens = np.random.default_rng(seed).integers(config.model.vocab_size, size=shape, dtype=np.uint16)
     return Batch(tokens[..., :-1], tokens[..., 1:])
+
+
+def random_params(model: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Parameters on the host, none of them zero, as a trained model's; at the start some matrices are zero."""
+    rng = np.random.default_rng(seed)
+    shapes = parameter_shapes(model)
+    return {path: WEIGHT_STD * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
 
 
 class RunningStep:
