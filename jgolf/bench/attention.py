@@ -10,6 +10,7 @@ from typing import Annotated, get_args
 import jax
 import tyro
 
+from jgolf import compiling
 from jgolf.bench.flops import attention_flops
 from jgolf.bench.report import Report, command_line, publish, timed
 from jgolf.bench.running import bench_config, describe
@@ -60,13 +61,14 @@ def measure_attention(config: Config, runs: int, command: str) -> Report:
         result, differentiate = jax.vjp(partial(causal_attention, kernel=kernel), q, k, v)
         return result, differentiate(gradient)
 
+    jit = partial(jax.jit, compiler_options=compiling.options())
     flops = attention_flops(model, sequences, seq_len)
     figures, notes = [], []
     for kernel in available_kernels(config):
-        forward = jax.jit(partial(causal_attention, kernel=kernel))
+        forward = jit(partial(causal_attention, kernel=kernel))
         try:
             figures.append(timed(f"{kernel}, forward", measure(partial(forward, q, k, v), runs), flops))
-            whole = measure(partial(jax.jit(partial(both, kernel)), q, k, v, gradient), runs)
+            whole = measure(partial(jit(partial(both, kernel)), q, k, v, gradient), runs)
             figures.append(timed(f"{kernel}, forward + backward", whole, 3 * flops))
         except jax.errors.JaxRuntimeError as error:
             notes.append(f"{kernel}: {str(error).splitlines()[0]}")

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import tyro
 
+from jgolf import compiling
 from jgolf.bench.flops import newton_schulz_flops
 from jgolf.bench.report import Figure, Report, beside, command_line, publish, timed
 from jgolf.bench.running import bench_config, prepare_reference, random_params
@@ -104,7 +105,7 @@ class _Flowing:
     """Calls of a function whose result is its next first argument, which is donated."""
 
     def __init__(self, function: Callable, flowing, fixed):
-        self._function = jax.jit(function, donate_argnums=0)
+        self._function = jax.jit(function, donate_argnums=0, compiler_options=compiling.options())
         self._flowing, self._fixed = flowing, fixed
 
     def __call__(self):
@@ -114,7 +115,7 @@ class _Flowing:
 
 def _fixed(function: Callable, *arguments) -> Callable:
     """Calls of a function with the same arguments."""
-    return partial(jax.jit(function), *arguments)
+    return partial(jax.jit(function, compiler_options=compiling.options()), *arguments)
 
 
 def _copy(params: Params) -> Params:
