@@ -21,8 +21,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from jgolf import compiling, files
 from jgolf import config as configs
-from jgolf import files
 from jgolf.artifact import container, size, submission
 from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
@@ -122,6 +122,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
     Raises:
       JgolfError: the run, its data or the disk cannot be used; an earlier export stays as it was.
     """
+    compiling.keep_programs()
     clock = _Clock()
     with clock.lap("load"):
         validation = Validation.open(config)

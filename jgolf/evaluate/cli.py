@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from jgolf import compiling
 from jgolf.config import Average
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
@@ -56,6 +57,7 @@ def evaluate(
     ):
         if value < least:
             raise JgolfError(f"{option} {value}: expected at least {least}")
+    compiling.keep_programs()
     loaded = load_model(model, config, average)
     tables = tokenizer_of(loaded, tokenizer).byte_tables
     paths = list(tokens) or find_shards(_data_dir(loaded), "val")

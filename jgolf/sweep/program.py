@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
+from jgolf import compiling
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.model.initial import init
@@ -57,7 +58,8 @@ class SweepProgram:
 
     def compile(self, batch: tuple[Int[np.ndarray, "A B T"], Int[np.ndarray, "A B T"]]) -> None:
         """Compiles the step for batches of this shape; without it, the first step does."""
-        self._step = self._step.lower(self._values, self.state, self._everywhere(batch)).compile()
+        lowered = self._step.lower(self._values, self.state, self._everywhere(batch))
+        self._step = lowered.compile(compiler_options=compiling.options())
 
     def step(self, batch: tuple[Int[np.ndarray, "A B T"], Int[np.ndarray, "A B T"]]) -> StepMetrics:
         """Trains every run on a batch; the metrics are arrays [R, and copies], not waited for."""
@@ -74,7 +76,7 @@ class SweepProgram:
 
     def _first_state(self, seeds: Sequence[int]) -> TrainState:
         # One by one: XLA can deadlock on a CPU when it runs batches of orthogonal starts.
-        start = jax.jit(lambda key: init(self._base.model, key))
+        start = jax.jit(lambda key: init(self._base.model, key), compiler_options=compiling.options())
         of_seed = {seed: start(jax.random.key(seed)) for seed in dict.fromkeys(seeds)}
         params = {
             path: self._spread(np.stack([np.asarray(of_seed[seed][path]) for seed in seeds]))

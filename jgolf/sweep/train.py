@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jgolf import compiling, files
 from jgolf import config as configs
-from jgolf import files
 from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
 from jgolf.data.shards import TokenStream, find_shards
@@ -49,6 +49,7 @@ def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, s
     Raises:
       JgolfError: the data or the folder cannot be used.
     """
+    compiling.keep_programs()
     devices = jax.local_devices()
     parts = [part for group in groups(runs) for part in _parts(group, at_once * len(devices))]
     for number, part in enumerate(parts, start=1):
