@@ -15,7 +15,7 @@ from jax.profiler import ProfileData
 
 KINDS = (
     ("collectives", r"nccl|all[-_]?(reduce|gather|to_?all)|reduce[-_]?scatter|collective"),
-    ("attention backward", r"(flash|sdpa|fmha|attention).*(bprop|bwd|backward)|dot_do_o|convert_dq"),
+    ("attention backward", r"(flash|sdpa|fmha|attention).*(bprop|bwd|backward)|dot_do_o|convert_dq|fmha_reduce"),
     ("attention forward", r"flash|sdpa|fmha|attention"),
     ("matrix products", r"nvjet|cutlass|gemm|gemv|cublas|xmma|splitk|(^|_)dot([._]|$)"),
     ("sorts", r"sort|(^|::)cub"),

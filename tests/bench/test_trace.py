@@ -19,6 +19,7 @@ OWN = frozenset({"mixed_forward", "sum_sorted", "attention_backward"})
         "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128": "attention forward",
         "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_27_64x128": "attention backward",
         "void cudnn::fusion::compute_dot_do_o_specialized<true, __nv_bfloat16>": "attention backward",
+        "void cudnn::fusion::fmha_reduce_head<true>(void const*, void*)": "attention backward",
         "nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NNT": "matrix products",
         "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816>": "matrix products",
         "cublasLt::splitKreduce_kernel<32, 16>": "matrix products",
@@ -36,6 +37,7 @@ OWN = frozenset({"mixed_forward", "sum_sorted", "attention_backward"})
         "mixed_forward_4": "own: mixed_forward",
         "sum_sorted.1": "own: sum_sorted",
         "attention_backward": "own: attention_backward",
+        "product_then_relu_squared_mosaic_gpu_kernel": "own: product_then_relu_squared",
         "redzone_checker": OTHER,
     }.items(),
 )
