@@ -30,13 +30,13 @@ from jgolf.config import Average, Config, DataConfig, EvaluateConfig, QuantizeCo
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
-from jgolf.evaluate.score import bits_per_byte, scoring_model
+from jgolf.evaluate.score import bits_per_byte, scoring_model, standard_score
 from jgolf.evaluate.validation import Validation
 from jgolf.progress import activity, progress_bar
-from jgolf.quantize.budget import quantize_to_budget
+from jgolf.quantize.budget import Budgeted, quantize_to_budget
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.export import quantize
-from jgolf.quantize.stored import StoredTensor
+from jgolf.quantize.stored import StoredTensor, dequantize
 from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, RESULT_FILE
 from jgolf.train.averages import averaged_params
 from jgolf.train.checkpoint import load_state
@@ -128,7 +128,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         validation = Validation.open(config)
         state = load_state(options.run_dir, config)
         params = _weights(state, options.average)
-    stored, data, damage = _compress(config, options, validation, options.average, params, clock)
+    stored, data, budgeted = _compress(config, options, validation, options.average, params, clock)
     with clock.lap("unpack"):
         container.write(options.run_dir / UNSCORED_FILE, data)
         unpacked = read_artifact(options.run_dir / UNSCORED_FILE).params()  # what is scored is what is on the disk
@@ -158,9 +158,10 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "bytes": sliding.bytes,
         "device": jax.devices()[0].device_kind,
     }
-    if damage is not None:
+    if budgeted is not None:
         result["budget_bytes"] = options.budget
-        result["predicted_gap_bpb"] = bits_per_byte(damage, sliding.tokens, sliding.bytes)
+        result["rate_weight"] = budgeted.rate_weight
+        result["predicted_gap_bpb"] = bits_per_byte(budgeted.damage, sliding.tokens, sliding.bytes)
     if options.compare_averages:
         with clock.lap("averages"):
             known = {options.average: _comparison(before.val_bpb, after.val_bpb, len(data))}
@@ -199,8 +200,8 @@ def _compress(
     average: Average,
     params: dict[str, np.ndarray],
     clock: _Clock,
-) -> tuple[dict[str, StoredTensor], bytes, float | None]:
-    """Storage forms of `params`, the artifact that holds them, and with a budget the damage it predicts in nats."""
+) -> tuple[dict[str, StoredTensor], bytes, Budgeted | None]:
+    """Storage forms of `params`, the artifact that holds them, and with a budget what the search found."""
 
     def pack(stored: dict[str, StoredTensor], zstd_level: int = ZSTD_LEVEL) -> bytes:
         with clock.lap("pack"):
@@ -216,14 +217,17 @@ def _compress(
     artifact_bytes = options.budget - submission.code_bytes()
     if artifact_bytes <= 0:
         raise JgolfError(f"--budget {options.budget:,}: the code alone takes {submission.code_bytes():,} bytes")
+    tokens = _calibration_tokens(config, options)
     with clock.lap("curvature"):
-        curvatures = curvature(
-            scoring_model(config.model),
-            params,
-            _calibration_tokens(config, options),
-            jax.random.key(0),
-            progress_bar(f"curvature of {average}"),
-        )
+        model, show = scoring_model(config.model), progress_bar(f"curvature of {average}")
+        curvatures = curvature(model, params, tokens, jax.random.key(0), show)
+
+    def calibration_loss(stored: dict[str, StoredTensor]) -> float:
+        stream = np.append(tokens, tokens[0, 0])  # the last row has a last target, too
+        tables, show = validation.tokenizer.byte_tables, progress_bar(f"{average}: comparing on training text")
+        weights = dequantize(stored)
+        return standard_score(config.model, weights, stream, tables, config.train.seq_len, progress=show).val_loss
+
     with clock.lap("search"):
         found = quantize_to_budget(
             params,
@@ -232,9 +236,10 @@ def _compress(
             artifact_bytes,
             pack,
             partial(pack, zstd_level=1),
+            calibration_loss,
             progress_bar(f"{average}: trying steps that fill {artifact_bytes:,} bytes"),
         )
-    return found.stored, found.artifact, found.damage
+    return found.stored, found.artifact, found
 
 
 def _calibration_tokens(config: Config, options: ExportOptions) -> np.ndarray:

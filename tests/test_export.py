@@ -174,13 +174,14 @@ def test_averages_that_a_run_does_not_have(data_dir, tmp_path):
 
 def test_a_budget_is_filled_and_beats_the_recipe_s_forms(run):
     _, recipe, _ = export(run)
-    budget = recipe["total_bytes"] - recipe["artifact_bytes"] // 3
+    budget = recipe["total_bytes"] - recipe["artifact_bytes"] // 8
     code, result, shown = export(run, "--budget", budget, "--calibration-tokens", 4096)
     assert code == 0 and result["budget_bytes"] == budget
     assert 0.98 * (budget - result["code_bytes"]) < result["artifact_bytes"] <= budget - result["code_bytes"]
     recipe_gap, gap = (abs(one["val_loss"] - one["pre_quantization_val_loss"]) for one in (recipe, result))
-    assert gap < recipe_gap
+    assert gap < recipe_gap / 2
     assert "predicted" in shown and {"curvature", "pack", "search"} <= result["seconds"].keys()
+    assert result["rate_weight"] in (0.0, 1.0)
     forms = {tensor.form for tensor in read_artifact(run / "artifact" / "model.jgolf").stored.values()}
     assert forms <= {"int4", "int5", "int6", "int7", "int8", "fp32"}
 

@@ -39,6 +39,7 @@ CLOSE_ENOUGH = 0.999  # of the budget
 FINER_THAN_INT8 = 4.0  # than Int8's, a matrix's steps have to be for FP16 to be worth its 5 bits more
 LARGEST_MOVE = 2.0  # of log δ at once
 SMALLEST_BITS = 4
+RATE_WEIGHTS = (1.0, 0.0)  # the two ways of `quantize_to_budget`
 TINY = float(np.finfo(np.float32).tiny)
 
 Stored = dict[str, StoredTensor]
@@ -53,12 +54,14 @@ class Budgeted:
       artifact: their packed bytes.
       damage: what the curvature says they cost, in nats a token.
       trials: precisions that were tried.
+      rate_weight: how much a level's code length counted when it was chosen; see `round_with_feedback`.
     """
 
     stored: Stored
     artifact: bytes
     damage: float
     trials: int
+    rate_weight: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +108,16 @@ def quantize_to_budget(
     budget_bytes: int,
     pack: Callable[[Stored], bytes],
     pack_fast: Callable[[Stored], bytes] | None = None,
+    loss: Callable[[Stored], float] | None = None,
     progress: Progress = lambda steps, total: steps,
 ) -> Budgeted:
     """Storage forms with the least predicted damage that fit into the budget once they are packed.
 
     Matrices and tables become integers of as many bits as their levels need, or FP16 where Int8 is not fine
     enough. Vectors and scalars have the form that `config.control` names.
+
+    Counting the code length of levels saves bytes and shrinks the weights. Which weighs more is not in the
+    curvature, a second-order measure: with a `loss`, both ways are followed to the budget and compared by it.
 
     Args:
       params: path → array.
@@ -119,6 +126,7 @@ def quantize_to_budget(
       budget_bytes: largest size of the artifact.
       pack: the artifact that holds these storage forms.
       pack_fast: the same sooner, its size another by a factor that hardly changes; `pack` by default.
+      loss: of a model with these storage forms; without it, code length counts.
       progress: shows how many trials there have been, of the most that there may be.
 
     Raises:
@@ -148,20 +156,26 @@ def quantize_to_budget(
         unrounded = with_vectors(map(_unrounded, matrices))
         artifact = pack(unrounded)
         if len(artifact) <= budget_bytes:
-            return _budgeted(unrounded, artifact, matrices, 0)
-    found = _search(
-        lambda log_precision: with_vectors(_round(batches, math.exp(log_precision))),
-        matrices,
-        budget_bytes,
-        (cleared, smallest),
-        (pack, pack_fast or pack),
-        progress,
-    )
-    return _budgeted(*found[0], matrices, found[1])
+            return Budgeted(unrounded, artifact, _total_damage(matrices, unrounded), 0, 0.0)
+
+    def follow(rate_weight: float) -> Budgeted:
+        (stored, artifact), trials = _search(
+            lambda log_precision: with_vectors(_round(batches, math.exp(log_precision), rate_weight)),
+            matrices,
+            budget_bytes,
+            (cleared, smallest),
+            (pack, pack_fast or pack),
+            progress,
+        )
+        return Budgeted(stored, artifact, _total_damage(matrices, stored), trials, rate_weight)
+
+    if loss is None:
+        return follow(1.0)
+    return min(map(follow, RATE_WEIGHTS), key=lambda found: loss(found.stored))
 
 
-def _budgeted(stored: Stored, artifact: bytes, matrices: Iterable[_Matrix], trials: int) -> Budgeted:
-    return Budgeted(stored, artifact, sum(_damage(matrix, stored[matrix.path]) for matrix in matrices), trials)
+def _total_damage(matrices: Iterable[_Matrix], stored: Stored) -> float:
+    return sum(_damage(matrix, stored[matrix.path]) for matrix in matrices)
 
 
 # --- the search ------------------------------------------------------------------------------
@@ -258,11 +272,11 @@ def _matrix(path: str, values: np.ndarray, curvature: Curvature, mean_pivot: flo
     return _Matrix(path, weights, curvature, unit_steps, np.abs(weights).max(axis=1), weights.std(axis=1))
 
 
-def _round(batches: Sequence[_Batch], precision: float) -> Iterator[StoredTensor]:
+def _round(batches: Sequence[_Batch], precision: float, rate_weight: float) -> Iterator[StoredTensor]:
     """Every matrix, in the order of the batches."""
     scales = [[_scales(matrix, precision) for matrix in batch.matrices] for batch in batches]
     levels = [  # all of it is on its way before the first is waited for
-        round_with_feedback(batch.weights, _steps(own), batch.measure_of, batch.feedback, 1.0)
+        round_with_feedback(batch.weights, _steps(own), batch.measure_of, batch.feedback, rate_weight)
         for batch, own in zip(batches, scales, strict=True)
     ]
     for batch, own, parts in zip(batches, scales, levels, strict=True):

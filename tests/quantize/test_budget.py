@@ -135,6 +135,19 @@ def test_a_faster_packer_saves_packing(problem, factor):
     assert len(packed) <= 4  # all zeros, and at most three that seemed to fit
 
 
+def test_a_loss_decides_whether_code_length_counts(problem):
+    """Counting it shrinks weights: a loss that falls with their size wants it, one that rises does not."""
+
+    def size(stored):
+        return float(sum(np.abs(tensor.dequantize()).sum() for tensor in stored.values()))
+
+    small = quantize_to_budget(*problem, CONFIG, 5_000, pack, loss=size)
+    large = quantize_to_budget(*problem, CONFIG, 5_000, pack, loss=lambda stored: -size(stored))
+    assert (small.rate_weight, large.rate_weight) == (1.0, 0.0)
+    assert size(small.stored) < size(large.stored)
+    assert max(len(small.artifact), len(large.artifact)) <= 5_000
+
+
 def test_trials_are_shown(problem):
     shown = []
 
