@@ -162,7 +162,7 @@ def test_bad_arguments(tmp_path, documents, tokenizer):
 
 def test_unwritable_folder(tmp_path, documents, tokenizer):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(JgolfError, match=r"cannot be written: Not a directory"):
+    with pytest.raises(JgolfError, match=r"cannot be written: .*file is a file, expected a folder"):
         pack_documents([documents], tokenizer.path, tmp_path / "file" / "out")
 
 
