@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from jgolf.model.gradients import kernel_gradient, matmul, matmul_gradients
 
-SMALLEST = 1e-30
-"""The root of 0 is 0, and its slope finite."""
+SMALLEST = 1e-24
+"""The root of 0 is 0; below this its slope no longer grows, so that second derivatives stay finite in float32."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
