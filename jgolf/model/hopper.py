@@ -68,10 +68,6 @@ def _num_multiprocessors() -> int:
     return jax.devices()[0].core_count
 
 
-def _tiled(*shape: int, dtype: jnp.dtype) -> plgpu.SMEM:
-    return plgpu.SMEM(shape, dtype, transforms=_layout(dtype))
-
-
 def _layout(dtype: jnp.dtype) -> tuple[plgpu.Transform, ...]:
     return plgpu.TilingTransform((8, SWIZZLE_BYTES // dtype.itemsize)), plgpu.SwizzleTransform(SWIZZLE_BYTES)
 
@@ -152,7 +148,7 @@ def _kernel(function, x_ref, kernel_ref, factor_ref, *refs):
     pl.run_scoped(
         run,
         operands=pipeline(nothing, nothing).get_allocations(x_ref, kernel_ref),
-        parts=_tiled(WARPGROUPS, len(PARTS), PART, PART, dtype=out_ref.dtype),
+        parts=plgpu.SMEM((WARPGROUPS, len(PARTS), PART, PART), out_ref.dtype, transforms=_layout(out_ref.dtype)),
         part_ready=plgpu.Barrier(num_barriers=WARPGROUPS * len(PARTS)),
         factors=plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
         factor_ready=plgpu.Barrier(num_barriers=WARPGROUPS),

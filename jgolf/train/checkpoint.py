@@ -77,8 +77,12 @@ class Checkpoints:
     @property
     def is_saving(self) -> bool:
         """Whether one is being written."""
-        is_copied = self._saving is None or self._saving.done()
-        return not is_copied or self._manager.is_saving_in_progress()
+        return self._is_copying or self._manager.is_saving_in_progress()
+
+    @property
+    def _is_copying(self) -> bool:
+        """Whether the thread is at work, and the manager in its hands."""
+        return self._saving is not None and not self._saving.done()
 
     def warm_up(self, state: TrainState) -> None:
         """Compiles what `save` needs, so that the first one takes no longer than the others."""
@@ -108,8 +112,9 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises ArtifactError if one could not be written in the background."""
-        if self._saving is not None and self._saving.done():
-            self._wait_until_copied()
+        if self._is_copying:
+            return
+        self._wait_until_copied()
         with self._naming_the_good_one():
             self._manager.check_for_errors()
 

@@ -11,7 +11,6 @@ import tyro
 
 from jgolf import config as configs
 from jgolf.config import Config
-from jgolf.errors import JgolfError
 from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.writers import WriterName, require_writers
 
@@ -58,8 +57,6 @@ def train(argv: list[str], prog: str = "train.py") -> int:
 
     launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
     run_dir = options.run_dir or _default_run_dir(options.config)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise JgolfError(f"--run-dir {run_dir}: a file, expected a folder, new or of a run to --resume")
     return loop.train(options.config, run_dir, options.init_from, options.resume, launch, options.writers)
 
 

@@ -130,8 +130,10 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
     """Checks that a run can begin, or go on, in a folder.
 
     Raises:
-      JgolfError: it holds a run already and is not to be resumed, or the other way round.
+      JgolfError: it is a file, or it holds a run already and is not to be resumed, or the other way round.
     """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise JgolfError(f"--run-dir {run_dir}: a file, expected a folder, new or of a run to --resume")
     holds_run = (run_dir / CONFIG_FILE).exists()
     if resume and not holds_run:
         raise JgolfError(f"{run_dir}: there is no run to resume ({CONFIG_FILE} is missing); leave --resume out")
