@@ -1,13 +1,24 @@
-"""The PyTorch reference's numbers, as our tests read them."""
+"""How the tests compile, and the PyTorch reference's numbers as they read them."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
+# Before JAX starts, here and in the processes that tests start: programs of tests run for milliseconds and compile for
+# seconds, many of them more than once, so they are compiled simply, and kept until the end.
+QUICK_COMPILATION = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
+OWN_PROGRAMS = Path(tempfile.gettempdir()) / f"jgolf-tests-{os.getpid()}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(OWN_PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +44,10 @@ TINY = ModelConfig(
     value_embedding_layers=(2, 3),
     compute_dtype="float32",
 )
+
+
+def pytest_unconfigure():
+    shutil.rmtree(OWN_PROGRAMS, ignore_errors=True)
 
 
 def params_of(arrays: Mapping[str, np.ndarray], prefix: str) -> Params:

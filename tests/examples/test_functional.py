@@ -3,12 +3,15 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "functional.py"
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_its_claims_hold(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # it calls `python -m jgolf`
@@ -16,7 +19,7 @@ def test_the_example_runs_and_its_claims_hold(tmp_path, monkeypatch, capsys):
     assert found["metrics"].loss.shape == (4,) and float(found["metrics"].loss.max()) < np.log(1024) - 1
     assert len(set(found["val_bpb"])) == 4
     # The gradient of a batch is the mean of its sequences' gradients, so its norm is at most the mean norm.
-    gradient = found["jax"].grad(lambda params: found["api"].loss(found["model"], params, *found["val"]))(
+    gradient = jax.jit(jax.grad(lambda params: found["api"].loss(found["model"], params, *found["val"])))(
         found["params"]
     )
     norm = np.sqrt(sum(float((value**2).sum()) for value in gradient.values()))

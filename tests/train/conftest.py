@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import Runs
 
 from jgolf import files
 from jgolf.data.shards import write_shard
 from jgolf.data.train_tokenizer import train_tokenizer
+from tests.train.runs import Runs
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,6 @@ def nano_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def runs(nano_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Starts runs, which share the programs that they have compiled."""
-    return Runs(nano_data, tmp_path_factory.mktemp("programs"))
+def runs(nano_data: Path) -> Runs:
+    """Starts runs."""
+    return Runs(nano_data)

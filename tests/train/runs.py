@@ -13,8 +13,8 @@ from pathlib import Path
 
 from jgolf import config as configs
 from jgolf.config import AverageConfig, Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, TrainConfig
+from tests.conftest import QUICK_COMPILATION
 
-QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 ROOT = Path(__file__).parents[2]
 
 
@@ -62,7 +62,6 @@ class Runs:
     """Starts processes of a run."""
 
     data_dir: Path
-    cache_dir: Path
 
     def train(self, run_dir: Path, *options: str, devices: int = 1, **train: float) -> subprocess.Popen:
         """`train.py` on simulated devices; standard output and error are one pipe of text lines."""
@@ -77,8 +76,6 @@ class Runs:
         environment |= {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}",
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache_dir),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),
         }
         return subprocess.Popen(

@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import ROOT, Runs, finish, free_port, metrics, nano_config, several, wait_for
 
 from jgolf import config as configs
 from jgolf.train.checkpoint import Checkpoints
 from jgolf.train.step import TrainState
+from tests.train.runs import ROOT, Runs, finish, free_port, metrics, nano_config, several, wait_for
 
 STEPS = 300
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import Runs, finish, free_port, nano_config
 
 from jgolf import config as configs
+from tests.train.runs import Runs, finish, free_port, nano_config
 
 SIXTEEN = pytest.param(16, marks=pytest.mark.slow)  # Muon's orthogonalization is shared in two groups of eight
 WORKER = Path(__file__).parent / "layout_worker.py"

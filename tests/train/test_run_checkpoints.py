@@ -12,12 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import nano_config
 
 from jgolf.config import Config
 from jgolf.errors import ArtifactError
 from jgolf.train.checkpoint import Checkpoints
 from jgolf.train.step import TrainState, new_state
+from tests.train.runs import nano_config
 
 
 @pytest.fixture(scope="module")
