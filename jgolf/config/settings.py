@@ -113,6 +113,8 @@ class AdamWConfig:
     """Learning rate of the embedding tables before the schedule's multiplier."""
     scalar_learning_rate: float = 0.025
     """Learning rate of everything else that Muon does not update."""
+    matrix_learning_rate: float = 0.002
+    """Learning rate of the matrices where `optim.matrices` is adamw."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.95
@@ -129,6 +131,8 @@ class OptimConfig:
 
     muon: MuonConfig = field(default_factory=MuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
+    matrices: Literal["muon", "adamw"] = "muon"
+    """What updates the matrices."""
     grad_clip: float = 0.3
     """Largest global norm of the gradients; 0 does not clip."""
 

@@ -27,8 +27,9 @@ def make_optimizer(config: OptimConfig, axis_name: str | None = None) -> optax.G
       axis_name: mesh axis over which Muon's orthogonalization is shared, inside `shard_map`.
     """
     adamw = config.adamw
+    muon = _muon(config.muon, axis_name)
     groups = {
-        "muon": _muon(config.muon, axis_name),
+        "muon": muon if config.matrices == "muon" else _adamw(adamw, adamw.matrix_learning_rate),
         "adamw_token": _adamw(adamw, adamw.token_learning_rate),
         "adamw_scalar": _adamw(adamw, adamw.scalar_learning_rate),
     }

@@ -21,6 +21,7 @@ from jgolf import files
 from jgolf.config import Config
 from jgolf.data.demo import build_demo
 from jgolf.errors import EXIT_OK, JgolfError
+from jgolf.sweep.ablation import make_ablation, worths, worths_table
 from jgolf.sweep.grid import groups, make_runs
 from jgolf.sweep.results import RunResult, results_csv, results_table, summarize
 from jgolf.train.cli import DEFAULT_CONFIG
@@ -41,6 +42,8 @@ class SweepOptions:
     """Runs of each setting, with seeds train.seed, train.seed + 1, …"""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A setting to vary, NAME=VALUE,VALUE,…; several such options make a grid. Between tuples put a semicolon."""
+    ablate: bool = False
+    """Train the config, then the config without each of its techniques, and tell what each is worth."""
     out: Path | None = None
     """Folder of the results; runs/sweep-NAME by default."""
     at_once: int = 0
@@ -76,10 +79,12 @@ def _run(options: SweepOptions) -> None:
     if base.train.time_cap_s:
         print(f"no time cap in a sweep: train.time_cap_s {base.train.time_cap_s:g} is off, runs end by train.steps")
         base = configs.replace(base, "train.time_cap_s", 0.0)
-    runs = make_runs(base, options.seeds, options.set)
+    if options.ablate and options.set:
+        raise JgolfError("--ablate chooses what to vary: leave --set out, and change the config itself instead")
+    runs = make_ablation(base, options.seeds) if options.ablate else make_runs(base, options.seeds, options.set)
     if any(word.startswith("train.time_cap_s=") for word in options.set):
         raise JgolfError("--set train.time_cap_s: there is no time cap in a sweep; vary train.steps instead")
-    out = options.out or Path("runs") / f"sweep-{base.name}"
+    out = options.out or Path("runs") / f"{'ablation' if options.ablate else 'sweep'}-{base.name}"
     if (out / RESULTS_FILE).exists():
         raise JgolfError(f"{out}: already holds a sweep; choose another --out, or remove the folder")
     if base.data.build_demo:
@@ -97,6 +102,8 @@ def _run(options: SweepOptions) -> None:
         results.sort(key=lambda result: result.folder)
         _write(out, options, base, results, time.perf_counter() - started)
     console.print(results_table(summarize(results)))
+    if options.ablate:
+        console.print(worths_table(worths(results)))
     print(f"{out / RESULTS_FILE}, {out / CSV_FILE}; plots: jgolf report {out}/runs/*")
 
 
@@ -137,6 +144,8 @@ def _write(out: Path, options: SweepOptions, base: Config, results: list[RunResu
         "runs": [result.row() for result in results],
         "summaries": [dataclasses.asdict(summary) for summary in summarize(results)],
     }
+    if options.ablate:
+        content["worths"] = [dataclasses.asdict(worth) for worth in worths(results)]
     files.write_text(out / RESULTS_FILE, json.dumps(_without_nan(content), indent=1) + "\n")
     files.write_text(out / CSV_FILE, results_csv(results))
 

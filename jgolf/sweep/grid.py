@@ -21,6 +21,7 @@ TRACEABLE = (
     "optim.muon.weight_decay",
     "optim.adamw.token_learning_rate",
     "optim.adamw.scalar_learning_rate",
+    "optim.adamw.matrix_learning_rate",
     "optim.adamw.beta1",
     "optim.adamw.beta2",
     "optim.adamw.epsilon",
@@ -31,6 +32,17 @@ TRACEABLE = (
     "quantize.late_qat_start",
 )
 """Settings that the training step takes as values: runs that differ in these alone are one program."""
+AFTER_TRAINING = (
+    "average.export",
+    "quantize.embedding",
+    "quantize.table",
+    "quantize.control",
+    "quantize.small",
+    "quantize.small_size",
+    "quantize.clip_percentiles",
+    "quantize.table_clip_percentile",
+)
+"""Settings that training never looks at."""
 SWITCHES = ("average.ema_decay", "average.swa_start")
 """Of these, the ones that are a part of the state or not: 0 and another value are two programs."""
 
@@ -41,7 +53,7 @@ class SweepRun:
 
     Attributes:
       config: its settings.
-      setting: the varied settings' values, without the seed.
+      setting: what tells it from the others, without the seed: the varied settings' values, say.
     """
 
     config: Config
@@ -63,8 +75,6 @@ def make_runs(base: Config, seeds: int, assignments: Sequence[str]) -> list[Swee
     Raises:
       ConfigError: a name, a value or a combination that makes no sense.
     """
-    if seeds < 1:
-        raise ConfigError(f"--seeds {seeds}: expected at least 1")
     varied: dict[str, list[Any]] = {}
     for assignment in assignments:
         name, values = _parse(base, assignment)
@@ -77,13 +87,26 @@ def make_runs(base: Config, seeds: int, assignments: Sequence[str]) -> list[Swee
         config = base
         for name, value in setting.items():
             config = configs.replace(config, name, value)
-        for seed in range(base.train.seed, base.train.seed + seeds):
-            runs.append(SweepRun(configs.validate(configs.replace(config, SEED, seed)), setting))
+        runs += with_seeds(config, seeds, setting)
     return runs
 
 
+def with_seeds(config: Config, seeds: int, setting: dict[str, Any]) -> list[SweepRun]:
+    """`seeds` runs of `config`, with seeds `config.train.seed`, + 1, ….
+
+    Raises:
+      ConfigError: there are no seeds, or the settings make no sense.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: expected at least 1")
+    first = config.train.seed
+    return [
+        SweepRun(configs.validate(configs.replace(config, SEED, seed)), setting) for seed in range(first, first + seeds)
+    ]
+
+
 def groups(runs: Sequence[SweepRun]) -> list[list[int]]:
-    """Indices of the runs that differ only in their seeds and TRACEABLE settings, group by group."""
+    """Indices of the runs that are one program: all but their seeds, TRACEABLE and AFTER_TRAINING settings agree."""
     found: dict[tuple, list[int]] = {}
     for index, run in enumerate(runs):
         found.setdefault(_structure(run.config), []).append(index)
@@ -101,7 +124,8 @@ def varying_values(runs: Sequence[SweepRun]) -> dict[str, list[float]]:
 
 def _structure(config: Config) -> tuple:
     values = configs.leaves(config)
-    values |= {name: bool(values[name]) if name in SWITCHES else None for name in (SEED, *TRACEABLE)}
+    free = (SEED, *TRACEABLE, *AFTER_TRAINING)
+    values |= {name: bool(values[name]) if name in SWITCHES else None for name in free}
     return tuple(values.items())
 
 
@@ -140,10 +164,11 @@ def _value(base: Config, name: str, current: Any, word: str) -> Any:
         configs.from_dict(configs.to_dict(configs.replace(base, name, value)))  # one of the allowed words?
     except (ValueError, KeyError, ConfigError):
         raise ConfigError(
-            f"--set {name}={word}: expected a value such as the present {name}={_spelled(current)}"
+            f"--set {name}={word}: expected a value such as the present {name}={spelled(current)}"
         ) from None
     return value
 
 
-def _spelled(value: Any) -> str:
+def spelled(value: Any) -> str:
+    """A setting's value as the command line takes it."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # JAX starts only when there is something to train
     from jgolf.evaluate.score import Score
 
 CONFIDENCE = 0.95
+QUANTIZED = "quantized"
+"""Which weights: the average that the run exports, in its storage forms."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,15 @@ class RunResult:
     Attributes:
       run: its settings.
       train_loss: of the last step, in nats.
-      scores: which weights ("raw", and the average that the run exports) → standard validation.
+      scores: which weights ("raw", the average that the run exports, and QUANTIZED) → standard validation.
+      artifact_bytes: of the quantized weights, packed with zstd; None where they could not be made.
       folder: where its settings and metrics are, within the sweep's folder.
     """
 
     run: SweepRun
     train_loss: float
     scores: dict[str, Score]
+    artifact_bytes: int | None
     folder: str
 
     def row(self) -> dict[str, Any]:
@@ -49,6 +53,7 @@ class RunResult:
             "seed": self.run.seed,
             "train_loss": self.train_loss,
             **scores,
+            "artifact_bytes": self.artifact_bytes,
             "folder": self.folder,
         }
 
@@ -59,12 +64,13 @@ class Summary:
 
     Attributes:
       setting: the varied settings' values.
-      weights: "raw", or the average's name.
+      weights: "raw", the average's name, or QUANTIZED.
       runs: seeds that were trained.
       finite_runs: seeds whose loss is a number; the figures below are theirs.
       val_loss, val_bpb: means; NaN without any.
       deviation: of val_loss over the seeds, with n − 1; NaN for fewer than two.
       interval: the 95 % confidence interval of the mean val_loss by Student's t; NaN for fewer than two.
+      artifact_bytes: mean size of these weights' artifact; None for weights that are not packed.
     """
 
     setting: dict[str, Any]
@@ -75,32 +81,35 @@ class Summary:
     val_bpb: float
     deviation: float
     interval: tuple[float, float]
+    artifact_bytes: float | None
 
 
 def summarize(results: Sequence[RunResult]) -> list[Summary]:
     """One summary for each setting and kind of weights, in the order of the runs."""
-    found: dict[tuple, list[tuple[dict[str, Any], Score]]] = {}
+    found: dict[tuple, list[RunResult]] = {}
     for result in results:
-        for weights, score in result.scores.items():
-            key = (tuple(result.run.setting.items()), weights)
-            found.setdefault(key, []).append((result.run.setting, score))
-    return [
-        _summary(entries[0][0], weights, [score for _, score in entries]) for (_, weights), entries in found.items()
-    ]
+        for weights in result.scores:
+            found.setdefault((tuple(result.run.setting.items()), weights), []).append(result)
+    return [_summary(weights, of) for (_, weights), of in found.items()]
 
 
-def _summary(setting: dict[str, Any], weights: str, scores: Sequence[Score]) -> Summary:
+def _summary(weights: str, results: Sequence[RunResult]) -> Summary:
     from scipy import stats  # takes a second to import, which --help need not wait for
 
+    setting, scores = results[0].run.setting, [result.scores[weights] for result in results]
+    sizes = [result.artifact_bytes for result in results if result.artifact_bytes is not None]
+    artifact_bytes = float(np.mean(sizes)) if weights == QUANTIZED and sizes else None
     finite = [score for score in scores if math.isfinite(score.val_loss)]
     losses = np.array([score.val_loss for score in finite])
     mean = float(losses.mean()) if finite else math.nan
     bpb = float(np.mean([score.val_bpb for score in finite])) if finite else math.nan
     if len(finite) < 2:
-        return Summary(setting, weights, len(scores), len(finite), mean, bpb, math.nan, (math.nan, math.nan))
+        unknown = (math.nan, math.nan)
+        return Summary(setting, weights, len(scores), len(finite), mean, bpb, math.nan, unknown, artifact_bytes)
     deviation = float(losses.std(ddof=1))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(finite) - 1)) * deviation / math.sqrt(len(finite))
-    return Summary(setting, weights, len(scores), len(finite), mean, bpb, deviation, (mean - half, mean + half))
+    interval = (mean - half, mean + half)
+    return Summary(setting, weights, len(scores), len(finite), mean, bpb, deviation, interval, artifact_bytes)
 
 
 def results_table(summaries: Sequence[Summary]) -> Table:
@@ -110,7 +119,7 @@ def results_table(summaries: Sequence[Summary]) -> Table:
     for name in names:
         table.add_column(_short(name, names).replace("_", " "), overflow="fold")
     table.add_column("weights", no_wrap=True)
-    for column in ("runs", "loss", "deviation", f"{CONFIDENCE:.0%} interval", "bits per byte"):
+    for column in ("runs", "loss", "deviation", f"{CONFIDENCE:.0%} interval", "bits per byte", "bytes"):
         table.add_column(column, justify="right", no_wrap=True)
     for index, one in enumerate(summaries):
         runs = str(one.runs) if one.runs == one.finite_runs else f"{one.finite_runs} of {one.runs}"
@@ -123,6 +132,7 @@ def results_table(summaries: Sequence[Summary]) -> Table:
             _number(one.deviation),
             "–" if math.isnan(one.interval[0]) else f"{one.interval[0]:.4f} – {one.interval[1]:.4f}",
             _number(one.val_bpb),
+            "" if one.artifact_bytes is None else f"{one.artifact_bytes:,.0f}",
             end_section=last,
         )
     return table

@@ -14,17 +14,22 @@ import numpy as np
 
 from jgolf import compiling, files
 from jgolf import config as configs
+from jgolf.artifact.container import pack
+from jgolf.artifact.scoring import Artifact
 from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
 from jgolf.data.shards import TokenStream, find_shards
-from jgolf.errors import ConfigError
+from jgolf.errors import ArtifactError, ConfigError
 from jgolf.evaluate.score import Score
 from jgolf.evaluate.validation import Validation
+from jgolf.model.functional import Params
 from jgolf.progress import activity, progress_bar
+from jgolf.quantize.export import quantize
+from jgolf.quantize.stored import dequantize
 from jgolf.run_dir import CONFIG_FILE, METRICS_FILE
 from jgolf.sweep.grid import SweepRun, groups
 from jgolf.sweep.program import SweepProgram
-from jgolf.sweep.results import RunResult
+from jgolf.sweep.results import QUANTIZED, RunResult
 from jgolf.train.averages import averaged_params
 from jgolf.train.mesh import device_batch_order
 from jgolf.train.step import StepMetrics, TrainState
@@ -91,10 +96,11 @@ def _train_part(
     results = []
     for index, (run, folder) in enumerate(zip(runs, folders, strict=True)):
         state = program.run_state(index)
-        scores = _scores(validation, run.config, state, tell, f"scoring run {index + 1} of {len(runs)}")
+        what = f"scoring run {index + 1} of {len(runs)}"
+        scores, artifact_bytes = _scores(validation, run.config, state, tell, what)
         _write_metrics(out / folder, history, index, scores["raw"])
         loss = float(history[-1][0].loss[index]) if history else float("nan")
-        results.append(RunResult(run, loss, scores, folder))
+        results.append(RunResult(run, loss, scores, artifact_bytes, folder))
     score_s = time.perf_counter() - ready - train_s
     where = f"{program.mesh.size} × {devices[0].device_kind}"
     tell(
@@ -115,18 +121,30 @@ def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterato
         yield jax.device_get(in_flight.popleft())
 
 
-def _scores(validation: Validation, config: Config, state: TrainState, tell: Tell, what: str) -> dict[str, Score]:
-    """Of the raw weights and of the average that would be exported, where there is one."""
-    scores = {}
-    for average in dict.fromkeys(("raw", config.average.export)):
-        try:
-            params = averaged_params(state, average)
-        except ConfigError as error:  # SWA never began; that is no reason to lose the other results
-            tell(f"seed {config.train.seed}: not scored: {error}")
-            continue
-        progress = progress_bar(f"{what}, {average}")
-        scores[average] = validation.standard(params, config.evaluate.max_tokens, progress=progress)
-    return scores
+def _scores(
+    validation: Validation, config: Config, state: TrainState, tell: Tell, what: str
+) -> tuple[dict[str, Score], int | None]:
+    """Of the raw weights and of the exported average before and after quantization; bytes of its artifact."""
+
+    def score(weights: str, params: Params) -> None:
+        progress = progress_bar(f"{what}, {weights}")
+        scores[weights] = validation.standard(params, config.evaluate.max_tokens, progress=progress)
+
+    scores: dict[str, Score] = {}
+    average = config.average.export
+    score("raw", state.params)
+    try:
+        params = averaged_params(state, average)
+        if average != "raw":
+            score(average, params)
+        stored = quantize(params, config.quantize)
+        score(QUANTIZED, dequantize(stored))
+    except (ConfigError, ArtifactError) as error:
+        # SWA never began, or the run diverged; that is no reason to lose the other results
+        tell(f"seed {config.train.seed}: not scored: {error}")
+        return scores, None
+    artifact = Artifact(config.name, config.model, config.train.seq_len, validation.tokenizer.fingerprint, stored)
+    return scores, len(pack(stored, artifact.metadata()))
 
 
 def _write_metrics(folder: Path, history: Sequence[tuple[StepMetrics, float]], index: int, raw: Score) -> None:

@@ -68,12 +68,17 @@ def test_clipping_is_pytorch_s(max_norm):
 
 
 def test_adamw_groups_match_a_numpy_derivation(tiny):
-    config = OptimConfig(grad_clip=0.0)
-    params = {"embed/embedding": jnp.full((3, 2), 0.5), "smear/gate": jnp.full((2,), -1.0)}
+    matrix = "blocks/0/mlp/up_proj/kernel"
+    config = OptimConfig(grad_clip=0.0, matrices="adamw")
+    params = {"embed/embedding": jnp.full((3, 2), 0.5), "smear/gate": jnp.full((2,), -1.0), matrix: jnp.ones((2, 3))}
     optimizer = make_optimizer(config)
     state = optimizer.init(params)
     rng, adamw = np.random.default_rng(0), config.adamw
-    rates = {"embed/embedding": adamw.token_learning_rate, "smear/gate": adamw.scalar_learning_rate}
+    rates = {
+        "embed/embedding": adamw.token_learning_rate,
+        "smear/gate": adamw.scalar_learning_rate,
+        matrix: adamw.matrix_learning_rate,
+    }
     expected = {path: np.asarray(value, np.float64) for path, value in params.items()}
     moments = {path: (np.zeros_like(v), np.zeros_like(v)) for path, v in expected.items()}
     for t in range(1, 5):

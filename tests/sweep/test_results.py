@@ -20,7 +20,7 @@ RATE = "optim.muon.learning_rate"
 def result(rate: float, seed: int, raw: float, ema: float) -> RunResult:
     run = SweepRun(replace(Config(), "train.seed", seed), {RATE: rate})
     scores = {name: Score(loss, loss / 2, 10, 20, 0.0) for name, loss in (("raw", raw), ("ema", ema))}
-    return RunResult(run, raw + 0.1, scores, f"runs/{seed:03d}")
+    return RunResult(run, raw + 0.1, scores, None, f"runs/{seed:03d}")
 
 
 RESULTS = [

@@ -15,16 +15,20 @@ import numpy as np
 import pytest
 
 from jgolf import config as configs
+from jgolf.artifact.container import pack
 from jgolf.cli import main
 from jgolf.config import Config, load
 from jgolf.data.batches import BatchOrder
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.evaluate.validation import Validation
+from jgolf.quantize.export import quantize
+from jgolf.quantize.stored import dequantize
+from jgolf.sweep.ablation import OFF
 from jgolf.sweep.grid import make_runs
 from jgolf.sweep.program import SweepProgram
 from jgolf.train.averages import averaged_params
 from jgolf.train.step import TrainState, new_state, train_step
-from tests.conftest import relative_distances
+from tests.conftest import QUICK_COMPILATION, relative_distances
 
 SETTINGS = {
     "model.num_layers": 2,
@@ -117,7 +121,7 @@ def test_a_sweep_on_two_devices_scores_what_the_runs_alone_score(config, tmp_pat
     configs.write_json(config, tmp_path / "config.json")
     rates = "optim.muon.learning_rate=0.01,0.02,0.03"
     command = [sys.executable, "-m", "jgolf", "sweep", str(tmp_path / "config.json"), "--set", rates]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {QUICK_COMPILATION}"}
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "sweep")],
         capture_output=True,
@@ -137,16 +141,40 @@ def test_a_sweep_on_two_devices_scores_what_the_runs_alone_score(config, tmp_pat
     for index in range(config.train.steps):
         state, metrics = step(state, *order.rows(stream, index, slice(None)))
     validation = Validation.open(config)
-    for weights in ("raw", "ema+swa"):
-        score = validation.standard(averaged_params(state, weights), config.evaluate.max_tokens)
+    average = averaged_params(state, "ema+swa")
+    stored = quantize(average, config.quantize)
+    assert 0.9 * len(pack(stored, {})) < float(rows[-1]["artifact_bytes"]) < 1.1 * len(pack(stored, {}))
+    for weights, params in (("raw", state.params), ("ema+swa", average), ("quantized", dequantize(stored))):
+        score = validation.standard(params, config.evaluate.max_tokens)
         np.testing.assert_allclose(float(rows[-1][f"{weights}_val_loss"]), score.val_loss, rtol=2e-5)
         np.testing.assert_allclose(float(rows[-1][f"{weights}_val_bpb"]), score.val_bpb, rtol=2e-5)
     np.testing.assert_allclose(float(rows[-1]["train_loss"]), float(metrics.loss), rtol=2e-5)
 
     written = json.loads((tmp_path / "sweep" / "results.json").read_text())
-    assert len(written["runs"]) == 3 and len(written["summaries"]) == 6 and written["summaries"][0]["deviation"] is None
+    assert len(written["runs"]) == 3 and len(written["summaries"]) == 9 and written["summaries"][0]["deviation"] is None
     metrics = (tmp_path / "sweep" / rows[-1]["folder"] / "metrics.jsonl").read_text().splitlines()
     assert len(metrics) == config.train.steps + 1 and json.loads(metrics[-2])["late_qat"] is True
+
+
+def test_an_ablation_from_the_command_line(config, tmp_path, capsys):
+    """Of the two techniques that this config has, one is a number and one another structure."""
+    for settings in [settings for name, settings in OFF.items() if name not in ("gradient clip", "SmearGate")]:
+        for name, value in settings.items():
+            config = configs.replace(config, name, value)
+    configs.write_json(config, tmp_path / "config.json")
+    out = tmp_path / "ablation"
+    assert main(["sweep", str(tmp_path / "config.json"), "--ablate", "--seeds", "2", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "6 runs of 8 steps, 2 structure(s)" in shown and "grad_clip=0.0" in shown
+    written = json.loads((out / "results.json").read_text())
+    bpb = {}
+    for run in written["runs"]:
+        bpb.setdefault(run["without"], []).append(run["quantized_val_bpb"])
+    for worth in written["worths"]:
+        expected = np.mean(bpb[worth["technique"]]) - np.mean(bpb["nothing"])
+        assert worth["quantized"]["gain"] == pytest.approx(expected) and worth["quantized"]["interval"] > 0
+        assert f"{expected:+.4f}" in shown
+    assert [worth["technique"] for worth in written["worths"]] == ["SmearGate", "gradient clip"]
 
 
 def test_errors_come_before_training(config, tmp_path, capsys):
@@ -157,5 +185,7 @@ def test_errors_come_before_training(config, tmp_path, capsys):
     (tmp_path / "results.json").write_text("{}")
     assert main(["sweep", str(path), "--out", str(tmp_path)]) == 2
     assert "already holds a sweep" in capsys.readouterr().err
+    assert main(["sweep", str(path), "--ablate", "--set", "optim.grad_clip=0,1"]) == 2
+    assert "leave --set out" in capsys.readouterr().err
     assert main(["sweep", str(path), "--at-once", "-1"]) == 2
     assert "--at-once -1" in capsys.readouterr().err

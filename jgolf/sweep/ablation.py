@@ -1,0 +1,179 @@
+"""What each technique of a recipe is worth: the recipe without it, one at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from jgolf import config as configs
+from jgolf.config import Config
+from jgolf.errors import ConfigError
+from jgolf.sweep.grid import SweepRun, spelled, with_seeds
+from jgolf.sweep.results import CONFIDENCE, QUANTIZED, RunResult
+
+WITHOUT = "without"
+NOTHING = "nothing"
+
+OFF: dict[str, dict[str, Any]] = {
+    "BigramHash": {"model.bigram_buckets": 0},
+    "SmearGate": {"model.smear_gate": False},
+    "XSA": {"model.xsa_layers": ()},
+    "partial RoPE": {"model.rope_dims": 0},
+    "value embedding": {"model.value_embedding_layers": ()},
+    "U-Net skips": {"model.unet_skips": False},
+    "LN scale": {"model.ln_scale": False},
+    "q gain": {"model.q_gain": 0.0},
+    "logit softcap": {"model.logit_softcap": 0.0},
+    "3× MLP": {"model.mlp_multiple": 2.0},
+    "tied embeddings": {"model.tie_embeddings": False},
+    "OrthoInit": {"model.orthogonal_init": False},
+    "Muon": {"optim.matrices": "adamw"},
+    "momentum warm-up": {"optim.muon.momentum_warmup_steps": 0},
+    "weight decay": {"optim.muon.weight_decay": 0.0, "optim.adamw.weight_decay": 0.0},
+    "gradient clip": {"optim.grad_clip": 0.0},
+    "warmdown": {"train.warmdown_steps": 0},
+    "EMA": {"average.export": "raw"},
+    "late QAT": {"quantize.late_qat_start": 0.0},
+    "clip search": {"quantize.clip_percentiles": (1.0,)},
+    "Int5 MLP": {"quantize.mlp": "int6"},
+}
+"""Technique → the settings that leave it out, or put what is usual in its place."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The recipe without a technique against the whole recipe, on one kind of weights.
+
+    Attributes:
+      runs: of the recipe without it, whose losses are numbers.
+      val_bpb: their mean bits per byte.
+      gain: that mean − the whole recipe's; NaN where either has no run.
+      interval: half the width of the 95 % confidence interval of `gain`; NaN where no variant has two runs.
+    """
+
+    runs: int
+    val_bpb: float
+    gain: float
+    interval: float
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a technique gives and what it takes.
+
+    Attributes:
+      technique: its name in OFF.
+      quantized: what it gains in the artifact's weights.
+      before: in the average that the run exports, before quantization.
+      artifact_bytes: what it adds to the artifact; NaN where either has none.
+    """
+
+    technique: str
+    quantized: Difference
+    before: Difference
+    artifact_bytes: float
+
+
+def make_ablation(base: Config, seeds: int) -> list[SweepRun]:
+    """The recipe, then the recipe without each technique that it has, each with `seeds` seeds.
+
+    Raises:
+      ConfigError: there are no seeds, or nothing to leave out.
+    """
+    runs = with_seeds(base, seeds, {WITHOUT: NOTHING})
+    for technique, settings in OFF.items():
+        config = base
+        for name, value in settings.items():
+            config = configs.replace(config, name, value)
+        if config != base:
+            runs += with_seeds(config, seeds, {WITHOUT: technique})
+    if len(runs) == seeds:
+        raise ConfigError(f"--ablate: {base.name} has none of the techniques that can be left out: {', '.join(OFF)}")
+    return runs
+
+
+def worths(results: Sequence[RunResult]) -> list[Worth]:
+    """What each technique is worth, in the order of the results; `make_ablation` made their runs.
+
+    The noise is taken to be the same in every variant: one variance, pooled over all of them, gives Student's
+    t interval of each difference of means.
+    """
+    quantized = _differences(_by_variant(results, lambda result: _bpb(result, QUANTIZED)))
+    before = _differences(_by_variant(results, lambda result: _bpb(result, result.run.config.average.export)))
+    sizes = _by_variant(results, lambda result: result.artifact_bytes)
+    means = {variant: float(np.mean(of)) if of else math.nan for variant, of in sizes.items()}
+    return [
+        Worth(technique, quantized[technique], before[technique], means.get(NOTHING, math.nan) - means[technique])
+        for technique in quantized
+    ]
+
+
+def _by_variant(results: Sequence[RunResult], value: Callable[[RunResult], float | None]) -> dict[str, list[float]]:
+    """What was left out → the values of its runs, as far as they are numbers."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        of = found.setdefault(result.run.setting[WITHOUT], [])
+        one = value(result)
+        if one is not None and math.isfinite(one):
+            of.append(one)
+    return found
+
+
+def _bpb(result: RunResult, weights: str) -> float | None:
+    return result.scores[weights].val_bpb if weights in result.scores else None
+
+
+def _differences(values: Mapping[str, list[float]]) -> dict[str, Difference]:
+    from scipy import stats  # takes a second to import, which --help need not wait for
+
+    freedom = sum(max(0, len(of) - 1) for of in values.values())
+    squares = sum(float(np.sum((np.array(of) - np.mean(of)) ** 2)) for of in values.values() if of)
+    deviation = math.sqrt(squares / freedom) if freedom else math.nan
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) if freedom else math.nan
+    whole = values.get(NOTHING, [])
+    found = {}
+    for technique, of in values.items():
+        if technique == NOTHING:
+            continue
+        mean = float(np.mean(of)) if of else math.nan
+        if of and whole:
+            half = quantile * deviation * math.sqrt(1 / len(of) + 1 / len(whole))
+            found[technique] = Difference(len(of), mean, mean - float(np.mean(whole)), half)
+        else:
+            found[technique] = Difference(len(of), mean, math.nan, math.nan)
+    return found
+
+
+def worths_table(found: Sequence[Worth]) -> Table:
+    """The techniques for a terminal; under each, what leaves it out."""
+    table = Table(
+        title="What each technique is worth: bits per byte without it − with it", box=box.SIMPLE, pad_edge=False
+    )
+    table.add_column("technique, and\nwhat leaves it out", no_wrap=True)
+    for column in ("quantized", "before\nquantization", "bytes it\nadds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in found:
+        settings = dict.fromkeys(
+            f"{_short(name)}={spelled(value) or 'none'}" for name, value in OFF[one.technique].items()
+        )
+        size = "–" if math.isnan(one.artifact_bytes) else f"{one.artifact_bytes:+,.0f}"
+        name = f"{one.technique}\n[dim]{', '.join(settings)}[/dim]"
+        table.add_row(name, _shown(one.quantized), _shown(one.before), size)
+    table.caption = f"± half the {CONFIDENCE:.0%} confidence interval, the noise pooled over all variants"
+    return table
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _shown(one: Difference) -> str:
+    if math.isnan(one.gain):
+        return "no score"
+    return f"{one.gain:+.4f}" + ("" if math.isnan(one.interval) else f" ± {one.interval:.4f}")

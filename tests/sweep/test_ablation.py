@@ -1,0 +1,73 @@
+"""Which runs an ablation is made of, and its differences against SciPy's."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from jgolf import config as configs
+from jgolf.config import Config
+from jgolf.errors import ConfigError
+from jgolf.evaluate.score import Score
+from jgolf.sweep.ablation import NOTHING, OFF, WITHOUT, make_ablation, worths, worths_table
+from jgolf.sweep.grid import SweepRun, groups
+from jgolf.sweep.results import QUANTIZED, RunResult
+
+BASE = configs.replace(Config(), "train.time_cap_s", 0.0)
+
+
+def test_every_technique_of_the_recipe_is_left_out_once():
+    runs = make_ablation(BASE, 2)
+    assert [run.setting[WITHOUT] for run in runs] == [name for name in (NOTHING, *OFF) for _ in range(2)]
+    assert [run.seed for run in runs] == [1337, 1338] * (1 + len(OFF))
+    base = configs.leaves(BASE)
+    for run in runs[2::2]:
+        changed = {name for name, value in configs.leaves(run.config).items() if value != base[name]}
+        assert changed == set(OFF[run.setting[WITHOUT]])
+    # What training takes as numbers, or never sees, is one program with the recipe itself.
+    together = {runs[index].setting[WITHOUT] for index in groups(runs)[0]}
+    expected = {"weight decay", "gradient clip", "warmdown", "EMA", "late QAT", "clip search"}
+    assert together == {NOTHING, *expected}
+
+
+def test_what_a_config_lacks_is_not_left_out():
+    config = configs.replace(configs.replace(BASE, "model.smear_gate", False), "model.xsa_layers", ())
+    found = {run.setting[WITHOUT] for run in make_ablation(config, 1)}
+    assert found == {NOTHING, *OFF} - {"SmearGate", "XSA"}
+    for settings in OFF.values():
+        for name, value in settings.items():
+            config = configs.replace(config, name, value)
+    with pytest.raises(ConfigError, match="--ablate: pr592 has none"):
+        make_ablation(config, 1)
+
+
+def result(without: str, bpb: float, artifact_bytes: int | None = 1000) -> RunResult:
+    scores = {name: Score(bpb, bpb + shift, 10, 20, 0.0) for name, shift in (("ema", 0.0), (QUANTIZED, 0.1))}
+    return RunResult(SweepRun(BASE, {WITHOUT: without}), bpb, scores, artifact_bytes, "runs/000")
+
+
+def test_two_variants_are_student_s_test():
+    whole, without = [1.50, 1.52, 1.49], [1.53, 1.58, 1.55]
+    results = [*(result(NOTHING, bpb) for bpb in whole), *(result("XSA", bpb, 900) for bpb in without)]
+    (found,) = worths(results)
+    expected = stats.ttest_ind(without, whole).confidence_interval(0.95)
+    for one, shift in ((found.before, 0.0), (found.quantized, 0.1)):
+        assert one.runs == 3 and one.val_bpb == pytest.approx(np.mean(without) + shift)
+        assert (one.gain - one.interval, one.gain + one.interval) == pytest.approx(tuple(expected))
+    assert found.artifact_bytes == 100
+
+
+def test_variants_without_a_score_are_shown():
+    results = [result(NOTHING, 1.5), result("XSA", math.nan, None), result("SmearGate", 1.6)]
+    xsa, smear = worths(results)
+    assert xsa.quantized.runs == 0 and math.isnan(xsa.quantized.gain) and math.isnan(xsa.artifact_bytes)
+    assert smear.before.gain == pytest.approx(0.1) and math.isnan(smear.before.interval)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(worths_table([xsa, smear]))
+    text = console.export_text()
+    assert "no score" in text and "+0.1000" in text and "xsa_layers=none" in text
