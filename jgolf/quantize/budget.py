@@ -34,7 +34,8 @@ SMALLEST_SHARE = 1e-3  # of the mean: no row counts for less
 CLEARING_STEP = 2.5  # × the largest magnitude of a row: rounds all of it to zero
 PART_ROWS = 256  # rows that are rounded at once
 MAX_TRIALS = 12
-TRIALS_BY_ESTIMATE = 6  # afterwards everything that seems to fit is packed
+NEAR = 0.03  # of the budget: near enough above it to learn the faster packer's error from
+JITTER = 0.005  # by which the faster packer may be wrong about small artifacts
 CLOSE_ENOUGH = 0.999  # of the budget
 FINER_THAN_INT8 = 4.0  # than Int8's, a matrix's steps have to be for FP16 to be worth its 5 bits more
 LARGEST_MOVE = 2.0  # of log δ at once
@@ -192,7 +193,8 @@ def _search(
     """The finest precision that fits, packed (`smallest` if none does), and the number of those that were tried.
 
     By the secant method on log δ and the sizes of the faster packer, kept between what fitted and what did not.
-    What comes close is really packed, which tells what the faster packer's size has to be.
+    Whatever may fit and is larger than what did, and the first that comes near, is really packed, which tells what the
+    faster packer's size has to be.
     """
     pack, pack_fast = packers
     best, smallest_bytes = smallest, len(smallest[1])
@@ -200,16 +202,18 @@ def _search(
     guess = _log_precision(matrices, (1 + CLOSE_ENOUGH) / 2 * budget_bytes - smallest_bytes)
     slope = (_level_bytes(matrices, guess + 0.01) - _level_bytes(matrices, guess - 0.01)) / 0.02
     tried: list[tuple[float, int]] = []
+    largest, calibrated = 0, False  # the faster packer's size of `best`
     for _ in progress(range(MAX_TRIALS), MAX_TRIALS):
         found = quantize(guess)
         size = len(pack_fast(found))
         if tried and tried[-1][1] != size:
             slope = (size - tried[-1][1]) / (guess - tried[-1][0])
         tried.append((guess, size))
-        if size <= target and (size >= CLOSE_ENOUGH * target or len(tried) > TRIALS_BY_ESTIMATE):
-            artifact = pack(found)
+        may_fit = largest < size <= (1 + JITTER) * target
+        if may_fit or (not calibrated and size <= (1 + NEAR) * target):
+            artifact, calibrated = pack(found), True
             if len(best[1]) < len(artifact) <= budget_bytes:
-                best = found, artifact
+                best, largest = (found, artifact), size
             if CLOSE_ENOUGH * budget_bytes <= len(artifact) <= budget_bytes:
                 break
             target = budget_bytes * size / len(artifact)
