@@ -21,7 +21,17 @@ from jgolf.config.settings import (
     TrainConfig,
     form_bits,
 )
-from jgolf.config.store import config_names, from_dict, leaves, load, read_json, replace, to_dict, write_json
+from jgolf.config.store import (
+    config_names,
+    from_dict,
+    leaves,
+    load,
+    read_json,
+    replace,
+    replace_all,
+    to_dict,
+    write_json,
+)
 
 __all__ = [
     "STORAGE_FORMS",
@@ -44,6 +54,7 @@ __all__ = [
     "load",
     "read_json",
     "replace",
+    "replace_all",
     "to_dict",
     "validate",
     "write_json",

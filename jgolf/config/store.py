@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import json
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,10 @@ def replace(config: Any, name: str, value: Any) -> Any:
     if first not in {item.name for item in dataclasses.fields(config)}:
         raise ConfigError(f"no setting {name!r}: expected one of {', '.join(leaves(config))}")
     return dataclasses.replace(config, **{first: replace(getattr(config, first), rest, value) if rest else value})
+
+
+def replace_all(config: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of `config` with several settings changed: dotted name → value."""
+    for name, value in values.items():
+        config = replace(config, name, value)
+    return config

@@ -80,21 +80,28 @@ class Worth:
     artifact_bytes: float
 
 
-def make_ablation(base: Config, seeds: int) -> list[SweepRun]:
+def make_ablation(base: Config, seeds: int, techniques: Sequence[str] = ()) -> list[SweepRun]:
     """The recipe, then the recipe without each technique that it has, each with `seeds` seeds.
 
+    Args:
+      base: the recipe.
+      seeds: runs of each.
+      techniques: names in OFF; all of them by default.
+
     Raises:
-      ConfigError: there are no seeds, or nothing to leave out.
+      ConfigError: there are no seeds, nothing to leave out, or a name is not in OFF.
     """
+    unknown = [name for name in techniques if name not in OFF]
+    if unknown:
+        raise ConfigError(f"--techniques {unknown[0]!r}: expected some of {', '.join(map(repr, OFF))}")
     runs = with_seeds(base, seeds, {WITHOUT: NOTHING})
     for technique, settings in OFF.items():
-        config = base
-        for name, value in settings.items():
-            config = configs.replace(config, name, value)
-        if config != base:
+        config = configs.replace_all(base, settings)
+        if config != base and technique in (techniques or OFF):
             runs += with_seeds(config, seeds, {WITHOUT: technique})
     if len(runs) == seeds:
-        raise ConfigError(f"--ablate: {base.name} has none of the techniques that can be left out: {', '.join(OFF)}")
+        names = ", ".join(techniques or OFF)
+        raise ConfigError(f"--ablate: {base.name} has none of the techniques that can be left out: {names}")
     return runs
 
 

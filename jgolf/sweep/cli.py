@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.json"
 CSV_FILE = "results.csv"
+FILE_COLUMNS = 120  # of a table that goes into a file
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ class SweepOptions:
     """A setting to vary, NAME=VALUE,VALUE,…; several such options make a grid. Between tuples put a semicolon."""
     ablate: bool = False
     """Train the config, then the config without each of its techniques, and tell what each is worth."""
+    techniques: tuple[str, ...] = ()
+    """Of --ablate: leave out these only, by their names in its table."""
     out: Path | None = None
-    """Folder of the results; runs/sweep-NAME by default."""
+    """Folder of the results; runs/sweep-NAME by default, runs/ablation-NAME with --ablate."""
     at_once: int = 0
     """Runs that one device trains at a time; 0 for all that can share a program. Lower it where memory runs out."""
 
@@ -74,6 +77,8 @@ sweep.parse_and_call = lambda prog, argv: sweep(argv, prog)
 
 def _run(options: SweepOptions) -> None:
     base, console = options.config, Console()
+    if not console.is_terminal:
+        console.width = max(console.width, FILE_COLUMNS)
     if options.at_once < 0:
         raise JgolfError(f"--at-once {options.at_once}: expected 0 (all) or more")
     if base.train.time_cap_s:
@@ -81,7 +86,12 @@ def _run(options: SweepOptions) -> None:
         base = configs.replace(base, "train.time_cap_s", 0.0)
     if options.ablate and options.set:
         raise JgolfError("--ablate chooses what to vary: leave --set out, and change the config itself instead")
-    runs = make_ablation(base, options.seeds) if options.ablate else make_runs(base, options.seeds, options.set)
+    if options.techniques and not options.ablate:
+        raise JgolfError("--techniques belongs to --ablate: add that, or vary settings with --set")
+    if options.ablate:
+        runs = make_ablation(base, options.seeds, options.techniques)
+    else:
+        runs = make_runs(base, options.seeds, options.set)
     if any(word.startswith("train.time_cap_s=") for word in options.set):
         raise JgolfError("--set train.time_cap_s: there is no time cap in a sweep; vary train.steps instead")
     out = options.out or Path("runs") / f"{'ablation' if options.ablate else 'sweep'}-{base.name}"

@@ -84,10 +84,7 @@ def make_runs(base: Config, seeds: int, assignments: Sequence[str]) -> list[Swee
     runs = []
     for values in itertools.product(*varied.values()):
         setting = dict(zip(varied, values, strict=True))
-        config = base
-        for name, value in setting.items():
-            config = configs.replace(config, name, value)
-        runs += with_seeds(config, seeds, setting)
+        runs += with_seeds(configs.replace_all(base, setting), seeds, setting)
     return runs
 
 
@@ -110,6 +107,15 @@ def groups(runs: Sequence[SweepRun]) -> list[list[int]]:
     found: dict[tuple, list[int]] = {}
     for index, run in enumerate(runs):
         found.setdefault(_structure(run.config), []).append(index)
+    return list(found.values())
+
+
+def trainings(runs: Sequence[SweepRun]) -> list[list[int]]:
+    """Indices of the runs that training cannot tell apart: they differ in AFTER_TRAINING settings at most."""
+    found: dict[tuple, list[int]] = {}
+    for index, run in enumerate(runs):
+        values = configs.leaves(run.config)
+        found.setdefault(tuple(values[name] for name in values if name not in AFTER_TRAINING), []).append(index)
     return list(found.values())
 
 

@@ -23,31 +23,39 @@ AXIS = "run"
 
 
 class SweepProgram:
-    """R runs that train on the same batches, spread over this machine's devices.
+    """A group of runs, compiled once and trained a part at a time, spread over this machine's devices.
 
-    Every run is trained as on one device alone; a device holds its share of them and nothing passes
-    between devices. Where the runs do not divide evenly, the last one is trained more than once to
-    fill up; `params` and `metrics` leave the copies out.
+    Every run is trained as on one device alone; a device holds its share of a part and nothing passes
+    between devices. Where a part does not fill the devices, its last run is trained more than once;
+    `run_state` and the results never see the copies.
+
+    Attributes:
+      size: runs of a part, at most.
+      mesh: the devices in use.
+      state: of the part that trains, [size, …].
     """
 
-    def __init__(self, runs: Sequence[SweepRun], devices: Sequence[jax.Device]):
-        """Makes the first states, and the program for them.
+    def __init__(self, group: Sequence[SweepRun], devices: Sequence[jax.Device], at_once: int = 0):
+        """Prepares the program; `begin` starts the runs.
 
         Args:
-          runs: one group, as `jgolf.sweep.grid.groups` makes them.
+          group: as `jgolf.sweep.grid.groups` makes them.
           devices: where to train them.
+          at_once: runs that one device trains at a time, at most; 0 for its share of the group.
         """
-        self.num_runs = len(runs)
-        each = -(-len(runs) // len(devices))
-        num_devices = -(-len(runs) // each)
-        padded = [*runs, *[runs[-1]] * (each * num_devices - len(runs))]
+        share = -(-len(group) // len(devices))
+        each = min(at_once or share, share)
+        num_devices = min(len(devices), -(-len(group) // each))
+        self.size = each * num_devices
         self.mesh = Mesh(np.array(devices[:num_devices]), (AXIS,))
-        self._base = runs[0].config
-        self._values = self._spread({name: np.array(values) for name, values in varying_values(padded).items()})
-        self.state = self._first_state([run.seed for run in padded])
-        self._step = jax.jit(
+        self.state: TrainState | None = None
+        self._group = group
+        self._base = base = group[0].config
+        self._all_values = varying_values(group)
+        # A device that trains one run at a time needs no vmap, and neither do its kernels.
+        self._step: Any = jax.jit(
             jax.shard_map(
-                jax.vmap(self._one_step, in_axes=(0, 0, None)),
+                jax.vmap(self._one_step, in_axes=(0, 0, None)) if each > 1 else self._only_step,
                 mesh=self.mesh,
                 in_specs=(P(AXIS), P(AXIS), P()),
                 out_specs=P(AXIS),
@@ -55,35 +63,50 @@ class SweepProgram:
             ),
             donate_argnums=1,
         )
+        self._init = jax.jit(lambda key: init(base.model, key), compiler_options=compiling.options())
+        self._init_states = jax.jit(
+            jax.vmap(lambda params: init_state(base, params)), out_shardings=NamedSharding(self.mesh, P(AXIS))
+        )
+
+    def begin(self, part: Sequence[int]) -> None:
+        """Makes the first states of some runs, by their index in the group; at most `size` of them."""
+        padded = [*part, *[part[-1]] * (self.size - len(part))]
+        self.state = None  # its memory is free before the next state takes as much
+        self._values = self._spread(
+            {name: np.array([values[index] for index in padded]) for name, values in self._all_values.items()}
+        )
+        self.state = self._first_state([self._group[index].seed for index in padded])
 
     def compile(self, batch: tuple[Int[np.ndarray, "A B T"], Int[np.ndarray, "A B T"]]) -> None:
-        """Compiles the step for batches of this shape; without it, the first step does."""
+        """Compiles the step for batches of this shape, once a part has begun; without it, the first step does."""
         lowered = self._step.lower(self._values, self.state, self._everywhere(batch))
         self._step = lowered.compile(compiler_options=compiling.options())
 
     def step(self, batch: tuple[Int[np.ndarray, "A B T"], Int[np.ndarray, "A B T"]]) -> StepMetrics:
-        """Trains every run on a batch; the metrics are arrays [R, and copies], not waited for."""
+        """Trains every run of the part on a batch; the metrics are arrays [size], not waited for."""
         self.state, metrics = self._step(self._values, self.state, self._everywhere(batch))
         return metrics
 
     def run_state(self, index: int) -> TrainState:
-        """The state of one run, without its optimizer's, on the host."""
+        """The state of one run of the part, without its optimizer's, on the host."""
         state = self.state._replace(opt_state=())
         return jax.tree.map(lambda leaf: np.asarray(leaf[index]), state)
 
     def _one_step(self, values: Mapping[str, Array], state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         return train_step(with_values(self._base, values), state, *batch)
 
+    def _only_step(self, values: Mapping[str, Array], state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
+        values, state = jax.tree.map(lambda leaf: leaf[0], (values, state))
+        return jax.tree.map(lambda leaf: leaf[None], self._one_step(values, state, batch))
+
     def _first_state(self, seeds: Sequence[int]) -> TrainState:
         # One by one: XLA can deadlock on a CPU when it runs batches of orthogonal starts.
-        start = jax.jit(lambda key: init(self._base.model, key), compiler_options=compiling.options())
-        of_seed = {seed: start(jax.random.key(seed)) for seed in dict.fromkeys(seeds)}
+        of_seed = {seed: self._init(jax.random.key(seed)) for seed in dict.fromkeys(seeds)}
         params = {
             path: self._spread(np.stack([np.asarray(of_seed[seed][path]) for seed in seeds]))
             for path in of_seed[seeds[0]]
         }
-        make = jax.vmap(lambda params: init_state(self._base, params))
-        return jax.jit(make, out_shardings=NamedSharding(self.mesh, P(AXIS)))(params)
+        return self._init_states(params)
 
     def _everywhere(self, batch: Any) -> Any:
         return jax.device_put(tuple(batch), NamedSharding(self.mesh, P()))

@@ -117,7 +117,7 @@ def results_table(summaries: Sequence[Summary]) -> Table:
     table = Table(title="Validation loss in nats a token, over the seeds", box=box.SIMPLE)
     names = list(summaries[0].setting) if summaries else []
     for name in names:
-        table.add_column(_short(name, names).replace("_", " "), overflow="fold")
+        table.add_column(_short(name, names).replace("_", " "), overflow="fold", min_width=8)
     table.add_column("weights", no_wrap=True)
     for column in ("runs", "loss", "deviation", f"{CONFIDENCE:.0%} interval", "bits per byte", "bytes"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -6,6 +6,8 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,11 @@ from jgolf.errors import ArtifactError, ConfigError
 from jgolf.evaluate.score import Score
 from jgolf.evaluate.validation import Validation
 from jgolf.model.functional import Params
-from jgolf.progress import activity, progress_bar
+from jgolf.progress import activity
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import dequantize
 from jgolf.run_dir import CONFIG_FILE, METRICS_FILE
-from jgolf.sweep.grid import SweepRun, groups
+from jgolf.sweep.grid import SweepRun, groups, trainings
 from jgolf.sweep.program import SweepProgram
 from jgolf.sweep.results import QUANTIZED, RunResult
 from jgolf.train.averages import averaged_params
@@ -42,7 +44,9 @@ Show = Callable[[Iterator[StepMetrics], int, str], Iterator[StepMetrics]]
 
 
 def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, show: Show) -> Iterator[list[RunResult]]:
-    """Trains and scores all runs; yields the results of each program when it is done.
+    """Trains and scores all runs; yields the results of those that trained side by side.
+
+    They are quantized, packed and scored while the next ones train.
 
     Args:
       runs: the sweep.
@@ -55,59 +59,77 @@ def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, s
       JgolfError: the data or the folder cannot be used.
     """
     compiling.keep_programs()
-    devices = jax.local_devices()
-    parts = [part for group in groups(runs) for part in _parts(group, at_once * len(devices))]
-    for number, part in enumerate(parts, start=1):
-        name = f"program {number} of {len(parts)}: {len(part)} run{'s' * (len(part) != 1)}"
-        yield _train_part([runs[index] for index in part], part, devices, out, name, tell, show)
+    found = groups(runs)
+    with ThreadPoolExecutor(1) as scorer:
+        waiting: Future[list[RunResult]] | None = None
+        for number, group in enumerate(found, start=1):
+            name = f"program {number} of {len(found)}"
+            for trained in _train_group(runs, group, out, at_once, name, tell, show):
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = scorer.submit(_results, trained, out, tell)
+        if waiting is not None:
+            with activity("scoring the last runs"):
+                results = waiting.result()
+            yield results
 
 
-def _parts(group: list[int], largest: int) -> list[list[int]]:
-    size = largest or len(group)
-    return [group[first : first + size] for first in range(0, len(group), size)]
+@dataclass(frozen=True)
+class _Trained:
+    """States that trained side by side, with the runs that end in each and their folders in the sweep's."""
+
+    states: list[TrainState]
+    runs: list[list[tuple[SweepRun, str]]]
+    history: list[tuple[StepMetrics, float]]
+    validation: Validation
 
 
-def _train_part(
-    runs: Sequence[SweepRun],
-    numbers: Sequence[int],
-    devices: Sequence[jax.Device],
-    out: Path,
-    name: str,
-    tell: Tell,
-    show: Show,
-) -> list[RunResult]:
-    config = runs[0].config
+def _train_group(
+    runs: Sequence[SweepRun], group: Sequence[int], out: Path, at_once: int, name: str, tell: Tell, show: Show
+) -> Iterator[_Trained]:
+    members = [(runs[index], f"runs/{index:03d}") for index in group]
+    config = members[0][0].config
     validation = Validation.open(config)
     stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
     order = device_batch_order(config, 1)
-    folders = [f"runs/{number:03d}" for number in numbers]
-    for run, folder in zip(runs, folders, strict=True):  # before the work: it tells whether `out` can be written to
+    for run, folder in members:  # before the work: it tells whether `out` can be written to
         configs.write_json(run.config, out / folder / CONFIG_FILE)
-    started = time.perf_counter()
-    program = SweepProgram(runs, devices)
-    with activity(f"{name}: compiling"):
-        program.compile(order.rows(stream, 0, slice(None)))
-    ready = time.perf_counter()
-    history: list[tuple[StepMetrics, float]] = []
-    with Prefetcher(lambda step: order.rows(stream, step, slice(None)), 0) as batches:
-        for metrics in show(_steps(program, batches, config.train.steps), config.train.steps, name):
-            history.append((metrics, time.perf_counter() - ready))
-    train_s = time.perf_counter() - ready
-    results = []
-    for index, (run, folder) in enumerate(zip(runs, folders, strict=True)):
-        state = program.run_state(index)
-        what = f"scoring run {index + 1} of {len(runs)}"
-        scores, artifact_bytes = _scores(validation, run.config, state, tell, what)
-        _write_metrics(out / folder, history, index, scores["raw"])
-        loss = float(history[-1][0].loss[index]) if history else float("nan")
-        results.append(RunResult(run, loss, scores, artifact_bytes, folder))
-    score_s = time.perf_counter() - ready - train_s
-    where = f"{program.mesh.size} × {devices[0].device_kind}"
-    tell(
-        f"{name} on {where}: {ready - started:.1f} s to compile, {train_s:.1f} s to train "
-        f"({train_s / len(runs):.1f} s a run), {score_s:.1f} s to score"
-    )
-    return results
+    different = [[members[index] for index in same] for same in trainings([run for run, _ in members])]
+    program = SweepProgram([same[0][0] for same in different], jax.local_devices(), at_once)
+    where = f"{program.mesh.size} × {jax.local_devices()[0].device_kind}"
+    for first in range(0, len(different), program.size):
+        part = range(first, min(first + program.size, len(different)))
+        what = f"{name}: {len(part)} run{'s' * (len(part) != 1)}"
+        if len(part) < len(different):
+            what += f" from {first + 1} of {len(different)}"
+        started = time.perf_counter()
+        program.begin(part)
+        if first == 0:
+            with activity(f"{what}: compiling"):
+                program.compile(order.rows(stream, 0, slice(None)))
+        ready = time.perf_counter()
+        history = []
+        with Prefetcher(lambda step: order.rows(stream, step, slice(None)), 0) as batches:
+            for metrics in show(_steps(program, batches, config.train.steps), config.train.steps, what):
+                history.append((metrics, time.perf_counter() - ready))
+        train_s = time.perf_counter() - ready
+        tell(
+            f"{what} on {where}: {ready - started:.1f} s to start, {train_s:.1f} s to train "
+            f"({train_s / len(part):.1f} s a run)"
+        )
+        states = [program.run_state(index) for index in range(len(part))]
+        yield _Trained(states, [different[index] for index in part], history, validation)
+
+
+def _results(trained: _Trained, out: Path, tell: Tell) -> list[RunResult]:
+    found = []
+    for index, (state, same) in enumerate(zip(trained.states, trained.runs, strict=True)):
+        loss = float(trained.history[-1][0].loss[index]) if trained.history else float("nan")
+        for run, folder in same:
+            scores, artifact_bytes = _scores(trained.validation, run.config, state, tell)
+            _write_metrics(out / folder, trained.history, index, scores["raw"])
+            found.append(RunResult(run, loss, scores, artifact_bytes, folder))
+    return found
 
 
 def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterator[StepMetrics]:
@@ -122,15 +144,14 @@ def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterato
 
 
 def _scores(
-    validation: Validation, config: Config, state: TrainState, tell: Tell, what: str
+    validation: Validation, config: Config, state: TrainState, tell: Tell
 ) -> tuple[dict[str, Score], int | None]:
     """Of the raw weights and of the exported average before and after quantization; bytes of its artifact."""
+    scores: dict[str, Score] = {}
 
     def score(weights: str, params: Params) -> None:
-        progress = progress_bar(f"{what}, {weights}")
-        scores[weights] = validation.standard(params, config.evaluate.max_tokens, progress=progress)
+        scores[weights] = validation.standard(params, config.evaluate.max_tokens)
 
-    scores: dict[str, Score] = {}
     average = config.average.export
     score("raw", state.params)
     try:

@@ -40,10 +40,16 @@ def test_what_a_config_lacks_is_not_left_out():
     found = {run.setting[WITHOUT] for run in make_ablation(config, 1)}
     assert found == {NOTHING, *OFF} - {"SmearGate", "XSA"}
     for settings in OFF.values():
-        for name, value in settings.items():
-            config = configs.replace(config, name, value)
+        config = configs.replace_all(config, settings)
     with pytest.raises(ConfigError, match="--ablate: pr592 has none"):
         make_ablation(config, 1)
+
+
+def test_techniques_are_chosen_by_name():
+    found = [run.setting[WITHOUT] for run in make_ablation(BASE, 1, ["late QAT", "XSA"])]
+    assert found == [NOTHING, "XSA", "late QAT"]
+    with pytest.raises(ConfigError, match="--techniques 'xsa': expected some of 'BigramHash'"):
+        make_ablation(BASE, 1, ["xsa"])
 
 
 def result(without: str, bpb: float, artifact_bytes: int | None = 1000) -> RunResult:

@@ -7,7 +7,7 @@ import pytest
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.errors import ConfigError
-from jgolf.sweep.grid import groups, make_runs, varying_values
+from jgolf.sweep.grid import groups, make_runs, trainings, varying_values
 
 BASE = configs.replace(Config(), "train.time_cap_s", 0.0)
 
@@ -49,6 +49,12 @@ def test_values_take_the_type_of_their_setting():
 )
 def test_groups(assignment, num_groups):
     assert len(groups(make_runs(BASE, 2, [assignment]))) == num_groups
+
+
+def test_what_comes_after_training_is_not_trained_again():
+    runs = make_runs(BASE, 2, ["quantize.clip_percentiles=1.0;0.999,1.0", "average.export=raw,ema"])
+    assert trainings(runs) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert trainings(make_runs(BASE, 1, ["quantize.late_qat_start=0,0.1"])) == [[0], [1]]
 
 
 def test_only_what_varies_is_a_value_of_the_program():

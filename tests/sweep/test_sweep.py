@@ -65,10 +65,7 @@ def config(tmp_path_factory) -> Config:
     from jgolf.data.demo import build_demo
 
     build_demo(folder)
-    config = load("demo")
-    for name, value in {**SETTINGS, "data.dir": str(folder)}.items():
-        config = configs.replace(config, name, value)
-    return config
+    return configs.replace_all(load("demo"), {**SETTINGS, "data.dir": str(folder)})
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +95,7 @@ def alone(config, runs) -> list[tuple[TrainState, list[float]]]:
 def test_side_by_side_is_alone(config, runs, alone):
     stream, order = TokenStream(find_shards(config.data.dir, "train")), BatchOrder.from_config(config.train)
     program = SweepProgram(runs, jax.local_devices()[:1])
+    program.begin(range(len(runs)))
     losses = []
     for index in range(config.train.steps):
         metrics = program.step(order.rows(stream, index, slice(None)))
@@ -157,15 +155,18 @@ def test_a_sweep_on_two_devices_scores_what_the_runs_alone_score(config, tmp_pat
 
 
 def test_an_ablation_from_the_command_line(config, tmp_path, capsys):
-    """Of the two techniques that this config has, one is a number and one another structure."""
-    for settings in [settings for name, settings in OFF.items() if name not in ("gradient clip", "SmearGate")]:
-        for name, value in settings.items():
-            config = configs.replace(config, name, value)
+    """This config has three techniques: a structure, a number, and one that comes after training."""
+    config = configs.replace(config, "average.export", "ema")
+    for name, settings in OFF.items():
+        if name not in ("gradient clip", "SmearGate", "EMA"):
+            config = configs.replace_all(config, settings)
     configs.write_json(config, tmp_path / "config.json")
     out = tmp_path / "ablation"
-    assert main(["sweep", str(tmp_path / "config.json"), "--ablate", "--seeds", "2", "--out", str(out)]) == 0
+    command = ["sweep", str(tmp_path / "config.json"), "--ablate", "--seeds", "2", "--at-once", "2"]
+    assert main([*command, "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "6 runs of 8 steps, 2 structure(s)" in shown and "grad_clip=0.0" in shown
+    assert "8 runs of 8 steps, 2 structure(s)" in shown and "grad_clip=0.0" in shown
+    assert "program 1 of 2: 2 runs from 3 of 4 on" in shown  # with clipping and without, two seeds each
     written = json.loads((out / "results.json").read_text())
     bpb = {}
     for run in written["runs"]:
@@ -174,7 +175,7 @@ def test_an_ablation_from_the_command_line(config, tmp_path, capsys):
         expected = np.mean(bpb[worth["technique"]]) - np.mean(bpb["nothing"])
         assert worth["quantized"]["gain"] == pytest.approx(expected) and worth["quantized"]["interval"] > 0
         assert f"{expected:+.4f}" in shown
-    assert [worth["technique"] for worth in written["worths"]] == ["SmearGate", "gradient clip"]
+    assert [worth["technique"] for worth in written["worths"]] == ["SmearGate", "gradient clip", "EMA"]
 
 
 def test_errors_come_before_training(config, tmp_path, capsys):
@@ -187,5 +188,7 @@ def test_errors_come_before_training(config, tmp_path, capsys):
     assert "already holds a sweep" in capsys.readouterr().err
     assert main(["sweep", str(path), "--ablate", "--set", "optim.grad_clip=0,1"]) == 2
     assert "leave --set out" in capsys.readouterr().err
+    assert main(["sweep", str(path), "--techniques", "XSA"]) == 2
+    assert "--techniques belongs to --ablate" in capsys.readouterr().err
     assert main(["sweep", str(path), "--at-once", "-1"]) == 2
     assert "--at-once -1" in capsys.readouterr().err
