@@ -1,7 +1,8 @@
-"""How the tests compile, and the PyTorch reference's numbers as they read them."""
+"""How the tests compile, models and data that they share, and the PyTorch reference's numbers as they read them."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -24,7 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jgolf import files
 from jgolf.config import ModelConfig
+from jgolf.data.demo import build_demo
+from jgolf.data.shards import write_shard
+from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.model.functional import Params
 from jgolf.rules import path_of_torch_name, rule_of
 
@@ -44,6 +49,22 @@ TINY = ModelConfig(
     value_embedding_layers=(2, 3),
     compute_dtype="float32",
 )
+NANO = ModelConfig(
+    vocab_size=320,
+    num_layers=2,
+    model_dim=32,
+    num_heads=2,
+    num_kv_heads=1,
+    bigram_buckets=64,
+    bigram_dim=16,
+    xsa_layers=(1,),
+    rope_dims=8,
+    value_embedding_layers=(1,),
+    value_embedding_dim=8,
+    orthogonal_init=False,
+    compute_dtype="float32",
+)
+"""Every part of the recipe, small enough to compile in seconds."""
 
 
 def pytest_unconfigure():
@@ -75,3 +96,34 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> ModelConfig:
     return TINY
+
+
+def random_words(seed: int) -> list[str]:
+    """A hundred texts of thirty words."""
+    random = np.random.default_rng(seed)
+    words = ["".join(random.choice(list("abcdefghijklmnop"), size=size)) for size in random.integers(2, 9, 500)]
+    return [" ".join(random.choice(words, size=30)) for _ in range(100)]
+
+
+@pytest.fixture(scope="session")
+def nano_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of shards, 60,000 tokens to train on and 6,000 to validate on, and a tokenizer of 320 pieces."""
+    folder = tmp_path_factory.mktemp("nano-data")
+    files.write_bytes(folder / "nano.model", train_tokenizer(random_words(0), NANO.vocab_size))
+    random = np.random.default_rng(1)
+    for split, size in (("train", 60_000), ("val", 6_000)):
+        tokens = 4 + random.geometric(0.03, size)
+        write_shard(folder / f"nano_{split}_000000.bin", np.minimum(tokens, NANO.vocab_size - 1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo corpus with its tokenizer and shards; read only, and built once for all of xdist's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build_demo(folder / "demo")
+    return folder / "demo"

@@ -12,7 +12,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jgolf import config as configs
 from jgolf.bench import timing
-from jgolf.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from jgolf.config import Config, DataConfig, OptimConfig, TrainConfig
+from tests.conftest import NANO
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -33,25 +34,10 @@ def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(scope="session")
 def nano() -> Config:
-    model = ModelConfig(
-        vocab_size=64,
-        num_layers=2,
-        model_dim=32,
-        num_heads=2,
-        num_kv_heads=1,
-        bigram_buckets=64,
-        bigram_dim=16,
-        xsa_layers=(1,),
-        rope_dims=8,
-        value_embedding_layers=(1,),
-        value_embedding_dim=8,
-        orthogonal_init=False,
-        compute_dtype="float32",
-    )
     muon = dataclasses.replace(OptimConfig().muon, newton_schulz_dtype="float32", newton_schulz_steps=1)
     return Config(
         name="nano",
-        model=model,
+        model=NANO,
         optim=OptimConfig(muon=muon),
         train=TrainConfig(batch_tokens=512, seq_len=16, num_ranks=8),
         data=DataConfig(dir="no such folder"),

@@ -60,12 +60,8 @@ ASSIGNMENTS = (
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Config:
-    folder = tmp_path_factory.mktemp("sweep_data")
-    from jgolf.data.demo import build_demo
-
-    build_demo(folder)
-    return configs.replace_all(load("demo"), {**SETTINGS, "data.dir": str(folder)})
+def config(demo_dir) -> Config:
+    return configs.replace_all(load("demo"), {**SETTINGS, "data.dir": str(demo_dir)})
 
 
 @pytest.fixture(scope="module")

@@ -12,29 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jgolf import config as configs
-from jgolf.config import AverageConfig, Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, TrainConfig
-from tests.conftest import QUICK_COMPILATION
+from jgolf.config import AverageConfig, Config, DataConfig, EvaluateConfig, OptimConfig, TrainConfig
+from tests.conftest import NANO, QUICK_COMPILATION
 
 ROOT = Path(__file__).parents[2]
 
 
 def nano_config(data_dir: Path, **train: float) -> Config:
     """Every part of the recipe, very small; late QAT and SWA begin before the end."""
-    model = ModelConfig(
-        vocab_size=320,
-        num_layers=2,
-        model_dim=32,
-        num_heads=2,
-        num_kv_heads=1,
-        bigram_buckets=64,
-        bigram_dim=16,
-        xsa_layers=(1,),
-        rope_dims=8,
-        value_embedding_layers=(1,),
-        value_embedding_dim=8,
-        orthogonal_init=False,
-        compute_dtype="float32",
-    )
     muon = dataclasses.replace(OptimConfig().muon, newton_schulz_dtype="float32", newton_schulz_steps=2)
     settings = {
         "steps": 20,
@@ -48,7 +33,7 @@ def nano_config(data_dir: Path, **train: float) -> Config:
     }
     return Config(
         name="nano",
-        model=model,
+        model=NANO,
         optim=OptimConfig(muon=muon),
         train=TrainConfig(**(settings | train)),
         average=AverageConfig(swa_start=0.5, swa_every=2),
