@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -63,12 +64,12 @@ def test_bigram_hash(golden):
 
 
 def test_logits(golden):
-    logits = apply(CONFIG, from_torch(golden, "params/"), golden["x"])
+    logits = jax.jit(partial(apply, CONFIG))(from_torch(golden, "params/"), golden["x"])
     assert relative_error(logits, golden["logits"]) < FORWARD_TOLERANCE
 
 
 def test_logits_of_a_sequence_with_a_rescaled_rotary_base(golden):
-    logits = apply(CONFIG, from_torch(golden, "params/"), golden["long_x"])
+    logits = jax.jit(partial(apply, CONFIG))(from_torch(golden, "params/"), golden["long_x"])
     assert relative_error(logits[:, -16:], golden["long_logits_last16"]) < FORWARD_TOLERANCE
 
 
@@ -78,7 +79,7 @@ def test_loss_and_every_gradient(golden, quantized):
     if quantized:
         params = fake_quantize(params, QuantizeConfig())
     prefix = "qat_" if quantized else ""
-    value, grads = jax.value_and_grad(lambda params: loss(CONFIG, params, golden["x"], golden["y"]))(params)
+    value, grads = jax.jit(jax.value_and_grad(partial(loss, CONFIG)))(params, golden["x"], golden["y"])
     np.testing.assert_allclose(value, golden[prefix + "loss"], rtol=FORWARD_TOLERANCE)
     expected = from_torch(golden, prefix + "grads/")
     errors = {path: relative_error(grads[path], expected[path]) for path in grads}

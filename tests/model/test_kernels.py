@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +21,17 @@ def random(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@partial(jax.jit, static_argnums=0)
+def values_and_gradients(function: Callable, primals: tuple[jax.Array, ...], results: Any) -> list[jax.Array]:
+    values, vjp = jax.vjp(function, *primals)
+    return jax.tree.leaves((values, vjp(results)))
+
+
 def assert_same_vjp(found: Callable, expected: Callable, *primals: jax.Array) -> None:
     """Values and gradients, for random gradients of the results."""
-    values, vjp = jax.vjp(found, *primals)
-    expected_values, expected_vjp = jax.vjp(expected, *primals)
-    results = jax.tree.map(lambda value: random(99, *value.shape), expected_values)
-    for one, other in zip(
-        jax.tree.leaves((values, vjp(results))), jax.tree.leaves((expected_values, expected_vjp(results))), strict=True
-    ):
+    results = jax.tree.map(lambda value: random(99, *value.shape), jax.eval_shape(expected, *primals))
+    both = (values_and_gradients(function, primals, results) for function in (found, expected))
+    for one, other in zip(*both, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
 
 

@@ -35,18 +35,21 @@ def random_params(model, scale=0.5):
     }
 
 
+@jax.jit
+def log_probabilities(params, tokens):
+    return jax.nn.log_softmax(apply(MODEL, params, tokens))
+
+
 def test_factors_are_the_moments_of_the_gradients_over_the_model_s_own_labels():
     params = random_params(MODEL)
     tokens = np.full((1000, 1), 3, np.int32)  # one position: its six labels can be gone through
     found = curvature(MODEL, params, tokens, jax.random.key(1))[KERNEL]
 
-    def log_probabilities(kernel):
-        return jax.nn.log_softmax(apply(MODEL, {**params, KERNEL: kernel}, jnp.asarray(tokens[:1]))[0, 0])
+    def of_kernel(kernel):
+        return log_probabilities({**params, KERNEL: kernel}, tokens[:1])[0, 0]
 
-    grads = np.asarray(jax.jacobian(log_probabilities)(jnp.asarray(params[KERNEL]))).transpose(
-        0, 2, 1
-    )  # label, row, column
-    probabilities = np.exp(log_probabilities(params[KERNEL]))
+    grads = np.asarray(jax.jit(jax.jacobian(of_kernel))(params[KERNEL])).transpose(0, 2, 1)  # label, row, column
+    probabilities = np.exp(of_kernel(params[KERNEL]))
     rows = np.einsum("v,vrc->r", probabilities, grads**2)
     columns = np.einsum("v,vrc,vrd->cd", probabilities, grads, grads)
     np.testing.assert_allclose(found.rows, rows, atol=0.1 * rows.max())
@@ -63,11 +66,11 @@ def test_predicted_damage_is_the_loss_that_small_errors_cost(path, size):
     params = random_params(MODEL)
     tokens = np.random.default_rng(1).integers(0, 6, (200, 16)).astype(np.int32)
     factors = curvature(MODEL, params, tokens, jax.random.key(1))[path]
-    log_p = jax.nn.log_softmax(apply(MODEL, params, jnp.asarray(tokens)))
+    log_p = log_probabilities(params, tokens)
     costs, predicted = [], []
     for seed in range(8):
         error = size * np.random.default_rng(seed).normal(size=params[path].shape).astype(np.float32)
-        log_q = jax.nn.log_softmax(apply(MODEL, {**params, path: params[path] + error}, jnp.asarray(tokens)))
+        log_q = log_probabilities({**params, path: params[path] + error}, tokens)
         costs.append(float(jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))))
         predicted.append(factors.damage(error.T if path.endswith("kernel") else error))
     assert np.mean(predicted) == pytest.approx(np.mean(costs), rel=0.35)  # a product of two factors is an approximation

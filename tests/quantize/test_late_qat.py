@@ -1,7 +1,7 @@
 """Late QAT acts: on the loss of the step where it sets in, and on what quantization costs in the end."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -69,13 +69,14 @@ def step(state, inputs, targets, late_qat_start):
 
 
 def test_the_step_past_the_threshold_has_the_loss_of_the_rounded_weights():
-    state = new_state(CONFIG, jax.random.key(0))
+    state = jax.jit(partial(new_state, CONFIG))(jax.random.key(0))
     noise = np.random.default_rng(3).normal
     params = {path: value + 0.1 * noise(size=value.shape).astype(np.float32) for path, value in state.params.items()}
     state = state._replace(params=params)
     inputs, targets = batch(1)
-    plain = float(loss(CONFIG.model, state.params, inputs[0], targets[0]))
-    rounded = float(loss(CONFIG.model, fake_quantize(state.params, CONFIG.quantize), inputs[0], targets[0]))
+    forward = jax.jit(partial(loss, CONFIG.model))
+    plain = float(forward(params, inputs[0], targets[0]))
+    rounded = float(forward(fake_quantize(params, CONFIG.quantize), inputs[0], targets[0]))
     assert abs(plain - rounded) > 1e-3
     # The multiplier is (300 − step) / 200.
     for finished, expected_loss, late_qat in ((269, plain, 0), (271, rounded, 1)):
