@@ -74,6 +74,8 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
     """
     started = time.perf_counter()
     configs.validate(config)
+    if peers.is_first:
+        check_run_dir(run_dir, resume)
     compiling.keep_programs()
     config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))))
     if config.data.build_demo:
@@ -87,8 +89,6 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
     validation = Validation.open(config)
     source = BatchSource(config, TokenStream(train_shards, config.model.vocab_size), mesh)
     initial = load_params(init_from, config.model) if init_from and peers.is_first else None
-    if peers.is_first:
-        check_run_dir(run_dir, resume)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints) if peers.is_first else None
         if checkpoints:
