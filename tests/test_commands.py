@@ -1,8 +1,11 @@
 """The commands, as a person runs them, on a small real run."""
 
+import contextlib
+import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jgolf.data.demo import build_demo
-
 ROOT = Path(__file__).parents[1]
-SMALL_OPTIONS = """
+MAX_TOKENS = 8192
+SMALL_OPTIONS = f"""
     --model.num-layers 2 --model.model-dim 64 --model.num-heads 2 --model.num-kv-heads 1 --model.xsa-layers 1
     --model.value-embedding-layers 1 --model.bigram-buckets 512 --model.bigram-dim 32 --model.value-embedding-dim 32
     --train.batch-tokens 2048 --train.seq-len 128 --train.warmdown-steps 20 --train.validate-every 20
-    --quantize.small-size 2048 --evaluate.max-tokens 8192 --average.swa-every 2
+    --quantize.small-size 2048 --evaluate.max-tokens {MAX_TOKENS} --evaluate.batch-tokens 4096
+    --average.swa-every 2
 """
 SMALL = SMALL_OPTIONS.split()
 
@@ -31,24 +34,40 @@ def run(*words, cwd=ROOT, check=True):
     return done
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    build_demo(folder)
-    return folder
+def run_here(*words, cwd=ROOT, check=True):
+    """`run` without a process of its own, which takes seconds to import JAX."""
+    target, *arguments = map(str, words)
+    name = arguments.pop(0) if target == "-m" else target
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setenv("COLUMNS", "120")
+        patch.setattr(sys, "argv", [name, *arguments])
+        try:
+            start = runpy.run_module if target == "-m" else runpy.run_path
+            start(name, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    if check:
+        assert code == 0, out.getvalue() + err.getvalue()
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, data_dir):
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    done = run(ROOT / "train.py", "demo", "--run-dir", folder, "--data", data_dir, "--steps", "40", *SMALL)
-    (folder / "stdout").write_text(done.stdout)
-    return folder
+def run_dir(made_once, demo_dir):
+    def train(folder):
+        done = run(ROOT / "train.py", "demo", "--run-dir", folder, "--data", demo_dir, "--steps", "40", *SMALL)
+        (folder / "stdout").write_text(done.stdout)
+
+    return made_once("small-run", train)
 
 
 @pytest.fixture(scope="module")
-def exported(run_dir):
-    return run(ROOT / "export.py", run_dir).stdout
+def exported(made_once, run_dir):
+    def export(shown):
+        shown.write_text(run(ROOT / "export.py", run_dir, "--max-tokens", MAX_TOKENS).stdout)
+
+    return made_once("small-export", export).read_text()
 
 
 def test_training_learns_and_logs(run_dir):
@@ -83,24 +102,25 @@ def test_export_scores_what_is_on_the_disk(run_dir, exported):
     assert "xz -9" in exported
 
 
-def test_evaluate_gives_the_export_s_figures(run_dir, exported, data_dir):
+def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir):
     result = json.loads((run_dir / "artifact" / "result.json").read_text())
     artifact = run_dir / "artifact" / "model.jgolf"
-    given = ("--tokens", *data_dir.glob("*_val_*.bin"), "--tokenizer", *data_dir.glob("*.model"))
+    given = ("--tokens", *demo_dir.glob("*_val_*.bin"), "--tokenizer", *demo_dir.glob("*.model"))
+    given += ("--max-tokens", MAX_TOKENS, "--batch-tokens", 2048)
     score = json.loads(run("-m", "jgolf", "evaluate", artifact, *given, "--json").stdout)
     assert score.keys() == {"val_loss", "val_bpb", "tokens", "bytes", "seconds"}
     assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-6)
-    sliding = json.loads(run("-m", "jgolf", "evaluate", artifact, *given, "--stride", "64", "--json").stdout)
+    sliding = json.loads(run_here("-m", "jgolf", "evaluate", artifact, *given, "--stride", "64", "--json").stdout)
     assert sliding["val_bpb"] == pytest.approx(result["sliding_val_bpb"], rel=1e-6)
     assert sliding["tokens"] == result["tokens"]
-    before = json.loads(run("-m", "jgolf", "evaluate", run_dir, "--json").stdout)
+    before = json.loads(run_here("-m", "jgolf", "evaluate", run_dir, *given, "--json").stdout)
     assert before["val_bpb"] == pytest.approx(result["pre_quantization_val_bpb"], rel=1e-6)
 
 
 @pytest.mark.parametrize("option", ["--max-tokens", "--limit-bytes", "--budget", "--calibration-tokens"])
 def test_an_export_that_makes_no_sense_leaves_the_earlier_one(run_dir, exported, option):
     before = (run_dir / "artifact" / "result.json").read_bytes()
-    done = run(ROOT / "export.py", run_dir, option, "-5", check=False)
+    done = run_here(ROOT / "export.py", run_dir, option, "-5", check=False)
     assert done.returncode == 2
     assert f"{option} -5: expected 0 or more" in done.stderr
     assert (run_dir / "artifact" / "result.json").read_bytes() == before
@@ -108,16 +128,16 @@ def test_an_export_that_makes_no_sense_leaves_the_earlier_one(run_dir, exported,
 
 def test_sample_writes_text(run_dir):
     words = ("-m", "jgolf", "sample", run_dir, "--prompt", "The function", "--tokens", "8")
-    first, again = run(*words).stdout, run(*words).stdout
+    first, again = run(*words).stdout, run_here(*words).stdout
     assert first.startswith("The function")
     assert first == again
 
 
-def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, data_dir, tmp_path):
+def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir, tmp_path):
     result = json.loads((run_dir / "artifact" / "result.json").read_text())
     start = run_dir / "artifact" / "model.jgolf"
-    words = ["--run-dir", tmp_path / "on", "--data", data_dir, "--steps", "1", *SMALL, "--evaluate.max-tokens", "0"]
-    text = run(ROOT / "train.py", "--init-from", start, *words).stdout
+    words = ["--run-dir", tmp_path / "on", "--data", demo_dir, "--steps", "1", *SMALL]
+    text = run_here(ROOT / "train.py", "--init-from", start, *words).stdout
     (first,) = re.findall(r"^step:0/1 val_loss:(\S+)", text, re.MULTILINE)
     assert float(first) == pytest.approx(result["val_loss"], abs=1e-4)
 
@@ -141,31 +161,31 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, data_dir
 )
 def test_bad_input_is_refused_in_words(words, code, expected, tmp_path):
     words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
-    done = run(*words, cwd=tmp_path, check=False)
+    done = run_here(*words, cwd=tmp_path, check=False)
     assert done.returncode == code
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_with_a_run_is_not_written_over(run_dir, data_dir):
+def test_a_folder_with_a_run_is_not_written_over(run_dir, demo_dir):
     before = (run_dir / "train.log").read_bytes()
-    done = run(ROOT / "train.py", "--run-dir", run_dir, "--data", data_dir, "--steps", "1", *SMALL, check=False)
+    done = run_here(ROOT / "train.py", "--run-dir", run_dir, "--data", demo_dir, "--steps", "1", *SMALL, check=False)
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
     assert "--resume" in done.stderr
     assert (run_dir / "train.log").read_bytes() == before
 
 
-def test_data_of_another_vocabulary_is_refused(data_dir, tmp_path):
-    words = ["--data", data_dir, "--run-dir", tmp_path / "r", *SMALL, "--model.vocab-size", "512"]
-    done = run(ROOT / "train.py", *words, check=False)
+def test_data_of_another_vocabulary_is_refused(demo_dir, tmp_path):
+    words = ["--data", demo_dir, "--run-dir", tmp_path / "r", *SMALL, "--model.vocab-size", "512"]
+    done = run_here(ROOT / "train.py", *words, check=False)
     assert done.returncode == 2
     assert "the tokenizer has 1024 pieces, expected 512" in done.stderr
     assert not (tmp_path / "r").exists()
 
 
-def test_divergence_stops_with_the_step(data_dir, tmp_path):
-    words = ["--data", data_dir, "--run-dir", tmp_path / "r", "--steps", "20", *SMALL]
+def test_divergence_stops_with_the_step(demo_dir, tmp_path):
+    words = ["--data", demo_dir, "--run-dir", tmp_path / "r", "--steps", "20", *SMALL]
     words += ["--optim.adamw.token-learning-rate", "1e38", "--train.checkpoint-every-steps", "1"]
     done = run(ROOT / "train.py", *words, check=False)
     assert done.returncode == 3
@@ -174,15 +194,15 @@ def test_divergence_stops_with_the_step(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
-def test_a_damaged_artifact_is_refused(damage, run_dir, exported, data_dir, tmp_path):
+def test_a_damaged_artifact_is_refused(damage, run_dir, exported, demo_dir, tmp_path):
     data = bytearray((run_dir / "artifact" / "model.jgolf").read_bytes())
     if damage == "cut":
         del data[len(data) // 2 :]
     else:
         data[len(data) // 2] ^= 1
     (tmp_path / "bad.jgolf").write_bytes(data)
-    given = ("--tokens", *data_dir.glob("*_val_*.bin"), "--tokenizer", *data_dir.glob("*.model"))
-    done = run("-m", "jgolf", "evaluate", tmp_path / "bad.jgolf", *given, check=False)
+    given = ("--tokens", *demo_dir.glob("*_val_*.bin"), "--tokenizer", *demo_dir.glob("*.model"))
+    done = run_here("-m", "jgolf", "evaluate", tmp_path / "bad.jgolf", *given, check=False)
     assert done.returncode == 2
     assert "bad.jgolf" in done.stderr
     assert "Traceback" not in done.stderr
