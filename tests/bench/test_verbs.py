@@ -83,7 +83,7 @@ def test_late_qat_acts_in_the_same_program(nano: Config, nano_path: str) -> None
 
 def test_the_update_is_the_steps(nano_path: str) -> None:
     config = bench_config(nano_path, 2)
-    state, batch = new_state(config, jax.random.key(0)), random_batch(config)
+    state, batch = jax.jit(partial(new_state, config))(jax.random.key(0)), random_batch(config)
     expected, _ = jax.jit(partial(train_step, config))(state, *batch)
     _, gradients = jax.jit(partial(mean_loss_and_grads, config.model))(state.params, *batch)
     found = jax.jit(partial(update, config))((state.params, state.opt_state, state.ema), gradients)

@@ -44,9 +44,11 @@ SETTINGS = {
     "train.warmdown_steps": 8,
     "train.batch_tokens": 256,
     "train.seq_len": 32,
+    "optim.muon.newton_schulz_steps": 2,
     "average.swa_every": 1,
     "average.export": "ema+swa",
     "evaluate.max_tokens": 1024,
+    "evaluate.batch_tokens": 1024,
     "data.build_demo": False,
 }
 ASSIGNMENTS = (

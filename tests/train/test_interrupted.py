@@ -18,7 +18,7 @@ from jgolf.train.checkpoint import Checkpoints
 from jgolf.train.step import TrainState
 from tests.train.runs import ROOT, Runs, finish, free_port, metrics, nano_config, several, wait_for
 
-STEPS = 300
+STEPS = 120
 
 
 def _final_state(run_dir: Path) -> TrainState:
@@ -34,15 +34,15 @@ def _logged_steps(run_dir: Path, kind: str) -> list[int]:
 
 
 def test_killed_five_times_ends_bit_identical(runs: Runs, tmp_path: Path) -> None:
-    train = {"steps": STEPS, "warmdown_steps": 150, "validate_every": 100, "checkpoint_every_steps": 20}
+    train = {"steps": STEPS, "warmdown_steps": 60, "validate_every": 40, "checkpoint_every_steps": 10}
     finish(runs.train(tmp_path / "whole", **train))
 
     run_dir = tmp_path / "killed"
     random = np.random.default_rng(int(time.time()))  # the moments are to differ from one day to the next
     moments = [
-        f"step:{random.integers(2, 20)}/",  # before the first checkpoint
+        f"step:{random.integers(2, 7)}/",  # before the first checkpoint
         "checkpoint:saving",  # it is being written in the background
-        *(f"step:{step}/" for step in sorted(random.integers(60, 280, 3))),
+        *(f"step:{first + random.integers(20)}/" for first in (30, 60, 90)),
     ]
     outputs = []
     for count, moment in enumerate(moments):
@@ -58,11 +58,11 @@ def test_killed_five_times_ends_bit_identical(runs: Runs, tmp_path: Path) -> Non
     whole, killed = _final_state(tmp_path / "whole"), _final_state(run_dir)
     jax.tree.map(np.testing.assert_array_equal, killed, whole)
     assert metrics(run_dir, "train_loss") == metrics(tmp_path / "whole", "train_loss")
-    assert list(metrics(run_dir, "val_bpb")) == [0, 100, 200, 300]
+    assert list(metrics(run_dir, "val_bpb")) == [0, 40, 80, 120]
     assert metrics(run_dir, "val_bpb") == metrics(tmp_path / "whole", "val_bpb")
     assert _logged_steps(run_dir, "train_loss") == list(range(1, STEPS + 1))
-    assert _logged_steps(run_dir, "val_loss") == [0, 100, 200, 300]
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [str(STEPS - 20), str(STEPS)]
+    assert _logged_steps(run_dir, "val_loss") == [0, 40, 80, 120]
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [str(STEPS - 10), str(STEPS)]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 from jgolf import config as configs
 from tests.train.runs import Runs, finish, free_port, nano_config
 
-SIXTEEN = pytest.param(16, marks=pytest.mark.slow)  # Muon's orthogonalization is shared in two groups of eight
 WORKER = Path(__file__).parent / "layout_worker.py"
 
 
@@ -26,14 +25,23 @@ def config(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def alone(runs: Runs, config: str) -> dict:
-    return _results(finish(runs.start(WORKER, config, "1")))[0]
+def one_and_eight(runs: Runs, config: str) -> list[dict]:
+    """Of one and of all devices of a process that has eight."""
+    return _results(finish(runs.start(WORKER, config, "1,8", devices=8)))
 
 
-@pytest.mark.parametrize(
-    "devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8, SIXTEEN]
-)
-def test_several_devices(runs: Runs, config: str, alone: dict, devices: int) -> None:
+@pytest.fixture(scope="module")
+def alone(one_and_eight: list[dict]) -> dict:
+    return one_and_eight[0]
+
+
+def test_eight_devices(one_and_eight: list[dict]) -> None:
+    _agree(*one_and_eight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4, 16])  # sixteen share Muon's orthogonalization in two groups of eight
+def test_other_numbers_of_devices(runs: Runs, config: str, alone: dict, devices: int) -> None:
     _agree(alone, _results(finish(runs.start(WORKER, config, str(devices), devices=devices)))[0])
 
 

@@ -13,15 +13,16 @@ from jgolf.model.initial import init
 from jgolf.quantize.fake import fake_quantize
 from jgolf.train.averages import averaged_params
 from jgolf.train.step import init_state, train_step
+from tests.conftest import NANO
 
 STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def config(tiny):
+def config():
     return Config(
-        model=tiny,
-        optim=OptimConfig(muon=MuonConfig(newton_schulz_dtype="float32")),
+        model=NANO,
+        optim=OptimConfig(muon=MuonConfig(newton_schulz_dtype="float32", newton_schulz_steps=2)),
         train=TrainConfig(steps=STEPS, warmdown_steps=10, time_cap_s=0.0, batch_tokens=128, seq_len=32, num_ranks=1),
         average=AverageConfig(swa_start=0.5, swa_every=2),
         quantize=QuantizeConfig(late_qat_start=0.35),
@@ -29,14 +30,17 @@ def config(tiny):
 
 
 @pytest.fixture(scope="module")
-def history(config):
+def step(config):
+    return jax.jit(partial(train_step, config))
+
+
+@pytest.fixture(scope="module")
+def history(config, step):
     """Every state and metrics of a short run, the first state included, and the batches."""
     rng = np.random.default_rng(0)
     batches = rng.integers(0, config.model.vocab_size, (STEPS, 2, 1, 4, 32))
-    normal = dataclasses.replace(config.model, orthogonal_init=False)  # which compiles faster
-    params = jax.jit(partial(init, normal))(jax.random.key(0))
+    params = jax.jit(partial(init, config.model))(jax.random.key(0))
     state = init_state(config, params)
-    step = jax.jit(partial(train_step, config))
     states, metrics = [state], []
     for inputs, targets in batches:
         state, found = step(state, inputs, targets)
@@ -104,10 +108,9 @@ def test_missing_averages_are_named(history, config):
         averaged_params(init_state(off, states[0].params), "ema")
 
 
-def test_accumulation_equals_one_large_batch(history, config):
+def test_accumulation_equals_one_large_batch(history, step):
     states, _, batches = history
     inputs, targets = batches[0]
-    step = jax.jit(partial(train_step, config))
     whole, whole_metrics = step(states[0], inputs, targets)
     parts, parts_metrics = step(states[0], inputs.reshape(4, 1, 32), targets.reshape(4, 1, 32))
     assert parts_metrics.loss == pytest.approx(float(whole_metrics.loss), rel=1e-6)
