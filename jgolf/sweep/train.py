@@ -46,7 +46,7 @@ Show = Callable[[Iterator[StepMetrics], int, str], Iterator[StepMetrics]]
 def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, show: Show) -> Iterator[list[RunResult]]:
     """Trains and scores all runs; yields the results of those that trained side by side.
 
-    They are quantized, packed and scored while the next ones train.
+    Their artifacts are packed while the next ones train.
 
     Args:
       runs: the sweep.
@@ -60,18 +60,17 @@ def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, s
     """
     compiling.keep_programs()
     found = groups(runs)
-    with ThreadPoolExecutor(1) as scorer:
-        waiting: Future[list[RunResult]] | None = None
+    with ThreadPoolExecutor(1) as packer:
+        waiting: list[_Scored] = []
         for number, group in enumerate(found, start=1):
             name = f"program {number} of {len(found)}"
             for trained in _train_group(runs, group, out, at_once, name, tell, show):
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = scorer.submit(_results, trained, out, tell)
-        if waiting is not None:
-            with activity("scoring the last runs"):
-                results = waiting.result()
-            yield results
+                scored = _score(trained, out, tell, packer)
+                yield [one.result() for one in waiting]
+                waiting = scored
+        with activity("packing the last runs"):
+            results = [one.result() for one in waiting]
+        yield results
 
 
 @dataclass(frozen=True)
@@ -121,15 +120,33 @@ def _train_group(
         yield _Trained(states, [different[index] for index in part], history, validation)
 
 
-def _results(trained: _Trained, out: Path, tell: Tell) -> list[RunResult]:
+@dataclass(frozen=True)
+class _Scored:
+    """A run, whose artifact is being packed: its size, None without one, is still to come."""
+
+    run: SweepRun
+    train_loss: float
+    scores: dict[str, Score]
+    artifact_bytes: Future[int | None]
+    folder: str
+
+    def result(self) -> RunResult:
+        return RunResult(self.run, self.train_loss, self.scores, self.artifact_bytes.result(), self.folder)
+
+
+def _score(trained: _Trained, out: Path, tell: Tell, packer: ThreadPoolExecutor) -> list[_Scored]:
     found = []
     for index, (state, same) in enumerate(zip(trained.states, trained.runs, strict=True)):
         loss = float(trained.history[-1][0].loss[index]) if trained.history else float("nan")
         for run, folder in same:
-            scores, artifact_bytes = _scores(trained.validation, run.config, state, tell)
+            scores, artifact = _scores(trained.validation, run.config, state, tell)
             _write_metrics(out / folder, trained.history, index, scores["raw"])
-            found.append(RunResult(run, loss, scores, artifact_bytes, folder))
+            found.append(_Scored(run, loss, scores, packer.submit(_packed_bytes, artifact), folder))
     return found
+
+
+def _packed_bytes(artifact: Artifact | None) -> int | None:
+    return artifact and len(pack(artifact.stored, artifact.metadata()))
 
 
 def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterator[StepMetrics]:
@@ -145,8 +162,8 @@ def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterato
 
 def _scores(
     validation: Validation, config: Config, state: TrainState, tell: Tell
-) -> tuple[dict[str, Score], int | None]:
-    """Of the raw weights and of the exported average before and after quantization; bytes of its artifact."""
+) -> tuple[dict[str, Score], Artifact | None]:
+    """Of the raw weights and of the exported average before and after quantization; the latter's artifact."""
     scores: dict[str, Score] = {}
 
     def score(weights: str, params: Params) -> None:
@@ -164,8 +181,8 @@ def _scores(
         # SWA never began, or the run diverged; that is no reason to lose the other results
         tell(f"seed {config.train.seed}: not scored: {error}")
         return scores, None
-    artifact = Artifact(config.name, config.model, config.train.seq_len, validation.tokenizer.fingerprint, stored)
-    return scores, len(pack(stored, artifact.metadata()))
+    fingerprint = validation.tokenizer.fingerprint
+    return scores, Artifact(config.name, config.model, config.train.seq_len, fingerprint, stored)
 
 
 def _write_metrics(folder: Path, history: Sequence[tuple[StepMetrics, float]], index: int, raw: Score) -> None:
