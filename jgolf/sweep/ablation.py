@@ -51,13 +51,13 @@ class Difference:
     """The recipe without a technique against the whole recipe, on one kind of weights.
 
     Attributes:
-      runs: of the recipe without it, whose losses are numbers.
-      val_bpb: their mean bits per byte.
-      gain: that mean − the whole recipe's; NaN where either has no run.
-      interval: half the width of the 95 % confidence interval of `gain`; NaN where no variant has two runs.
+      seeds: with which both have a loss that is a number.
+      val_bpb: mean bits per byte of the recipe without it, over these seeds.
+      gain: that mean − the whole recipe's; NaN without a seed.
+      interval: half the width of the 95 % confidence interval of `gain`; NaN for fewer than two seeds.
     """
 
-    runs: int
+    seeds: int
     val_bpb: float
     gain: float
     interval: float
@@ -108,27 +108,30 @@ def make_ablation(base: Config, seeds: int, techniques: Sequence[str] = ()) -> l
 def worths(results: Sequence[RunResult]) -> list[Worth]:
     """What each technique is worth, in the order of the results; `make_ablation` made their runs.
 
-    The noise is taken to be the same in every variant: one variance, pooled over all of them, gives Student's
-    t interval of each difference of means.
+    A run is compared with the whole recipe of the same seed, which a variant of the same shapes has its first
+    weights in common with. The intervals are those of Student's paired t-test, one for each technique: what
+    a change of the network adds to the noise says nothing about a change at the end of training.
     """
     quantized = _differences(_by_variant(results, lambda result: _bpb(result, QUANTIZED)))
     before = _differences(_by_variant(results, lambda result: _bpb(result, result.run.config.average.export)))
     sizes = _by_variant(results, lambda result: result.artifact_bytes)
-    means = {variant: float(np.mean(of)) if of else math.nan for variant, of in sizes.items()}
+    means = {variant: float(np.mean(list(of.values()))) if of else math.nan for variant, of in sizes.items()}
     return [
         Worth(technique, quantized[technique], before[technique], means.get(NOTHING, math.nan) - means[technique])
         for technique in quantized
     ]
 
 
-def _by_variant(results: Sequence[RunResult], value: Callable[[RunResult], float | None]) -> dict[str, list[float]]:
-    """What was left out → the values of its runs, as far as they are numbers."""
-    found: dict[str, list[float]] = {}
+def _by_variant(
+    results: Sequence[RunResult], value: Callable[[RunResult], float | None]
+) -> dict[str, dict[int, float]]:
+    """What was left out → seed → the value of its run, as far as it is a number."""
+    found: dict[str, dict[int, float]] = {}
     for result in results:
-        of = found.setdefault(result.run.setting[WITHOUT], [])
+        of = found.setdefault(result.run.setting[WITHOUT], {})
         one = value(result)
         if one is not None and math.isfinite(one):
-            of.append(one)
+            of[result.run.seed] = one
     return found
 
 
@@ -136,25 +139,24 @@ def _bpb(result: RunResult, weights: str) -> float | None:
     return result.scores[weights].val_bpb if weights in result.scores else None
 
 
-def _differences(values: Mapping[str, list[float]]) -> dict[str, Difference]:
+def _differences(values: Mapping[str, Mapping[int, float]]) -> dict[str, Difference]:
+    whole = values.get(NOTHING, {})
+    return {technique: _difference(of, whole) for technique, of in values.items() if technique != NOTHING}
+
+
+def _difference(without: Mapping[int, float], whole: Mapping[int, float]) -> Difference:
     from scipy import stats  # takes a second to import, which --help need not wait for
 
-    freedom = sum(max(0, len(of) - 1) for of in values.values())
-    squares = sum(float(np.sum((np.array(of) - np.mean(of)) ** 2)) for of in values.values() if of)
-    deviation = math.sqrt(squares / freedom) if freedom else math.nan
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) if freedom else math.nan
-    whole = values.get(NOTHING, [])
-    found = {}
-    for technique, of in values.items():
-        if technique == NOTHING:
-            continue
-        mean = float(np.mean(of)) if of else math.nan
-        if of and whole:
-            half = quantile * deviation * math.sqrt(1 / len(of) + 1 / len(whole))
-            found[technique] = Difference(len(of), mean, mean - float(np.mean(whole)), half)
-        else:
-            found[technique] = Difference(len(of), mean, math.nan, math.nan)
-    return found
+    seeds = [seed for seed in without if seed in whole]
+    if not seeds:
+        return Difference(0, math.nan, math.nan, math.nan)
+    gains = np.array([without[seed] - whole[seed] for seed in seeds])
+    interval = math.nan
+    if len(seeds) > 1:
+        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1))
+        interval = quantile * float(gains.std(ddof=1)) / math.sqrt(len(seeds))
+    val_bpb = float(np.mean([without[seed] for seed in seeds]))
+    return Difference(len(seeds), val_bpb, float(gains.mean()), interval)
 
 
 def worths_table(found: Sequence[Worth]) -> Table:
@@ -172,7 +174,7 @@ def worths_table(found: Sequence[Worth]) -> Table:
         size = "–" if math.isnan(one.artifact_bytes) else f"{one.artifact_bytes:+,.0f}"
         name = f"{one.technique}\n[dim]{', '.join(settings)}[/dim]"
         table.add_row(name, _shown(one.quantized), _shown(one.before), size)
-    table.caption = f"± half the {CONFIDENCE:.0%} confidence interval, the noise pooled over all variants"
+    table.caption = f"± half the {CONFIDENCE:.0%} confidence interval of the differences, seed by seed"
     return table
 
 

@@ -52,26 +52,34 @@ def test_techniques_are_chosen_by_name():
         make_ablation(BASE, 1, ["xsa"])
 
 
-def result(without: str, bpb: float, artifact_bytes: int | None = 1000) -> RunResult:
+def result(without: str, seed: int, bpb: float, artifact_bytes: int | None = 1000) -> RunResult:
+    config = configs.replace(BASE, "train.seed", seed)
     scores = {name: Score(bpb, bpb + shift, 10, 20, 0.0) for name, shift in (("ema", 0.0), (QUANTIZED, 0.1))}
-    return RunResult(SweepRun(BASE, {WITHOUT: without}), bpb, scores, artifact_bytes, "runs/000")
+    return RunResult(SweepRun(config, {WITHOUT: without}), bpb, scores, artifact_bytes, "runs/000")
 
 
-def test_two_variants_are_student_s_test():
+def test_the_differences_are_student_s_paired_test():
     whole, without = [1.50, 1.52, 1.49], [1.53, 1.58, 1.55]
-    results = [*(result(NOTHING, bpb) for bpb in whole), *(result("XSA", bpb, 900) for bpb in without)]
+    results = [result(NOTHING, seed, bpb) for seed, bpb in enumerate(whole)]
+    results += [result("XSA", seed, without[seed], 900) for seed in (2, 0, 1)]
     (found,) = worths(results)
-    expected = stats.ttest_ind(without, whole).confidence_interval(0.95)
+    expected = stats.ttest_rel(without, whole).confidence_interval(0.95)
     for one, shift in ((found.before, 0.0), (found.quantized, 0.1)):
-        assert one.runs == 3 and one.val_bpb == pytest.approx(np.mean(without) + shift)
+        assert one.seeds == 3 and one.val_bpb == pytest.approx(np.mean(without) + shift)
         assert (one.gain - one.interval, one.gain + one.interval) == pytest.approx(tuple(expected))
     assert found.artifact_bytes == 100
 
 
+def test_only_seeds_that_both_have_are_compared():
+    results = [result(NOTHING, 1, 1.5), result(NOTHING, 2, math.nan), result("XSA", 2, 1.7), result("XSA", 1, 1.6)]
+    (found,) = worths(results)
+    assert found.before.seeds == 1 and found.before.gain == pytest.approx(0.1) and math.isnan(found.before.interval)
+
+
 def test_variants_without_a_score_are_shown():
-    results = [result(NOTHING, 1.5), result("XSA", math.nan, None), result("SmearGate", 1.6)]
+    results = [result(NOTHING, 1, 1.5), result("XSA", 1, math.nan, None), result("SmearGate", 1, 1.6)]
     xsa, smear = worths(results)
-    assert xsa.quantized.runs == 0 and math.isnan(xsa.quantized.gain) and math.isnan(xsa.artifact_bytes)
+    assert xsa.quantized.seeds == 0 and math.isnan(xsa.quantized.gain) and math.isnan(xsa.artifact_bytes)
     assert smear.before.gain == pytest.approx(0.1) and math.isnan(smear.before.interval)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(worths_table([xsa, smear]))
