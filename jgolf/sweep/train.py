@@ -60,7 +60,7 @@ def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, s
     """
     compiling.keep_programs()
     found = groups(runs)
-    with ThreadPoolExecutor(1) as packer:
+    with ThreadPoolExecutor(1) as packer:  # nothing else: two threads that compute break XLA's capture of CUDA graphs
         waiting: list[_Scored] = []
         for number, group in enumerate(found, start=1):
             name = f"program {number} of {len(found)}"

@@ -160,11 +160,11 @@ def test_an_ablation_from_the_command_line(config, tmp_path, capsys):
             config = configs.replace_all(config, settings)
     configs.write_json(config, tmp_path / "config.json")
     out = tmp_path / "ablation"
-    command = ["sweep", str(tmp_path / "config.json"), "--ablate", "--seeds", "2", "--at-once", "2"]
+    command = ["sweep", str(tmp_path / "config.json"), "--ablate", "--seeds", "2", "--at-once", "1"]
     assert main([*command, "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "8 runs of 8 steps, 2 structure(s)" in shown and "grad_clip=0.0" in shown
-    assert "program 1 of 2: 2 runs from 3 of 4 on" in shown  # with clipping and without, two seeds each
+    assert "program 1 of 2: 1 run from 4 of 4 on" in shown  # with clipping and without, two seeds each
     written = json.loads((out / "results.json").read_text())
     bpb = {}
     for run in written["runs"]:
