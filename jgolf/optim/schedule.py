@@ -31,8 +31,9 @@ def momentum_schedule(muon: MuonConfig) -> Callable[[Int[Array, ""]], Float[Arra
     """Muon's momentum over the steps taken: linear from its start to its full value, then constant."""
 
     def momentum(count: Int[Array, ""]) -> Float[Array, ""]:
-        done = jnp.minimum(jnp.asarray(count, jnp.float32) / max(muon.momentum_warmup_steps, 1), 1.0)
-        done = done if muon.momentum_warmup_steps else 1.0
+        if not muon.momentum_warmup_steps:
+            return jnp.asarray(muon.momentum, jnp.float32)
+        done = jnp.minimum(jnp.asarray(count, jnp.float32) / muon.momentum_warmup_steps, 1.0)
         return muon.momentum_warmup_start + (muon.momentum - muon.momentum_warmup_start) * done
 
     return momentum

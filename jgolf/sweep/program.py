@@ -97,7 +97,7 @@ class SweepProgram:
 
     def _only_step(self, values: Mapping[str, Array], state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         values, state = jax.tree.map(lambda leaf: leaf[0], (values, state))
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self._one_step(values, state, batch))
+        return jax.tree.map(lambda leaf: leaf[None], self._one_step(values, state, batch))
 
     def _first_state(self, seeds: Sequence[int]) -> TrainState:
         # One by one: XLA can deadlock on a CPU when it runs batches of orthogonal starts.
@@ -117,6 +117,4 @@ class SweepProgram:
 
 def with_values(config: Config, values: Mapping[str, Array]) -> Config:
     """The settings with some of them replaced by traced values, for use inside a traced function."""
-    for name, value in values.items():
-        config = configs.replace(config, name, value.astype(jnp.float32))
-    return config
+    return configs.replace_all(config, {name: value.astype(jnp.float32) for name, value in values.items()})
