@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work, on stderr, as a bar on a terminal and a line now and then elsewhere; where tables go."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ from rich.progress import (
 
 LINE_EVERY_S = 10.0
 """Seconds between two lines where there is no terminal; shorter work says nothing."""
+FILE_COLUMNS = 120
+"""Width of tables where there is no terminal."""
+
+
+def table_console() -> Console:
+    """A console for tables on stdout: as wide as the terminal, or as FILE_COLUMNS."""
+    return Console(width=None if sys.stdout.isatty() else FILE_COLUMNS)
 
 
 def progress_bar(description: str) -> Callable[[Iterable, int], Iterator]:

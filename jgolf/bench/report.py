@@ -5,17 +5,16 @@ from __future__ import annotations
 import datetime
 import json as json_format
 import shlex
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import jax
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from jgolf.bench.timing import Timing
 from jgolf.bench.trace import Profile
+from jgolf.progress import table_console
 
 TOP_KERNELS = 25
 
@@ -104,7 +103,7 @@ def publish(report: Report, json: bool) -> None:
     if json:
         print(json_format.dumps(asdict(report), indent=1))
         return
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = table_console()
     console.print(_figures_table(report))
     if report.profile is not None:
         for table in _kernel_tables(report.profile):

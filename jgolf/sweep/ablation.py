@@ -15,7 +15,7 @@ from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.errors import ConfigError
 from jgolf.sweep.grid import SweepRun, spelled, with_seeds
-from jgolf.sweep.results import CONFIDENCE, QUANTIZED, RunResult
+from jgolf.sweep.results import CONFIDENCE, QUANTIZED, RunResult, half_interval
 
 WITHOUT = "without"
 NOTHING = "nothing"
@@ -145,18 +145,12 @@ def _differences(values: Mapping[str, Mapping[int, float]]) -> dict[str, Differe
 
 
 def _difference(without: Mapping[int, float], whole: Mapping[int, float]) -> Difference:
-    from scipy import stats  # takes a second to import, which --help need not wait for
-
     seeds = [seed for seed in without if seed in whole]
     if not seeds:
         return Difference(0, math.nan, math.nan, math.nan)
     gains = np.array([without[seed] - whole[seed] for seed in seeds])
-    interval = math.nan
-    if len(seeds) > 1:
-        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1))
-        interval = quantile * float(gains.std(ddof=1)) / math.sqrt(len(seeds))
     val_bpb = float(np.mean([without[seed] for seed in seeds]))
-    return Difference(len(seeds), val_bpb, float(gains.mean()), interval)
+    return Difference(len(seeds), val_bpb, float(gains.mean()), half_interval(gains))
 
 
 def worths_table(found: Sequence[Worth]) -> Table:

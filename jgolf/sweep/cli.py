@@ -21,6 +21,7 @@ from jgolf import files
 from jgolf.config import Config
 from jgolf.data.demo import build_demo
 from jgolf.errors import EXIT_OK, JgolfError
+from jgolf.progress import table_console
 from jgolf.sweep.ablation import make_ablation, worths, worths_table
 from jgolf.sweep.grid import groups, make_runs
 from jgolf.sweep.results import RunResult, results_csv, results_table, summarize
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.json"
 CSV_FILE = "results.csv"
-FILE_COLUMNS = 120  # of a table that goes into a file
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ sweep.parse_and_call = lambda prog, argv: sweep(argv, prog)
 
 
 def _run(options: SweepOptions) -> None:
-    base, console = options.config, Console()
-    if not console.is_terminal:
-        console.width = max(console.width, FILE_COLUMNS)
+    base, console = options.config, table_console()
     if options.at_once < 0:
         raise JgolfError(f"--at-once {options.at_once}: expected 0 (all) or more")
     if base.train.time_cap_s:

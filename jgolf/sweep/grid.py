@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,19 +104,12 @@ def with_seeds(config: Config, seeds: int, setting: dict[str, Any]) -> list[Swee
 
 def groups(runs: Sequence[SweepRun]) -> list[list[int]]:
     """Indices of the runs that are one program: all but their seeds, TRACEABLE and AFTER_TRAINING settings agree."""
-    found: dict[tuple, list[int]] = {}
-    for index, run in enumerate(runs):
-        found.setdefault(_structure(run.config), []).append(index)
-    return list(found.values())
+    return _alike(runs, _structure)
 
 
 def trainings(runs: Sequence[SweepRun]) -> list[list[int]]:
     """Indices of the runs that training cannot tell apart: they differ in AFTER_TRAINING settings at most."""
-    found: dict[tuple, list[int]] = {}
-    for index, run in enumerate(runs):
-        values = configs.leaves(run.config)
-        found.setdefault(tuple(values[name] for name in values if name not in AFTER_TRAINING), []).append(index)
-    return list(found.values())
+    return _alike(runs, _as_trained)
 
 
 def varying_values(runs: Sequence[SweepRun]) -> dict[str, list[float]]:
@@ -126,6 +119,18 @@ def varying_values(runs: Sequence[SweepRun]) -> dict[str, list[float]]:
     """
     found = {name: [configs.leaves(run.config)[name] for run in runs] for name in TRACEABLE}
     return {name: values for name, values in found.items() if len(set(values)) > 1}
+
+
+def _alike(runs: Sequence[SweepRun], key: Callable[[Config], tuple]) -> list[list[int]]:
+    """Indices of the runs whose configs have the same key, in the order of their first ones."""
+    found: dict[tuple, list[int]] = {}
+    for index, run in enumerate(runs):
+        found.setdefault(key(run.config), []).append(index)
+    return list(found.values())
+
+
+def _as_trained(config: Config) -> tuple:
+    return tuple(value for name, value in configs.leaves(config).items() if name not in AFTER_TRAINING)
 
 
 def _structure(config: Config) -> tuple:

@@ -94,8 +94,6 @@ def summarize(results: Sequence[RunResult]) -> list[Summary]:
 
 
 def _summary(weights: str, results: Sequence[RunResult]) -> Summary:
-    from scipy import stats  # takes a second to import, which --help need not wait for
-
     setting, scores = results[0].run.setting, [result.scores[weights] for result in results]
     sizes = [result.artifact_bytes for result in results if result.artifact_bytes is not None]
     artifact_bytes = float(np.mean(sizes)) if weights == QUANTIZED and sizes else None
@@ -103,13 +101,20 @@ def _summary(weights: str, results: Sequence[RunResult]) -> Summary:
     losses = np.array([score.val_loss for score in finite])
     mean = float(losses.mean()) if finite else math.nan
     bpb = float(np.mean([score.val_bpb for score in finite])) if finite else math.nan
-    if len(finite) < 2:
-        unknown = (math.nan, math.nan)
-        return Summary(setting, weights, len(scores), len(finite), mean, bpb, math.nan, unknown, artifact_bytes)
-    deviation = float(losses.std(ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(finite) - 1)) * deviation / math.sqrt(len(finite))
+    deviation = float(losses.std(ddof=1)) if len(finite) > 1 else math.nan
+    half = half_interval(losses)
     interval = (mean - half, mean + half)
     return Summary(setting, weights, len(scores), len(finite), mean, bpb, deviation, interval, artifact_bytes)
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half the width of Student's confidence interval of the mean; NaN for fewer than two values."""
+    from scipy import stats  # takes a second to import, which --help need not wait for
+
+    if len(values) < 2:
+        return math.nan
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def results_table(summaries: Sequence[Summary]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import deque
@@ -61,7 +62,7 @@ def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, s
     compiling.keep_programs()
     found = groups(runs)
     with ThreadPoolExecutor(1) as packer:  # nothing else: two threads that compute break XLA's capture of CUDA graphs
-        waiting: list[_Scored] = []
+        waiting: list[Future[RunResult]] = []
         for number, group in enumerate(found, start=1):
             name = f"program {number} of {len(found)}"
             for trained in _train_group(runs, group, out, at_once, name, tell, show):
@@ -120,33 +121,24 @@ def _train_group(
         yield _Trained(states, [different[index] for index in part], history, validation)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """A run, whose artifact is being packed: its size, None without one, is still to come."""
-
-    run: SweepRun
-    train_loss: float
-    scores: dict[str, Score]
-    artifact_bytes: Future[int | None]
-    folder: str
-
-    def result(self) -> RunResult:
-        return RunResult(self.run, self.train_loss, self.scores, self.artifact_bytes.result(), self.folder)
-
-
-def _score(trained: _Trained, out: Path, tell: Tell, packer: ThreadPoolExecutor) -> list[_Scored]:
+def _score(trained: _Trained, out: Path, tell: Tell, packer: ThreadPoolExecutor) -> list[Future[RunResult]]:
+    """Scores the runs; each one's result is there when its artifact is packed."""
     found = []
     for index, (state, same) in enumerate(zip(trained.states, trained.runs, strict=True)):
         loss = float(trained.history[-1][0].loss[index]) if trained.history else float("nan")
+        unquantized: dict[str, Score] = {}
         for run, folder in same:
-            scores, artifact = _scores(trained.validation, run.config, state, tell)
+            scores, artifact = _scores(trained.validation, run.config, state, unquantized, tell)
             _write_metrics(out / folder, trained.history, index, scores["raw"])
-            found.append(_Scored(run, loss, scores, packer.submit(_packed_bytes, artifact), folder))
+            found.append(packer.submit(_packed, RunResult(run, loss, scores, None, folder), artifact))
     return found
 
 
-def _packed_bytes(artifact: Artifact | None) -> int | None:
-    return artifact and len(pack(artifact.stored, artifact.metadata()))
+def _packed(result: RunResult, artifact: Artifact | None) -> RunResult:
+    """The result with the size of its artifact, where there is one."""
+    if artifact is None:
+        return result
+    return dataclasses.replace(result, artifact_bytes=len(pack(artifact.stored, artifact.metadata())))
 
 
 def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterator[StepMetrics]:
@@ -161,22 +153,28 @@ def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterato
 
 
 def _scores(
-    validation: Validation, config: Config, state: TrainState, tell: Tell
+    validation: Validation, config: Config, state: TrainState, unquantized: dict[str, Score], tell: Tell
 ) -> tuple[dict[str, Score], Artifact | None]:
-    """Of the raw weights and of the exported average before and after quantization; the latter's artifact."""
-    scores: dict[str, Score] = {}
+    """Of the raw weights and of the exported average before and after quantization; the latter's artifact.
 
-    def score(weights: str, params: Params) -> None:
-        scores[weights] = validation.standard(params, config.evaluate.max_tokens)
+    `unquantized` keeps the scores of the state's weights for the other runs that end in it.
+    """
+
+    def standard(params: Params) -> Score:
+        return validation.standard(params, config.evaluate.max_tokens)
+
+    def before_quantization(weights: str, params: Params) -> Score:
+        if weights not in unquantized:
+            unquantized[weights] = standard(params)
+        return unquantized[weights]
 
     average = config.average.export
-    score("raw", state.params)
+    scores = {"raw": before_quantization("raw", state.params)}
     try:
         params = averaged_params(state, average)
-        if average != "raw":
-            score(average, params)
+        scores[average] = before_quantization(average, params)
         stored = quantize(params, config.quantize)
-        score(QUANTIZED, dequantize(stored))
+        scores[QUANTIZED] = standard(dequantize(stored))
     except (ConfigError, ArtifactError) as error:
         # SWA never began, or the run diverged; that is no reason to lose the other results
         tell(f"seed {config.train.seed}: not scored: {error}")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from rich.console import Console
 
 from jgolf import config as configs
 from jgolf.config import Config
@@ -17,6 +15,7 @@ from jgolf.data.tokenizer import load_tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
 from jgolf.evaluate.windows import sliding_windows, standard_windows
 from jgolf.load import load_model
+from jgolf.progress import table_console
 from jgolf.torch_bridge.torch_extra import import_torch
 
 
@@ -75,7 +74,7 @@ def crosscheck(
         f"sliding, stride {stride}": sliding_windows(len(text), seq_len, stride, reference_windows),
     }
     tolerances = comparison.TOLERANCES[dtype]
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = table_console()
     with both_sides.prepared(reference, settings, model.params, tolerances) as sides:
         console.print(f"{reference} and jgolf, weights of {checkpoint}, {dtype}: {sides.where}")
         for notice in sides.notices:
@@ -92,10 +91,5 @@ def crosscheck(
 
 def in_dtype(config: Config, dtype: str) -> Config:
     """The config with all arithmetic in `dtype`, the orthogonalization's too."""
-    for name, value in (
-        ("model.compute_dtype", dtype),
-        ("model.attention", "auto"),
-        ("optim.muon.newton_schulz_dtype", dtype),
-    ):
-        config = configs.replace(config, name, value)
-    return config
+    settings = {"model.compute_dtype": dtype, "model.attention": "auto", "optim.muon.newton_schulz_dtype": dtype}
+    return configs.replace_all(config, settings)
