@@ -126,12 +126,11 @@ def score(
     config = scoring_model(config)
     mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
     params = jax.device_put(params, NamedSharding(mesh, P()))
-    rows = _rows_at_once(config, seq_len, batch_tokens) * mesh.size
-    batches = list(_batches(windows, seq_len, rows))
+    batches = list(_batches(windows, seq_len, _rows_at_once(config, seq_len, batch_tokens), mesh.size))
     total_nll = 0.0
     waiting = None  # one batch is on the device while the host adds up the one before it
     for batch in progress(batches, len(batches)):
-        losses = _run(config, params, mesh, tokens, batch, seq_len, rows)
+        losses = _run(config, params, mesh, tokens, batch, seq_len)
         if waiting is not None:
             total_nll += _sum_scored(*waiting, seq_len)
         waiting = batch.windows, losses
@@ -146,6 +145,8 @@ def score(
 
 class _Batch(NamedTuple):
     windows: Windows
+    rows: int
+    """Rows that are run: the windows, and what fills the batch up to the shape of its group."""
     num_last: int
     """Losses are needed of this many last positions only."""
 
@@ -157,21 +158,25 @@ def _rows_at_once(config: ModelConfig, seq_len: int, batch_tokens: int) -> int:
     return rows
 
 
-def _batches(windows: Windows, seq_len: int, rows: int) -> Iterator[_Batch]:
-    """Windows that score the same last positions go together; those cut short need all positions."""
+def _batches(windows: Windows, seq_len: int, rows_each: int, num_devices: int) -> Iterator[_Batch]:
+    """Windows that score the same last positions go together; those cut short need all positions.
+
+    Batches of such a group have one shape, up to `rows_each` rows a device and no more than the group fills.
+    """
     num_last = np.where(windows.length == seq_len, seq_len - windows.first_scored, seq_len)
     for last in np.unique(num_last):
         group = np.flatnonzero(num_last == last)
+        rows = min(rows_each, -(-len(group) // num_devices)) * num_devices
         for first in range(0, len(group), rows):
-            yield _Batch(windows[group[first : first + rows]], int(last))
+            yield _Batch(windows[group[first : first + rows]], rows, int(last))
 
 
 def _run(
-    config: ModelConfig, params: Params, mesh: Mesh, tokens: np.ndarray, batch: _Batch, seq_len: int, rows: int
+    config: ModelConfig, params: Params, mesh: Mesh, tokens: np.ndarray, batch: _Batch, seq_len: int
 ) -> Float[Array, "rows last"]:
     positions = batch.windows.start[:, None] + np.arange(seq_len + 1)
     # Past the end of the stream, and in rows that fill up a last batch, anything will do.
-    taken = np.zeros((rows, seq_len + 1), np.int32)
+    taken = np.zeros((batch.rows, seq_len + 1), np.int32)
     taken[: len(positions)] = tokens[np.minimum(positions, len(tokens) - 1)]
     sharding = NamedSharding(mesh, P(mesh.axis_names))
     inputs, targets = (
