@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
@@ -17,21 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jgolf import config as configs
-from jgolf import files
 from jgolf.config import Config
 from jgolf.data.demo import build_demo
 from jgolf.errors import EXIT_OK, JgolfError
 from jgolf.progress import table_console
 from jgolf.sweep.ablation import make_ablation, worths, worths_table
-from jgolf.sweep.grid import groups, make_runs
-from jgolf.sweep.results import RunResult, results_csv, results_table, summarize
+from jgolf.sweep.folder import CSV_FILE, RESULTS_FILE, Finished, new_folders, read_finished, write_results
+from jgolf.sweep.grid import SweepRun, groups, make_runs
+from jgolf.sweep.results import RunResult, results_table, summarize
 from jgolf.train.cli import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from jgolf.train.step import StepMetrics
-
-RESULTS_FILE = "results.json"
-CSV_FILE = "results.csv"
 
 
 @dataclass(frozen=True)
@@ -49,6 +44,8 @@ class SweepOptions:
     """Of --ablate: leave out these only, by their names in its table."""
     out: Path | None = None
     """Folder of the results; runs/sweep-NAME by default, runs/ablation-NAME with --ablate."""
+    resume: bool = False
+    """Go on in a folder that holds results: train only the runs that have none there, more seeds or values, say."""
     at_once: int = 0
     """Runs that one device trains at a time; 0 for all that can share a program. Lower it where memory runs out."""
 
@@ -93,26 +90,48 @@ def _run(options: SweepOptions) -> None:
     if any(word.startswith("train.time_cap_s=") for word in options.set):
         raise JgolfError("--set train.time_cap_s: there is no time cap in a sweep; vary train.steps instead")
     out = options.out or Path("runs") / f"{'ablation' if options.ablate else 'sweep'}-{base.name}"
-    if (out / RESULTS_FILE).exists():
-        raise JgolfError(f"{out}: already holds a sweep; choose another --out, or remove the folder")
-    if base.data.build_demo:
+    if (out / RESULTS_FILE).exists() and not options.resume:
+        raise JgolfError(f"{out}: already holds a sweep; go on with it by --resume, or choose another --out")
+    finished = read_finished(out, runs)
+    new = new_folders(runs, finished.results)
+    if base.data.build_demo and new:
         build_demo(base.data.dir)
-    from jgolf.sweep.train import train_sweep  # JAX starts only when there is something to train
-
-    print(
-        f"{len(runs)} runs of {base.train.steps} steps, {len(groups(runs))} structure(s); results in {out}", flush=True
-    )
-    started = time.perf_counter()
-    results: list[RunResult] = []
-    shown = _Shown(console, base.train.log_every)
-    for part in train_sweep(runs, out, options.at_once, lambda text: print(text, flush=True), shown):
-        results += part
-        results.sort(key=lambda result: result.folder)
-        _write(out, options, base, results, time.perf_counter() - started)
+    number = len(groups(list(new.values())))
+    text = f", {len(finished.results)} of them there already" if finished.results else ""
+    print(f"{len(runs)} runs of {base.train.steps} steps{text}, {number} structure(s); results in {out}", flush=True)
+    results = _train(options, base, runs, finished, new, out)
     console.print(results_table(summarize(results)))
     if options.ablate:
         console.print(worths_table(worths(results)))
     print(f"{out / RESULTS_FILE}, {out / CSV_FILE}; plots: jgolf report {out}/runs/*")
+
+
+def _train(
+    options: SweepOptions, base: Config, runs: list[SweepRun], finished: Finished, new: dict[str, SweepRun], out: Path
+) -> list[RunResult]:
+    """Trains the new runs, writes all results after each part, and returns them in the order of `runs`."""
+    from jgolf.sweep.train import train_sweep  # JAX starts only when there is something to train
+
+    started = time.perf_counter() - finished.seconds
+    results = list(finished.results)
+    shown = _Shown(table_console(), base.train.log_every)
+    try:
+        for part in train_sweep(new, out, options.at_once, lambda text: print(text, flush=True), shown):
+            results = sorted(results + part, key=lambda result: runs.index(result.run))
+            sweep = {
+                "config": configs.to_dict(base),
+                "set": list(options.set),
+                "seeds": options.seeds,
+                "seconds": round(time.perf_counter() - started, 3),
+            }
+            if options.ablate:
+                sweep["worths"] = [dataclasses.asdict(worth) for worth in worths(results)]
+            write_results(out, sweep, results)
+    except (Exception, KeyboardInterrupt):
+        if results:
+            print(f"{len(results)} of {len(runs)} runs have results in {out}; the same command with --resume goes on")
+        raise
+    return results
 
 
 class _Shown:
@@ -141,27 +160,3 @@ class _Shown:
                 if not terminal and self._every and (step % self._every == 0 or step == steps):
                     print(f"step:{step}/{steps} {text}", flush=True)
                 yield one
-
-
-def _write(out: Path, options: SweepOptions, base: Config, results: list[RunResult], seconds: float) -> None:
-    content = {
-        "config": configs.to_dict(base),
-        "set": list(options.set),
-        "seeds": options.seeds,
-        "seconds": round(seconds, 3),
-        "runs": [result.row() for result in results],
-        "summaries": [dataclasses.asdict(summary) for summary in summarize(results)],
-    }
-    if options.ablate:
-        content["worths"] = [dataclasses.asdict(worth) for worth in worths(results)]
-    files.write_text(out / RESULTS_FILE, json.dumps(_without_nan(content), indent=1) + "\n")
-    files.write_text(out / CSV_FILE, results_csv(results))
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
 
+from jgolf.report.history import FinalScore
 from jgolf.sweep.grid import SweepRun
-
-if TYPE_CHECKING:  # JAX starts only when there is something to train
-    from jgolf.evaluate.score import Score
 
 CONFIDENCE = 0.95
 QUANTIZED = "quantized"
@@ -37,16 +33,16 @@ class RunResult:
 
     run: SweepRun
     train_loss: float
-    scores: dict[str, Score]
+    scores: dict[str, FinalScore]
     artifact_bytes: int | None
     folder: str
 
     def row(self) -> dict[str, Any]:
         """One flat row for a table or a file."""
         scores = {
-            f"{weights}_{name}": getattr(score, name)
+            f"{weights}_{name}": value
             for weights, score in self.scores.items()
-            for name in ("val_loss", "val_bpb")
+            for name, value in score._asdict().items()
         }
         return {
             **self.run.setting,
@@ -56,6 +52,17 @@ class RunResult:
             "artifact_bytes": self.artifact_bytes,
             "folder": self.folder,
         }
+
+    @classmethod
+    def from_row(cls, run: SweepRun, row: Mapping[str, Any]) -> RunResult:
+        """The inverse of `row` for a run whose settings are known; None stands for NaN."""
+
+        def number(name: str) -> float:
+            return math.nan if row[name] is None else float(row[name])
+
+        scored = [name.removesuffix("_val_loss") for name in row if name.endswith("_val_loss")]
+        scores = {name: FinalScore(number(f"{name}_val_loss"), number(f"{name}_val_bpb")) for name in scored}
+        return cls(run, number("train_loss"), scores, row["artifact_bytes"], row["folder"])
 
 
 @dataclass(frozen=True)
@@ -141,16 +148,6 @@ def results_table(summaries: Sequence[Summary]) -> Table:
             end_section=last,
         )
     return table
-
-
-def results_csv(results: Sequence[RunResult]) -> str:
-    """One line for each run."""
-    rows = [result.row() for result in results]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _number(value: float) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,12 @@ from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.errors import ArtifactError, ConfigError
-from jgolf.evaluate.score import Score
 from jgolf.evaluate.validation import Validation
 from jgolf.model.functional import Params
 from jgolf.progress import activity
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import dequantize
+from jgolf.report.history import FinalScore
 from jgolf.run_dir import CONFIG_FILE, METRICS_FILE
 from jgolf.sweep.grid import SweepRun, groups, trainings
 from jgolf.sweep.program import SweepProgram
@@ -44,14 +44,17 @@ Show = Callable[[Iterator[StepMetrics], int, str], Iterator[StepMetrics]]
 """Passes on the metrics of so many steps of what the text names, and shows how far they have come."""
 
 
-def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, show: Show) -> Iterator[list[RunResult]]:
+def train_sweep(
+    runs: Mapping[str, SweepRun], out: Path, at_once: int, tell: Tell, show: Show
+) -> Iterator[list[RunResult]]:
     """Trains and scores all runs; yields the results of those that trained side by side.
 
-    Their artifacts are packed while the next ones train.
+    Their artifacts are packed while the next ones train. What is packed when an error or Ctrl-C ends the
+    training is yielded before that is raised.
 
     Args:
-      runs: the sweep.
-      out: folder for each run's settings and metrics.
+      runs: the sweep: folder in `out` for a run's settings and metrics → the run.
+      out: the sweep's folder.
       at_once: runs that one device trains at a time; 0 for as many as there are.
       tell: takes a line about what was done.
       show: see Show.
@@ -60,15 +63,20 @@ def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, s
       JgolfError: the data or the folder cannot be used.
     """
     compiling.keep_programs()
-    found = groups(runs)
+    members = list(runs.items())
+    found = groups([run for _, run in members])
     with ThreadPoolExecutor(1) as packer:  # nothing else: two threads that compute break XLA's capture of CUDA graphs
         waiting: list[Future[RunResult]] = []
-        for number, group in enumerate(found, start=1):
-            name = f"program {number} of {len(found)}"
-            for trained in _train_group(runs, group, out, at_once, name, tell, show):
-                scored = _score(trained, out, tell, packer)
-                yield [one.result() for one in waiting]
-                waiting = scored
+        try:
+            for number, group in enumerate(found, start=1):
+                name = f"program {number} of {len(found)}"
+                for trained in _train_group([members[index] for index in group], out, at_once, name, tell, show):
+                    scored = _score(trained, out, tell, packer)
+                    ready, waiting = waiting, scored
+                    yield [one.result() for one in ready]
+        except (Exception, KeyboardInterrupt):
+            yield [one.result() for one in waiting]
+            raise
         with activity("packing the last runs"):
             results = [one.result() for one in waiting]
         yield results
@@ -76,26 +84,25 @@ def train_sweep(runs: Sequence[SweepRun], out: Path, at_once: int, tell: Tell, s
 
 @dataclass(frozen=True)
 class _Trained:
-    """States that trained side by side, with the runs that end in each and their folders in the sweep's."""
+    """States that trained side by side, with the folders and runs that end in each."""
 
     states: list[TrainState]
-    runs: list[list[tuple[SweepRun, str]]]
+    runs: list[list[tuple[str, SweepRun]]]
     history: list[tuple[StepMetrics, float]]
     validation: Validation
 
 
 def _train_group(
-    runs: Sequence[SweepRun], group: Sequence[int], out: Path, at_once: int, name: str, tell: Tell, show: Show
+    members: Sequence[tuple[str, SweepRun]], out: Path, at_once: int, name: str, tell: Tell, show: Show
 ) -> Iterator[_Trained]:
-    members = [(runs[index], f"runs/{index:03d}") for index in group]
-    config = members[0][0].config
+    config = members[0][1].config
     validation = Validation.open(config)
     stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
     order = device_batch_order(config, 1)
-    for run, folder in members:  # before the work: it tells whether `out` can be written to
+    for folder, run in members:  # before the work: it tells whether `out` can be written to
         configs.write_json(run.config, out / folder / CONFIG_FILE)
-    different = [[members[index] for index in same] for same in trainings([run for run, _ in members])]
-    program = SweepProgram([same[0][0] for same in different], jax.local_devices(), at_once)
+    different = [[members[index] for index in same] for same in trainings([run for _, run in members])]
+    program = SweepProgram([same[0][1] for same in different], jax.local_devices(), at_once)
     where = f"{program.mesh.size} × {jax.local_devices()[0].device_kind}"
     for first in range(0, len(different), program.size):
         part = range(first, min(first + program.size, len(different)))
@@ -126,8 +133,8 @@ def _score(trained: _Trained, out: Path, tell: Tell, packer: ThreadPoolExecutor)
     found = []
     for index, (state, same) in enumerate(zip(trained.states, trained.runs, strict=True)):
         loss = float(trained.history[-1][0].loss[index]) if trained.history else float("nan")
-        unquantized: dict[str, Score] = {}
-        for run, folder in same:
+        unquantized: dict[str, FinalScore] = {}
+        for folder, run in same:
             scores, artifact = _scores(trained.validation, run.config, state, unquantized, tell)
             _write_metrics(out / folder, trained.history, index, scores["raw"])
             found.append(packer.submit(_packed, RunResult(run, loss, scores, None, folder), artifact))
@@ -153,17 +160,18 @@ def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterato
 
 
 def _scores(
-    validation: Validation, config: Config, state: TrainState, unquantized: dict[str, Score], tell: Tell
-) -> tuple[dict[str, Score], Artifact | None]:
+    validation: Validation, config: Config, state: TrainState, unquantized: dict[str, FinalScore], tell: Tell
+) -> tuple[dict[str, FinalScore], Artifact | None]:
     """Of the raw weights and of the exported average before and after quantization; the latter's artifact.
 
     `unquantized` keeps the scores of the state's weights for the other runs that end in it.
     """
 
-    def standard(params: Params) -> Score:
-        return validation.standard(params, config.evaluate.max_tokens)
+    def standard(params: Params) -> FinalScore:
+        score = validation.standard(params, config.evaluate.max_tokens)
+        return FinalScore(score.val_loss, score.val_bpb)
 
-    def before_quantization(weights: str, params: Params) -> Score:
+    def before_quantization(weights: str, params: Params) -> FinalScore:
         if weights not in unquantized:
             unquantized[weights] = standard(params)
         return unquantized[weights]
@@ -183,7 +191,7 @@ def _scores(
     return scores, Artifact(config.name, config.model, config.train.seq_len, fingerprint, stored)
 
 
-def _write_metrics(folder: Path, history: Sequence[tuple[StepMetrics, float]], index: int, raw: Score) -> None:
+def _write_metrics(folder: Path, history: Sequence[tuple[StepMetrics, float]], index: int, raw: FinalScore) -> None:
     """The metrics of one run, as a run's own folder has them."""
     rows = [_metrics_row(metrics, index, elapsed_s) for metrics, elapsed_s in history]
     last_s = history[-1][1] if history else 0.0

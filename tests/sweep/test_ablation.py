@@ -13,7 +13,7 @@ from scipy import stats
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.errors import ConfigError
-from jgolf.evaluate.score import Score
+from jgolf.report.history import FinalScore
 from jgolf.sweep.ablation import NOTHING, OFF, WITHOUT, make_ablation, worths, worths_table
 from jgolf.sweep.grid import SweepRun, groups
 from jgolf.sweep.results import QUANTIZED, RunResult
@@ -54,7 +54,7 @@ def test_techniques_are_chosen_by_name():
 
 def result(without: str, seed: int, bpb: float, artifact_bytes: int | None = 1000) -> RunResult:
     config = configs.replace(BASE, "train.seed", seed)
-    scores = {name: Score(bpb, bpb + shift, 10, 20, 0.0) for name, shift in (("ema", 0.0), (QUANTIZED, 0.1))}
+    scores = {name: FinalScore(bpb, bpb + shift) for name, shift in (("ema", 0.0), (QUANTIZED, 0.1))}
     return RunResult(SweepRun(config, {WITHOUT: without}), bpb, scores, artifact_bytes, "runs/000")
 
 

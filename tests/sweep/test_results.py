@@ -10,16 +10,17 @@ from rich.console import Console
 from scipy import stats
 
 from jgolf.config import Config, replace
-from jgolf.evaluate.score import Score
+from jgolf.report.history import FinalScore
+from jgolf.sweep.folder import CSV_FILE, write_results
 from jgolf.sweep.grid import SweepRun
-from jgolf.sweep.results import RunResult, results_csv, results_table, summarize
+from jgolf.sweep.results import RunResult, results_table, summarize
 
 RATE = "optim.muon.learning_rate"
 
 
 def result(rate: float, seed: int, raw: float, ema: float) -> RunResult:
     run = SweepRun(replace(Config(), "train.seed", seed), {RATE: rate})
-    scores = {name: Score(loss, loss / 2, 10, 20, 0.0) for name, loss in (("raw", raw), ("ema", ema))}
+    scores = {name: FinalScore(loss, loss / 2) for name, loss in (("raw", raw), ("ema", ema))}
     return RunResult(run, raw + 0.1, scores, None, f"runs/{seed:03d}")
 
 
@@ -54,8 +55,9 @@ def test_a_diverged_run_is_counted_and_shown_but_not_averaged():
     assert "1 of 2" in text and "1.6000" in text and "learning rate" in text
 
 
-def test_csv_has_a_line_for_each_run():
-    rows = list(csv.DictReader(results_csv(RESULTS).splitlines()))
+def test_csv_has_a_line_for_each_run(tmp_path):
+    write_results(tmp_path, {}, RESULTS)
+    rows = list(csv.DictReader((tmp_path / CSV_FILE).open()))
     assert [row["seed"] for row in rows] == ["0", "1", "2", "0", "1"]
     assert float(rows[1]["ema_val_loss"]) == 1.43 and float(rows[1][RATE]) == 0.02
     assert rows[4]["folder"] == "runs/001"

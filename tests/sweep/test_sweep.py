@@ -190,3 +190,44 @@ def test_errors_come_before_training(config, tmp_path, capsys):
     assert "--techniques belongs to --ablate" in capsys.readouterr().err
     assert main(["sweep", str(path), "--at-once", "-1"]) == 2
     assert "--at-once -1" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_and_takes_more_seeds(config, tmp_path, capsys, monkeypatch):
+    configs.write_json(config, tmp_path / "config.json")
+
+    def sweep(out: str, seeds: int, *more: str) -> list[dict]:
+        command = ["sweep", str(tmp_path / "config.json"), "--at-once", "1", "--out", str(tmp_path / out)]
+        assert main([*command, "--seeds", str(seeds), "--set", "model.smear_gate=true,false", *more]) == 0
+        return json.loads((tmp_path / out / "results.json").read_text())["runs"]
+
+    def first_program(self, metrics, steps, name):
+        for step, one in enumerate(metrics):
+            if name.startswith("program 2") and step == 3:
+                raise KeyboardInterrupt
+            yield one
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jgolf.sweep.cli._Shown.__call__", first_program)
+        command = ["sweep", str(tmp_path / "config.json"), "--set", "model.smear_gate=true,false", "--at-once", "1"]
+        assert main([*command, "--seeds", "2", "--out", str(tmp_path / "stopped")]) == 130
+    shown = capsys.readouterr()
+    assert "2 of 4 runs have results in" in shown.out and "--resume goes on" in shown.out
+    stopped = json.loads((tmp_path / "stopped" / "results.json").read_text())["runs"]
+    assert [(row["model.smear_gate"], row["seed"]) for row in stopped] == [(True, 1337), (True, 1338)]
+
+    more = sweep("stopped", 3, "--resume")
+    assert "6 runs of 8 steps, 2 of them there already, 2 structure(s)" in capsys.readouterr().out
+    assert [row for row in more if row in stopped] == stopped  # as they were, folders too
+    assert len({row["folder"] for row in more}) == 6
+    whole = sweep("whole", 3)
+    for found, expected in zip(more, whole, strict=True):
+        assert list(found) == list(expected)
+        del found["folder"], expected["folder"]
+        assert found == pytest.approx(expected, rel=1e-4)
+
+    capsys.readouterr()
+    assert main([*command, "--seeds", "1", "--out", str(tmp_path / "stopped"), "--resume"]) == 2
+    assert "its result would be lost" in capsys.readouterr().err
+    (tmp_path / "stopped" / "results.json").write_text("[]")
+    assert main([*command, "--seeds", "3", "--out", str(tmp_path / "stopped"), "--resume"]) == 2
+    assert "not the results of a sweep, or damaged" in capsys.readouterr().err
