@@ -163,17 +163,13 @@ def worths_table(found: Sequence[Worth]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for one in found:
         settings = dict.fromkeys(
-            f"{_short(name)}={spelled(value) or 'none'}" for name, value in OFF[one.technique].items()
+            f"{name.rpartition('.')[2]}={spelled(value) or 'none'}" for name, value in OFF[one.technique].items()
         )
         size = "–" if math.isnan(one.artifact_bytes) else f"{one.artifact_bytes:+,.0f}"
         name = f"{one.technique}\n[dim]{', '.join(settings)}[/dim]"
         table.add_row(name, _shown(one.quantized), _shown(one.before), size)
     table.caption = f"± half the {CONFIDENCE:.0%} confidence interval of the differences, seed by seed"
     return table
-
-
-def _short(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _shown(one: Difference) -> str:

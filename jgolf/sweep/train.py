@@ -25,7 +25,7 @@ from jgolf.data.shards import TokenStream, find_shards
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.evaluate.validation import Validation
 from jgolf.model.functional import Params
-from jgolf.progress import activity
+from jgolf.progress import activity, progress_bar
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import dequantize
 from jgolf.report.history import FinalScore
@@ -168,7 +168,7 @@ def _scores(
     """
 
     def standard(params: Params) -> FinalScore:
-        score = validation.standard(params, config.evaluate.max_tokens)
+        score = validation.standard(params, config.evaluate.max_tokens, progress=progress_bar("scoring"))
         return FinalScore(score.val_loss, score.val_bpb)
 
     def before_quantization(weights: str, params: Params) -> FinalScore:

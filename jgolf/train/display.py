@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 from rich.console import Console
@@ -47,6 +47,13 @@ class LiveDisplay:
             self._fields |= self._pace(step, elapsed_s)
             self._fields["memory"] = f"{memory_bytes() / 1e9:.1f} GB"
         self._progress.update(self._task, completed=step, **self._fields)
+
+    def validation(self, batches: Iterable, total: int) -> Iterator:
+        """Passes validation batches on and shows how far they have come, in the place of the last score."""
+        for done, batch in enumerate(batches):
+            self._progress.update(self._task, bpb=f"val {100 * done // total} %")
+            yield batch
+        self._progress.update(self._task, bpb=self._fields["bpb"])
 
     def _pace(self, step: int, elapsed_s: float) -> dict[str, str]:
         first_step, first_s = self._recent[0]

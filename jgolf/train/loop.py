@@ -16,6 +16,8 @@ from jax.experimental import multihost_utils
 from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
 from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK, DivergedError
+from jgolf.evaluate.score import Progress
+from jgolf.progress import progress_bar
 from jgolf.train.checkpoint import FOLDER, whole_steps
 from jgolf.train.display import live_display
 from jgolf.train.distributed import Launch, joined
@@ -50,13 +52,13 @@ def train(
         joined(launch) as peers,
         prepared_run(config, run_dir, init_from, resume, peers) as run,
     ):
-        if peers.is_first:
-            train, first = run.config.train, run.first_step
-            run.log.attach(
-                *open_writers(writers, run_dir, run.config, first),
-                *live_display(train.steps, train.time_cap_s, run.source.tokens_per_step, first),
-            )
-        return Loop(run, signals).run()
+        if not peers.is_first:
+            return Loop(run, signals).run()
+        train, first = run.config.train, run.first_step
+        run.log.attach(*open_writers(writers, run_dir, run.config, first))
+        displays = live_display(train.steps, train.time_cap_s, run.source.tokens_per_step, first)
+        run.log.attach(*displays)
+        return Loop(run, signals, displays[0].validation if displays else progress_bar("validation")).run()
 
 
 class AskedToStop(Exception):
@@ -71,8 +73,9 @@ class Loop:
     another's clock. Checkpoints and logs are the first process's own affair.
     """
 
-    def __init__(self, run: Run, signals: StopSignals):
+    def __init__(self, run: Run, signals: StopSignals, show_validation: Progress = lambda batches, total: batches):
         self._run = run
+        self._show_validation = show_validation
         self._config = run.config
         self._signals = signals
         self._is_alone = jax.process_count() == 1
@@ -162,7 +165,7 @@ class Loop:
 
     def _until_asked_to_stop(self, batches: Iterable, total: int) -> Iterator:
         """Passes validation batches on, until any process is asked to stop; then all leave at the same one."""
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(self._show_validation(batches, total)):
             asked = self._signals.received is not None
             if not self._is_alone:
                 agree = index % BATCHES_BETWEEN_AGREEMENTS == 0

@@ -43,6 +43,22 @@ def test_the_speed_is_that_of_the_last_steps():
     assert "1,000 tok/s" in shown(300, 0.0, [*slow, *fast])
 
 
+def test_a_validation_shows_how_far_it_is():
+    console = Console(file=io.StringIO(), force_terminal=True, width=90, color_system=None)
+    live = LiveDisplay(console, 300, 0.0, tokens_per_step=1000, first_step=0)
+    live.write({"step": 100, "val_loss": 6.0, "val_bpb": 3.4567, "train_time_s": 50.0})
+    seen = []
+    for batch in live.validation("abcd", 4):
+        console.file.truncate(0)
+        live._progress.refresh()
+        seen.append((batch, console.file.getvalue()))
+    live._progress.refresh()
+    assert [batch for batch, _ in seen] == list("abcd")
+    assert all(f"val {percent} %" in text for (_, text), percent in zip(seen, (0, 25, 50, 75), strict=True))
+    assert "bpb 3.4567" in console.file.getvalue()
+    live.close()
+
+
 def test_it_fits_a_terminal_of_eighty_columns(monkeypatch):
     monkeypatch.setattr(display, "memory_bytes", lambda: 123_900_000_000)
     metrics = [{"step": 19_999, "train_loss": 2.0, "train_time_s": 599.0 + n} for n in (0, 1)]
