@@ -23,7 +23,7 @@ from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.errors import DataError
 
 _MANIFEST = "demo.json"
-_FORMAT = 1  # of the corpus; a folder built with another one is built anew
+_FORMAT = 2  # of the corpus; a folder built with another one is built anew
 _TOKENIZER = "demo_1024_bpe.model"
 _VOCAB_SIZE = 1024
 _TOKENIZER_CHARS = 4000  # of each document; SentencePiece leaves longer ones out
@@ -33,6 +33,7 @@ _VALIDATION_BYTES = 170_000
 _MIN_PASSAGE_CHARS = 60
 _OWN_DOCUMENT_CHARS = 2_500  # a string this long, such as a help topic, is a document
 _VALIDATION_DOCUMENT_CHARS = range(1_000, 16_000)
+_COPIED_WORDS = 20  # as many in a row, in two documents, are a copy
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "__pycache__"}
 
 
@@ -105,13 +106,18 @@ def _complete_manifest(out_dir: Path) -> dict | None:
 
 
 def _split(documents: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Training and held-out documents, both in an order that depends on their names alone."""
+    """Training and held-out documents, both in an order that depends on their names alone.
+
+    What is held out shares no `_COPIED_WORDS` in a row with any other document.
+    """
     train, validation = [], []
+    copied = _with_copies(documents)
     train_bytes = validation_bytes = 0
     for name in sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest()):
         text = documents[name]
         num_bytes = len(text.encode())
-        if validation_bytes < _VALIDATION_BYTES and len(text) in _VALIDATION_DOCUMENT_CHARS:
+        suits = len(text) in _VALIDATION_DOCUMENT_CHARS and name not in copied
+        if suits and validation_bytes < _VALIDATION_BYTES:
             validation.append(text)
             validation_bytes += num_bytes
         elif train_bytes < _MAX_CORPUS_BYTES:
@@ -124,6 +130,19 @@ def _split(documents: dict[str, str]) -> tuple[list[str], list[str]]:
             "your own text with `jgolf data tokenizer` and `jgolf data pack`"
         )
     return train, validation
+
+
+def _with_copies(documents: dict[str, str]) -> set[str]:
+    """Names of the documents that have a run of words in common with another: help topics that quote others, say."""
+    first_with: dict[int, str] = {}
+    found = set()
+    for name, text in documents.items():
+        words = text.split()
+        for start in range(len(words) - _COPIED_WORDS + 1):
+            other = first_with.setdefault(hash(tuple(words[start : start + _COPIED_WORDS])), name)
+            if other != name:
+                found |= {name, other}
+    return found
 
 
 def _documents(library: Path) -> dict[str, str]:
