@@ -116,7 +116,8 @@ def _train(
     results = list(finished.results)
     shown = _Shown(table_console(), base.train.log_every)
     try:
-        for part in train_sweep(new, out, options.at_once, lambda text: print(text, flush=True), shown):
+        parts = train_sweep(new, out, options.at_once, lambda text: print(text, flush=True), shown)
+        for part in filter(None, parts):  # without a new result, the folder stays as it is
             results = sorted(results + part, key=lambda result: runs.index(result.run))
             sweep = {
                 "config": configs.to_dict(base),
