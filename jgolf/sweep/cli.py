@@ -99,7 +99,7 @@ def _run(options: SweepOptions) -> None:
     number = len(groups(list(new.values())))
     text = f", {len(finished.results)} of them there already" if finished.results else ""
     print(f"{len(runs)} runs of {base.train.steps} steps{text}, {number} structure(s); results in {out}", flush=True)
-    results = _train(options, base, runs, finished, new, out)
+    results = _train(options, base, runs, finished, new, out) if new else finished.results
     console.print(results_table(summarize(results)))
     if options.ablate:
         console.print(worths_table(worths(results)))
