@@ -15,18 +15,11 @@ import tyro
 from jgolf import files
 from jgolf.errors import JgolfError
 from jgolf.progress import progress_bar
+from jgolf.report.artifacts import Contents, artifact_plots
+from jgolf.report.curves import history_plots, step_times_ms
 from jgolf.report.history import History, read_history
 from jgolf.report.page import Picture, Section, Table, page
-from jgolf.report.plots import (
-    DARK,
-    LIGHT,
-    Contents,
-    Plot,
-    artifact_plots,
-    history_plots,
-    require_matplotlib,
-    step_times_ms,
-)
+from jgolf.report.plots import DARK, LIGHT, Plot, require_matplotlib
 from jgolf.report.sizes import read_contents
 
 PAGE_FILE = "index.html"

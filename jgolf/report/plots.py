@@ -1,4 +1,4 @@
-"""The plots of a report, as PNG, on a light and on a dark ground.
+"""What a plot of a report is: a PNG on a light and on a dark ground.
 
 Runs are told apart by colour and by the kind of line, so that neither colour vision nor a colour
 printer is needed.
@@ -7,18 +7,13 @@ printer is needed.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from jgolf.errors import MissingExtraError
-from jgolf.report.history import History
-from jgolf.report.sizes import ArtifactContents
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FIGURE_INCHES = (5.4, 3.5)
@@ -27,8 +22,6 @@ LINE_STYLES = ("-", "--", "-.", ":")
 LEGEND_LINE_INCHES = 0.2
 LEGEND_CHARS = 76  # in a line
 LONGEST_NAME = 60  # characters; of longer ones the end is shown
-SMOOTHING = 0.02  # of the logged steps are averaged for one point of the training loss
-SKIPPED_START = 0.02  # of the run, whose high losses would flatten the rest of the plot
 
 
 @dataclass(frozen=True)
@@ -56,14 +49,6 @@ DARK = Theme(
     "#30363d",
     ("#56b4e9", "#ff8f4d", "#2cc69a", "#e79fcb", "#f0b93a", "#9ad7ff", "#d0d7de"),
 )
-
-
-class Contents(NamedTuple):
-    """A run's artifact, and the run's place among all runs of the report."""
-
-    index: int
-    run: History
-    artifact: ArtifactContents
 
 
 @dataclass(frozen=True)
@@ -97,220 +82,9 @@ def require_matplotlib() -> None:
         raise MissingExtraError("matplotlib", "report", "jgolf report") from None
 
 
-def history_plots(runs: Sequence[History]) -> list[Plot]:
-    """Curves over steps and over training time; those that no run has data for are left out."""
-    plots = []
-    for x, suffix, over in (("step", "steps", "steps"), ("train_time_s", "time", "training time")):
-        plots.append(_loss_plot(runs, x, f"loss-{suffix}", f"Loss over {over}"))
-        plots.append(_bpb_plot(runs, x, f"bpb-{suffix}", f"Bits per byte over {over}"))
-    plots += [_multiplier_plot(runs), _grad_norm_plot(runs), _step_time_plot(runs)]
-    return [plot for plot in plots if plot is not None]
-
-
-def artifact_plots(contents: Sequence[Contents]) -> list[Plot]:
-    """What takes the room in the artifacts, and how their levels are used."""
-    return [_size_plot(contents), *_level_plots(contents)] if contents else []
-
-
-# --- curves ------------------------------------------------------------------------------------------------
-
-
-def _loss_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | None:
-    shown = [
-        (index, run)
-        for index, run in enumerate(runs)
-        if _has(run.train, x, "train_loss") or _has(run.validation, x, "val_loss")
-    ]
-    if not shown:
-        return None
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.subplots()
-        tops, bottoms = [], []
-        for index, run in shown:
-            color, style = _line(theme, index)
-            if _has(run.train, x, "train_loss"):
-                smooth = _smoothed(run.train["train_loss"])
-                axes.plot(run.train[x], run.train["train_loss"], color=color, alpha=0.18, linewidth=0.7)
-                axes.plot(run.train[x], smooth, style, color=color, linewidth=1.4, label=run.name)
-                late = smooth[run.train["step"] > SKIPPED_START * run.train["step"][-1]]
-                tops.append(np.nanmax(late, initial=-np.inf))
-                bottoms.append(np.nanmin(run.train["train_loss"], initial=np.inf))
-            if _has(run.validation, x, "val_loss"):
-                losses = run.validation["val_loss"]
-                label = None if _has(run.train, x, "train_loss") else run.name
-                axes.plot(run.validation[x], losses, "o", color=color, markersize=4.5, label=label)
-                tops.append(_highest_later(losses))
-                bottoms.append(np.nanmin(losses, initial=np.inf))
-        _limit(axes, tops, bottoms)
-        _finish(axes, x, "loss in nats a token")
-
-    told = "; ".join(_told(run, "val_loss", "validation loss") for _, run in shown)
-    alt = f"{title}. Lines are the training loss, smoothed; dots the validation loss. {told}."
-    return Plot(name, title, alt, draw)
-
-
-def _bpb_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | None:
-    shown = [(index, run) for index, run in enumerate(runs) if _has(run.validation, x, "val_bpb")]
-    if not shown:
-        return None
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.subplots()
-        for index, run in shown:
-            color, style = _line(theme, index)
-            axes.plot(run.validation[x], run.validation["val_bpb"], style, marker="o", markersize=4, color=color)
-            axes.lines[-1].set_label(run.name)
-        bpb = [run.validation["val_bpb"] for _, run in shown]
-        _limit(axes, [_highest_later(one) for one in bpb], [np.nanmin(one) for one in bpb])
-        _finish(axes, x, "bits per byte")
-
-    alt = f"{title}, on the validation split. " + "; ".join(_told(run, "val_bpb", "bits per byte") for _, run in shown)
-    return Plot(name, title, alt + ".", draw)
-
-
-def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
-    shown = [(index, run) for index, run in enumerate(runs) if _has(run.train, "step", "learning_rate_multiplier")]
-    if not shown:
-        return None
-
-    longest = max((run for _, run in shown), key=lambda run: run.train["step"][-1])  # its marks have room for names
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.subplots()
-        for index, run in shown:
-            color, style = _line(theme, index)
-            steps, multiplier = run.train["step"], run.train["learning_rate_multiplier"]
-            axes.plot(steps, multiplier, style, color=color, label=run.name)
-            for event, step in run.events.items():
-                height = float(np.interp(step, steps, multiplier))
-                left = event == "SWA"
-                axes.plot(step, height, "^" if left else "v", color=color, markersize=7)
-                if run is longest:
-                    offset, align = ((-9, 6), "right") if left else ((-9, -7), "right")
-                    axes.annotate(event, (step, height), offset, textcoords="offset points", ha=align, fontsize=9)
-        axes.set_ylim(0, 1.05)
-        _finish(axes, "step", "learning-rate multiplier")
-
-    told = "; ".join(
-        f"{run.name}: " + (", ".join(f"{event} from step {step:,}" for event, step in run.events.items()) or "no marks")
-        for _, run in shown
-    )
-    title = "Learning-rate multiplier"
-    alt = f"{title} over steps, with marks where SWA (upward triangle) and late QAT (downward) begin. {told}."
-    return Plot("learning-rate", title, alt, draw)
-
-
-def _grad_norm_plot(runs: Sequence[History]) -> Plot | None:
-    shown = [
-        (index, run)
-        for index, run in enumerate(runs)
-        if _has(run.train, "step", "grad_norm") and np.nanmax(run.train["grad_norm"]) > 0
-    ]
-    if not shown:
-        return None
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.subplots()
-        for index, run in shown:
-            color, style = _line(theme, index)
-            axes.plot(run.train["step"], run.train["grad_norm"], color=color, alpha=0.18, linewidth=0.7)
-            axes.plot(run.train["step"], _smoothed(run.train["grad_norm"]), style, color=color, label=run.name)
-        _logarithmic(axes)
-        _finish(axes, "step", "global gradient norm")
-
-    told = "; ".join(f"{run.name}: median {np.nanmedian(run.train['grad_norm']):.3g}" for _, run in shown)
-    title = "Gradient norm"
-    return Plot("gradient-norm", title, f"{title} before clipping over steps, on a logarithmic scale. {told}.", draw)
-
-
-def _step_time_plot(runs: Sequence[History]) -> Plot | None:
-    times = [(index, run, *step_times_ms(run)) for index, run in enumerate(runs)]
-    shown = [(index, run, steps, ms) for index, run, steps, ms in times if len(ms)]
-    if not shown:
-        return None
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.subplots()
-        for index, run, steps, ms in shown:
-            color, style = _line(theme, index)
-            axes.plot(steps, ms, ".", color=color, alpha=0.25, markersize=2.5)
-            axes.plot(steps, _smoothed(ms), style, color=color, label=run.name)
-        top = max(np.percentile(ms, 98) for *_, ms in shown)
-        axes.set_ylim(0, 1.15 * top if top > 0 else None)
-        _finish(axes, "step", "milliseconds a step")
-
-    told = "; ".join(f"{run.name}: median {np.median(ms):.1f} ms" for _, run, _, ms in shown)
-    title = "Step time"
-    return Plot("step-time", title, f"{title} over steps. {told}.", draw)
-
-
-def step_times_ms(run: History) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and the mean time of a step since the logged one before, in milliseconds."""
-    steps, elapsed_s = run.train["step"], run.train["train_time_s"]
-    known = np.isfinite(elapsed_s)
-    steps, elapsed_s = steps[known], elapsed_s[known]
-    return steps[1:], 1000 * np.diff(elapsed_s) / np.diff(steps)
-
-
-# --- artifacts ---------------------------------------------------------------------------------------------
-
-
-def _size_plot(contents: Sequence[Contents]) -> Plot:
-    sizes = [size for _, _, one in contents for size in one.report.kinds]
-    kinds = list(dict.fromkeys(size.kind for size in sizes))
-    unit, name = (1e6, "megabytes") if max(size.packed_bytes for size in sizes) > 1e6 else (1e3, "kilobytes")
-
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.subplots()
-        height = 0.8 / len(contents)
-        for place, (index, run, one) in enumerate(contents):
-            by_kind = {size.kind: size for size in one.report.kinds}
-            amounts = [by_kind[kind].packed_bytes / unit if kind in by_kind else 0.0 for kind in kinds]
-            places = np.arange(len(kinds)) + (place - (len(contents) - 1) / 2) * height
-            hatch = ("", "//", "..", "xx")[index % 4]
-            bars = axes.barh(places, amounts, 0.92 * height, color=_line(theme, index)[0], hatch=hatch, label=run.name)
-            labels = [f"{amount:.2f}" for amount in amounts]
-            axes.bar_label(bars, labels, padding=3, fontsize=8.5 if len(contents) < 3 else 6.5)
-        axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
-        axes.invert_yaxis()
-        axes.margins(x=0.14)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"{name} in the artifact")
-
-    told = "; ".join(
-        f"{run.name}: " + ", ".join(f"{size.kind} {size.packed_bytes:,} bytes" for size in one.report.kinds)
-        for _, run, one in contents
-    )
-    title = "Artifact size by kind of tensor"
-    return Plot("artifact-size", title, f"{title}. {told}.", draw)
-
-
-def _level_plots(contents: Sequence[Contents]) -> list[Plot]:
-    forms = sorted({form for _, _, one in contents for form in one.level_counts})
-    return [_level_plot(form, [one for one in contents if form in one.artifact.level_counts]) for form in forms]
-
-
-def _level_plot(form: str, contents: Sequence[Contents]) -> Plot:
-    def draw(figure: Figure, theme: Theme) -> None:
-        axes = figure.subplots()
-        for index, run, one in contents:
-            counts = one.level_counts[form]
-            half = len(counts) // 2
-            edges = np.arange(-half, half + 1) - 0.5
-            color, style = _line(theme, index)
-            share = 100 * counts / counts.sum()
-            axes.stairs(share, edges, color=color, alpha=0.3 if len(contents) == 1 else 0.12, fill=True)
-            axes.stairs(share, edges, color=color, linestyle=style, linewidth=1.3, label=run.name)
-        axes.set_xlabel("level")
-        axes.set_ylabel("percent of the levels")
-
-    told = "; ".join(f"{run.name}: entropy {one.level_entropy_bits(form):.3f} bits" for _, run, one in contents)
-    title = f"{form.capitalize()} levels"
-    return Plot(f"levels-{form}", title, f"Histogram of the {form} levels in the artifact. {told}.", draw)
-
-
-# --- common ------------------------------------------------------------------------------------------------
+def line(theme: Theme, index: int) -> tuple[str, str]:
+    """Colour and kind of line of the run with this index."""
+    return theme.lines[index % len(theme.lines)], LINE_STYLES[index % len(LINE_STYLES)]
 
 
 def _style(theme: Theme) -> dict[str, object]:
@@ -337,54 +111,6 @@ def _style(theme: Theme) -> dict[str, object]:
     }
 
 
-def _line(theme: Theme, index: int) -> tuple[str, str]:
-    return theme.lines[index % len(theme.lines)], LINE_STYLES[index % len(LINE_STYLES)]
-
-
-def _has(columns: dict[str, np.ndarray], *names: str) -> bool:
-    return all(len(columns[name]) and np.isfinite(columns[name]).any() for name in names)
-
-
-def _smoothed(values: np.ndarray) -> np.ndarray:
-    """A centred moving mean over SMOOTHING of the values; shorter at the ends."""
-    half = int(SMOOTHING * len(values) / 2)
-    if half == 0:
-        return values
-    finite = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    places = np.arange(len(values))
-    first, end = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    return (sums[end] - sums[first]) / np.maximum(counts[end] - counts[first], 1)
-
-
-def _highest_later(values: np.ndarray) -> float:
-    """The highest but for the first, which is the untrained model's where there are several."""
-    return float(np.nanmax(values[1:] if len(values) > 1 else values))
-
-
-def _limit(axes: Axes, tops: Sequence[float], bottoms: Sequence[float]) -> None:
-    """Frames what follows the first steps; their losses would flatten the rest."""
-    top, bottom = max(tops, default=np.nan), min(bottoms, default=np.nan)
-    if np.isfinite([top, bottom]).all() and top > bottom:
-        margin = 0.06 * (top - bottom)
-        axes.set_ylim(bottom - margin, top + margin)
-
-
-def _logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers; between powers of ten only where there is hardly one of these."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if high < 20 * low else "")
-
-
-def _finish(axes: Axes, x: str, y_label: str) -> None:
-    axes.set_xlabel("step" if x == "step" else "training time in seconds")
-    axes.set_ylabel(y_label)
-    axes.margins(x=0.02)
-
-
 def _legend(figure: Figure) -> None:
     """The runs' names where there are several: above the plot, where no line can cross them."""
     marks, names = figure.axes[0].get_legend_handles_labels()
@@ -395,12 +121,3 @@ def _legend(figure: Figure) -> None:
     figure.legend(marks, shown, loc="outside upper left", ncols=columns)
     width, height = FIGURE_INCHES
     figure.set_size_inches(width, height + LEGEND_LINE_INCHES * -(-len(names) // columns))
-
-
-def _told(run: History, column: str, what: str) -> str:
-    values, steps = run.validation[column], run.validation["step"]
-    if not len(values):
-        return f"{run.name}: no validation"
-    if len(values) == 1:
-        return f"{run.name}: {what} {values[0]:.4f} at step {steps[0]:.0f}"
-    return f"{run.name}: {what} from {values[0]:.4f} at step {steps[0]:.0f} to {values[-1]:.4f} at step {steps[-1]:.0f}"

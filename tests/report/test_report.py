@@ -16,8 +16,8 @@ from jgolf.artifact import container
 from jgolf.cli import main
 from jgolf.config import Config, QuantizeConfig
 from jgolf.errors import MissingExtraError
+from jgolf.report.curves import history_plots, step_times_ms
 from jgolf.report.history import read_history
-from jgolf.report.plots import history_plots, step_times_ms
 from jgolf.report.sizes import read_contents
 from tests.report.test_history import REFERENCE_LOG
 

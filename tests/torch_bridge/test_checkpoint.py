@@ -57,6 +57,7 @@ def test_code_is_refused_and_not_run(tmp_path, legacy):
     assert not (tmp_path / "harm").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # PyTorch says so, and then refuses it
 def test_plain_pickle_is_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(pickle.dumps(Harmful(tmp_path / "harm")))
     with pytest.raises(ArtifactError, match=r"x\.pt"):
