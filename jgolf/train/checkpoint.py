@@ -8,7 +8,8 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,19 @@ FOLDER = "checkpoints"
 
 # Orbax logs the stack traces of errors that it raises as well, and that are told to the user in a sentence.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _but_for_closed_loops(hook: Callable[[sys.UnraisableHookArgs], Any]) -> Callable[[sys.UnraisableHookArgs], None]:
+    def shown(unraisable: sys.UnraisableHookArgs) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            hook(unraisable)
+
+    return shown
+
+
+# Likewise, a write that fails ends Orbax's event loop, and every other write then fails to report to that.
+sys.unraisablehook = _but_for_closed_loops(sys.unraisablehook)
 
 
 class Checkpoints:
