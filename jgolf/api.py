@@ -123,9 +123,9 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One step of training: clipping, Muon and AdamW, the schedule, late QAT, EMA and SWA.
 
-    Can be jitted (donate `state`) and vmapped over the state. The numbers of `config.optim`,
-    `config.average`, `config.quantize.late_qat_start` and `config.train.warmdown_steps` may be traced
-    values, so it can be vmapped over these too: build the config inside, with `jgolf.config.replace`.
+    Can be jitted (donate `state`) and vmapped over the state. The settings that `jgolf.sweep.grid.TRACEABLE`
+    names may be traced values, so it can be vmapped over these too: build the config inside, with
+    `jgolf.config.replace`.
 
     Args:
       config: the run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +22,9 @@ from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
 from jgolf.report.history import History, read_history
 
 MOST_FURTHER_SEEDS = 1000
+SIMULATIONS = 20_000
+SAME_TEXT = 3e-4
+"""Relative difference of bytes a token, above which two texts differ; the digits of a log leave half of that."""
 ScoreName = Literal["auto", "sliding", "standard", "validation"]
 _WHERE = {
     "sliding": "sliding-window score of the artifact",
@@ -88,16 +94,16 @@ def welch_test(a: Sample, b: Sample, margin: float) -> Welch:
             f"loss {len(a.losses)} times in A and {len(b.losses)} times in B"
         )
     statistic = (difference - margin) / error
-    return Welch(difference, statistic, freedom, float(stats.t.sf(statistic, freedom)))
+    return Welch(difference, float(statistic), float(freedom), float(stats.t.sf(statistic, freedom)))
 
 
 def further_seeds(
     a: Sample, b: Sample, margin: float, significance: float, power: float, both: bool = False
 ) -> int | None:
-    """Runs to add so that the test succeeds with the given chance.
+    """Runs to add so that the test succeeds with the given chance; the losses that are there stay as they are.
 
-    The measured means and deviations are taken for the true ones. The chance is that of a noncentral t,
-    with (difference − margin) / standard error as its noncentrality.
+    Further losses are taken to be normal, with the measured means and deviations. The chance is the share
+    of SIMULATIONS draws of them with which the test succeeds.
 
     Args:
       a, b: the sides.
@@ -106,16 +112,40 @@ def further_seeds(
       both: add as many to B as to A; otherwise to A alone.
 
     Returns:
-      The number, or None where up to MOST_FURTHER_SEEDS are not enough: always where A is not better by the margin.
+      The number, at least 1; None where MOST_FURTHER_SEEDS are not enough.
     """
     from scipy import stats
 
-    for count in range(MOST_FURTHER_SEEDS + 1):
-        error, freedom = _standard_error(a.deviation, len(a.losses) + count, b.deviation, len(b.losses) + both * count)
-        needed = stats.t.isf(significance, freedom)
-        if stats.nct.sf(needed, freedom, (b.mean - a.mean - margin) / error) >= power:
-            return count
-    return None
+    def is_enough(count: int) -> bool:
+        rng = np.random.default_rng(0)
+        mean_a, deviation_a = _with_further(a, count, rng)
+        mean_b, deviation_b = _with_further(b, both * count, rng)
+        error, freedom = _standard_error(deviation_a, len(a.losses) + count, deviation_b, len(b.losses) + both * count)
+        p_values = stats.t.sf((mean_b - mean_a - margin) / error, freedom)
+        return np.mean(p_values < significance) >= power
+
+    enough = 1
+    while not is_enough(enough):  # with B as it is, even a perfectly known A can be too little
+        if enough == MOST_FURTHER_SEEDS:
+            return None
+        enough = min(2 * enough, MOST_FURTHER_SEEDS)
+    counts = range(enough // 2 + 1, enough)
+    return enough // 2 + 1 + bisect.bisect_left(counts, True, key=is_enough)
+
+
+def _with_further(
+    sample: Sample, count: int, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, " draws"], Float[np.ndarray, " draws"]]:
+    """Means and deviations of the losses and `count` more, in SIMULATIONS draws of these."""
+    known, mean, deviation = len(sample.losses), sample.mean, sample.deviation
+    if count == 0:
+        return np.full(SIMULATIONS, mean), np.full(SIMULATIONS, deviation)
+    # A normal sample's mean and its sum of squares are independent: no need to draw every loss.
+    off = rng.normal(0.0, deviation / math.sqrt(count), SIMULATIONS)
+    squares = deviation**2 * rng.chisquare(count - 1, SIMULATIONS) if count > 1 else 0.0
+    total = known + count
+    squares = squares + deviation**2 * (known - 1) + off**2 * known * count / total
+    return mean + off * count / total, np.sqrt(squares / (total - 1))
 
 
 def compare(argv: list[str], prog: str = "jgolf compare") -> int:
@@ -148,6 +178,9 @@ def compare(argv: list[str], prog: str = "jgolf compare") -> int:
     sides = [[read_history(path) for path in paths] for paths in (a_paths, b_paths)]
     name = _score_name([*sides[0], *sides[1]], options.score)
     _check_same_text([*sides[0], *sides[1]], name)
+    for side, runs in zip("AB", sides, strict=True):
+        if seeds := _repeated_seeds(runs):
+            print(f"warning: {side} has several runs of seed {', '.join(seeds)}: these are no sample of the noise")
     a, b = (Sample(tuple(run.scores[name].val_loss for run in side)) for side in sides)
     test = welch_test(a, b, options.margin)
     is_record = test.difference >= options.margin and test.p_value < options.significance
@@ -169,13 +202,14 @@ def _split_sides(argv: Sequence[str]) -> tuple[list[str], bool, list[str]]:
     return list(argv[:at]), True, list(argv[at + 1 :])
 
 
-def _standard_error(deviation_a: float, count_a: int, deviation_b: float, count_b: int) -> tuple[float, float]:
-    """Of the difference of the means; and Welch and Satterthwaite's degrees of freedom."""
-    square_a, square_b = deviation_a**2 / count_a, deviation_b**2 / count_b
+def _standard_error(
+    deviation_a: ArrayLike, count_a: int, deviation_b: ArrayLike, count_b: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the difference of the means; and Welch and Satterthwaite's degrees of freedom, NaN where it is 0."""
+    square_a, square_b = np.square(deviation_a) / count_a, np.square(deviation_b) / count_b
     total = square_a + square_b
-    if total == 0:
-        return 0.0, math.nan
-    return math.sqrt(total), total**2 / (square_a**2 / (count_a - 1) + square_b**2 / (count_b - 1))
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(total), total**2 / (square_a**2 / (count_a - 1) + square_b**2 / (count_b - 1))
 
 
 def _check_distinct(paths: Sequence[str]) -> None:
@@ -185,6 +219,11 @@ def _check_distinct(paths: Sequence[str]) -> None:
         if resolved in seen:
             raise JgolfError(f"{path}: named twice; expected each run once: the seeds are the sample")
         seen.add(resolved)
+
+
+def _repeated_seeds(runs: Sequence[History]) -> list[str]:
+    seeds = [str(run.config["train.seed"]) for run in runs if "train.seed" in run.config]
+    return sorted({seed for seed in seeds if seeds.count(seed) > 1})
 
 
 def _score_name(runs: Sequence[History], wanted: ScoreName) -> str:
@@ -210,15 +249,13 @@ def _score_name(runs: Sequence[History], wanted: ScoreName) -> str:
 
 
 def _check_same_text(runs: Sequence[History], name: str) -> None:
-    """Nats a token compare only on the same tokens."""
-    texts: dict[tuple[int, int], History] = {}
-    for run in runs:
-        if name != "validation" and "bytes" in run.result:
-            texts.setdefault((run.result["tokens"], run.result["bytes"]), run)
-    if len(texts) > 1:
-        listed = "; ".join(f"{run.path}: {tokens:,} tokens, {size:,} bytes" for (tokens, size), run in texts.items())
+    """Nats a token compare only on the same tokens, whose bytes a token both scores of a run tell."""
+    found = [(run.scores[name].val_loss / math.log(2) / run.scores[name].val_bpb, str(run.path)) for run in runs]
+    least, most = min(found), max(found)
+    if most[0] > (1 + SAME_TEXT) * least[0]:
+        listed = "; ".join(f"{path}: {bytes_a_token:.4f} bytes a token" for bytes_a_token, path in (least, most))
         raise JgolfError(
-            f"the runs were not scored on the same text: {listed}; export them on the same validation split"
+            f"the runs were not scored on the same text: {listed}; score them on the same validation split"
         )
 
 

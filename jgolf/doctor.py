@@ -91,17 +91,20 @@ def doctor(config: tyro.conf.Positional[str] = "pr592") -> int:
 def run_checks(config: Config) -> Iterator[Check]:
     """All checks, in order."""
     yield packages()
-    yield settings(config)
+    sense = settings(config)
+    yield sense
     found = devices()
     yield found
-    if found.verdict != "missing":
+    makes_sense = sense.verdict != "missing"
+    if makes_sense and found.verdict != "missing":
         yield batch(config)
         yield attention(config)
         yield device_memory(config)
     yield tokenizer(config)
     yield from (shards(config, split) for split in ("train", "val"))
-    yield disk(config)
-    yield host_memory(config)
+    if makes_sense:
+        yield disk(config)
+        yield host_memory(config)
     yield from extras()
 
 

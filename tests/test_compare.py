@@ -9,20 +9,25 @@ from scipy import stats
 
 from jgolf.cli import main
 from jgolf.compare import Sample, further_seeds, welch_test
-from jgolf.config import Config, write_json
+from jgolf.config import Config, replace, write_json
 
 BETTER, WORSE = (1.9000, 1.9012, 1.8991), (1.9101, 1.9120, 1.9093)
 
 
-def write_run(folder: Path, sliding: float | None, validation: float = 2.0, tokens: int = 1000) -> str:
+def write_run(
+    folder: Path, sliding: float | None, validation: float = 2.0, bpb_a_nat: float = 0.6, seed: int | None = None
+) -> str:
     folder.mkdir(parents=True)
-    write_json(Config(), folder / "config.json")
-    row = {"step": 3, "val_loss": validation, "val_bpb": validation / 2, "train_time_s": 1.0}
+    seed = int(folder.name, 36) if seed is None else seed
+    write_json(replace(Config(), "train.seed", seed), folder / "config.json")
+    row = {"step": 3, "val_loss": validation, "val_bpb": bpb_a_nat * validation, "train_time_s": 1.0}
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     if sliding is not None:
         (folder / "artifact").mkdir()
-        result = {"val_loss": sliding + 0.1, "val_bpb": 1.2, "sliding_val_loss": sliding, "sliding_val_bpb": 1.1}
-        (folder / "artifact" / "result.json").write_text(json.dumps({**result, "tokens": tokens, "bytes": 2 * tokens}))
+        losses = {"": sliding + 0.1, "sliding_": sliding}
+        result = {f"{kind}val_loss": loss for kind, loss in losses.items()}
+        result |= {f"{kind}val_bpb": bpb_a_nat * loss for kind, loss in losses.items()}
+        (folder / "artifact" / "result.json").write_text(json.dumps(result))
     return str(folder)
 
 
@@ -43,7 +48,7 @@ def test_welch_is_scipys(count_a, count_b):
 
 @pytest.mark.parametrize("both", [False, True])
 def test_further_seeds_give_the_chance_that_is_asked_for(both):
-    """By simulation: with the number it names the test succeeds often enough, with fewer it does not."""
+    """By simulation of every loss: with the number it names the test succeeds often enough, with fewer it does not."""
     a, b = (
         Sample((1.900, 1.906, 1.903)),
         Sample((1.911, 1.915, 1.913, 1.910) if both else (1.911, 1.915, 1.913, 1.910) * 4),
@@ -52,15 +57,24 @@ def test_further_seeds_give_the_chance_that_is_asked_for(both):
     assert count > 2
 
     def share_of_records(further: int) -> float:
-        rng = np.random.default_rng(0)
-        shape = (20_000, len(a.losses) + further), (20_000, len(b.losses) + both * further)
-        draws_a = rng.normal(a.mean, a.deviation, shape[0])
-        draws_b = rng.normal(b.mean, b.deviation, shape[1])
-        p = stats.ttest_ind(draws_b - 0.005, draws_a, axis=1, equal_var=False, alternative="greater").pvalue
+        rng = np.random.default_rng(1)
+
+        def with_further(sample: Sample, number: int) -> np.ndarray:
+            draws = rng.normal(sample.mean, sample.deviation, (20_000, number))
+            return np.concatenate([np.broadcast_to(sample.losses, (20_000, len(sample.losses))), draws], axis=1)
+
+        ours, theirs = with_further(a, further), with_further(b, both * further)
+        p = stats.ttest_ind(theirs - 0.005, ours, axis=1, equal_var=False, alternative="greater").pvalue
         return float(np.mean(p < 0.01))
 
-    assert share_of_records(count) > 0.77
-    assert share_of_records(count - 2) < 0.8
+    assert share_of_records(count) > 0.79
+    assert share_of_records(count - 1) < 0.81
+
+
+def test_what_is_no_record_needs_a_seed_at_least():
+    a, b = Sample((1.9000, 1.9012, 1.8991)), Sample((1.9070, 1.9094, 1.9067))
+    assert welch_test(a, b, 0.005).p_value > 0.01
+    assert further_seeds(a, b, 0.005, 0.01, 0.01, both=True) == 1
 
 
 def test_no_seeds_help_a_difference_below_the_margin():
@@ -83,6 +97,12 @@ def test_no_record_names_the_seeds_that_are_missing(tmp_path, capsys):
     both = further_seeds(Sample(BETTER), Sample(WORSE), 0.005, 1e-4, 0.8, both=True)
     assert further_seeds(Sample(BETTER), Sample(WORSE), 0.005, 1e-4, 0.8) is None  # three runs of B are too few
     assert "not a record" in shown and f"no number up to 1000 of A alone, or {both} of each" in shown
+
+
+def test_runs_of_one_seed_are_no_sample(tmp_path, capsys):
+    a = [write_run(tmp_path / f"a{i}", loss, seed=7) for i, loss in enumerate(BETTER)]
+    assert main(["compare", *a, "--", *write_side(tmp_path / "b", WORSE)]) == 0
+    assert "warning: A has several runs of seed 7" in capsys.readouterr().out
 
 
 def test_worse_is_no_record(tmp_path, capsys):
@@ -108,8 +128,8 @@ def test_logs_of_the_reference_compare_too(tmp_path):
         path = tmp_path / name
         path.write_text(
             "step:20/20 val_loss:2.1000 val_bpb:1.2000 train_time:1000ms step_avg:50.00ms\n"
-            f"final_int6_sliding_window val_loss:{loss:.4f} val_bpb:1.1000 stride:64 eval_time:10ms\n"
-            f"final_int6_sliding_window_exact val_loss:{loss:.8f} val_bpb:1.10000000\n"
+            f"final_int6_sliding_window val_loss:{loss:.4f} val_bpb:{0.6 * loss:.4f} stride:64 eval_time:10ms\n"
+            f"final_int6_sliding_window_exact val_loss:{loss:.8f} val_bpb:{0.6 * loss:.8f}\n"
         )
         return str(path)
 
@@ -133,7 +153,18 @@ def test_logs_of_the_reference_compare_too(tmp_path):
             "no sliding-window score of the artifact found; export them",
         ),
         (
-            lambda t: [*write_side(t / "a", BETTER), "--", write_run(t / "b", 2.0), write_run(t / "c", 2.1, tokens=7)],
+            lambda t: [*write_side(t / "a", BETTER), "--", write_run(t / "b", 2.0), write_run(t / "c", 2.1, 2.0, 0.61)],
+            "not scored on the same text",
+        ),
+        (
+            lambda t: [
+                "--score",
+                "validation",
+                *write_side(t / "a", BETTER),
+                "--",
+                write_run(t / "b", 2.0),
+                write_run(t / "c", 2.1, 2.0, 0.6004),
+            ],
             "not scored on the same text",
         ),
     ],

@@ -72,6 +72,13 @@ def test_settings_that_make_no_sense():
     assert found["settings"].verdict == "missing" and "train.batch_tokens is 1000" in found["settings"].found
 
 
+@pytest.mark.parametrize("name", ["model.num_heads", "train.seq_len", "train.num_ranks"])
+def test_settings_from_which_nothing_follows(name):
+    found = checks(configs.replace(load("demo"), name, 0))
+    assert found["settings"].verdict == "missing" and name in found["settings"].found
+    assert "batch" not in found and "tokenizer" in found
+
+
 def test_cudnn_where_it_cannot_run():
     found = checks(configs.replace(load("demo"), "model.attention", "cudnn"))
     assert found["attention"].verdict == "missing" and "expected an NVIDIA GPU" in found["attention"].found

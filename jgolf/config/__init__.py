@@ -30,6 +30,7 @@ from jgolf.config.store import (
     replace,
     replace_all,
     to_dict,
+    with_absolute_paths,
     write_json,
 )
 
@@ -57,5 +58,6 @@ __all__ = [
     "replace_all",
     "to_dict",
     "validate",
+    "with_absolute_paths",
     "write_json",
 ]

@@ -124,6 +124,12 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def with_absolute_paths(config: Config) -> Config:
+    """The data's paths as they hold from any working directory: a run's config is read from others."""
+    paths = {"data.dir": config.data.dir, "data.tokenizer": config.data.tokenizer}
+    return replace_all(config, {name: str(Path(path).absolute()) if path else "" for name, path in paths.items()})
+
+
 def replace(config: Any, name: str, value: Any) -> Any:
     """A copy of `config` with the setting of that dotted name changed."""
     first, _, rest = name.partition(".")

@@ -23,7 +23,7 @@ def make_optimizer(config: OptimConfig, axis_name: str | None = None) -> optax.G
     the parameters.
 
     Args:
-      config: settings; their numbers may be traced values.
+      config: settings; their numbers, but for counts of steps, may be traced values.
       axis_name: mesh axis over which Muon's orthogonalization is shared, inside `shard_map`.
     """
     adamw = config.adamw

@@ -122,11 +122,12 @@ def _result_row(run: History) -> dict[str, str]:
 def _results_text(histories: Sequence[History]) -> str:
     for kind, what in (("sliding", "sliding window, from the artifact"), ("validation", "last validation")):
         scored = [(run.scores[kind].val_bpb, run.name) for run in histories if kind in run.scores]
-        if scored:
-            bpb, name = min(scored)
+        finite = [(bpb, name) for bpb, name in scored if math.isfinite(bpb)]
+        if finite:
+            bpb, name = min(finite)
             whose = "" if len(histories) == 1 else f", {name}"
             return f"Best score: {bpb:.4f} bits per byte ({what}{whose})."
-    return "No validation has been logged yet."
+    return "No validation with a finite loss has been logged."
 
 
 def _size_table(contents: Sequence[Contents]) -> Table:

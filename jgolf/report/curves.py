@@ -43,7 +43,7 @@ def _loss_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot |
         for index, run in shown:
             color, style = line(theme, index)
             if _has(run.train, x, "train_loss"):
-                smooth = _smoothed(run.train["train_loss"])
+                smooth = smoothed(run.train["train_loss"])
                 axes.plot(run.train[x], run.train["train_loss"], color=color, alpha=0.18, linewidth=0.7)
                 axes.plot(run.train[x], smooth, style, color=color, linewidth=1.4, label=run.name)
                 late = smooth[run.train["step"] > SKIPPED_START * run.train["step"][-1]]
@@ -128,7 +128,7 @@ def _grad_norm_plot(runs: Sequence[History]) -> Plot | None:
         for index, run in shown:
             color, style = line(theme, index)
             axes.plot(run.train["step"], run.train["grad_norm"], color=color, alpha=0.18, linewidth=0.7)
-            axes.plot(run.train["step"], _smoothed(run.train["grad_norm"]), style, color=color, label=run.name)
+            axes.plot(run.train["step"], smoothed(run.train["grad_norm"]), style, color=color, label=run.name)
         _logarithmic(axes)
         _finish(axes, "step", "global gradient norm")
 
@@ -148,7 +148,7 @@ def _step_time_plot(runs: Sequence[History]) -> Plot | None:
         for index, run, steps, ms in shown:
             color, style = line(theme, index)
             axes.plot(steps, ms, ".", color=color, alpha=0.25, markersize=2.5)
-            axes.plot(steps, _smoothed(ms), style, color=color, label=run.name)
+            axes.plot(steps, smoothed(ms), style, color=color, label=run.name)
         top = max(np.percentile(ms, 98) for *_, ms in shown)
         axes.set_ylim(0, 1.15 * top if top > 0 else None)
         _finish(axes, "step", "milliseconds a step")
@@ -170,8 +170,8 @@ def _has(columns: dict[str, np.ndarray], *names: str) -> bool:
     return all(len(columns[name]) and np.isfinite(columns[name]).any() for name in names)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
-    """A centred moving mean over SMOOTHING of the values; shorter at the ends."""
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """A centred moving mean over SMOOTHING of the values; shorter at the ends, NaN where there is no number."""
     half = int(SMOOTHING * len(values) / 2)
     if half == 0:
         return values
@@ -180,12 +180,13 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     counts = np.concatenate([[0], np.cumsum(finite)])
     places = np.arange(len(values))
     first, end = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    return (sums[end] - sums[first]) / np.maximum(counts[end] - counts[first], 1)
+    count = counts[end] - counts[first]
+    return np.where(count, (sums[end] - sums[first]) / np.maximum(count, 1), np.nan)
 
 
 def _highest_later(values: np.ndarray) -> float:
     """The highest but for the first, which is the untrained model's where there are several."""
-    return float(np.nanmax(values[1:] if len(values) > 1 else values))
+    return float(np.nanmax(values[1:] if len(values) > 1 else values, initial=-np.inf))
 
 
 def _limit(axes: Axes, tops: Sequence[float], bottoms: Sequence[float]) -> None:

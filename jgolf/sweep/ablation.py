@@ -43,22 +43,31 @@ OFF: dict[str, dict[str, Any]] = {
     "clip search": {"quantize.clip_percentiles": (1.0,)},
     "Int5 MLP": {"quantize.mlp": "int6"},
 }
-"""Technique → the settings that leave it out, or put what is usual in its place."""
+"""Technique → the settings that leave it out, or put what is usual in its place.
+
+Without a warmdown the learning rate never falls to where late QAT and SWA begin, so these go with it.
+"""
+ON: dict[str, dict[str, Any]] = {
+    "3× MLP": {"model.mlp_multiple": 3.0},
+    "EMA": {"average.export": "ema"},
+    "Int5 MLP": {"quantize.mlp": "int5"},
+}
+"""What a config must say to have the technique; of the others, it has those that OFF would change."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The recipe without a technique against the whole recipe, on one kind of weights.
+    """One figure of the recipe without a technique against that of the whole recipe.
 
     Attributes:
-      seeds: with which both have a loss that is a number.
-      val_bpb: mean bits per byte of the recipe without it, over these seeds.
+      seeds: with which both have a figure that is a number.
+      without: mean of the recipe without it, over these seeds.
       gain: that mean − the whole recipe's; NaN without a seed.
       interval: half the width of the 95 % confidence interval of `gain`; NaN for fewer than two seeds.
     """
 
     seeds: int
-    val_bpb: float
+    without: float
     gain: float
     interval: float
 
@@ -69,9 +78,9 @@ class Worth:
 
     Attributes:
       technique: its name in OFF.
-      quantized: what it gains in the artifact's weights.
-      before: in the average that the run exports, before quantization.
-      artifact_bytes: what it adds to the artifact; NaN where either has none.
+      quantized: what it gains in bits per byte, in the artifact's weights.
+      before: the same in the average that the run exports, before quantization.
+      artifact_bytes: what it adds to the artifact, in the mean of the seeds with which both have one; NaN without any.
     """
 
     technique: str
@@ -97,7 +106,8 @@ def make_ablation(base: Config, seeds: int, techniques: Sequence[str] = ()) -> l
     runs = with_seeds(base, seeds, {WITHOUT: NOTHING})
     for technique, settings in OFF.items():
         config = configs.replace_all(base, settings)
-        if config != base and technique in (techniques or OFF):
+        has_it = config != base and configs.replace_all(base, ON.get(technique, {})) == base
+        if has_it and technique in (techniques or OFF):
             runs += with_seeds(config, seeds, {WITHOUT: technique})
     if len(runs) == seeds:
         names = ", ".join(techniques or OFF)
@@ -114,11 +124,9 @@ def worths(results: Sequence[RunResult]) -> list[Worth]:
     """
     quantized = _differences(_by_variant(results, lambda result: _bpb(result, QUANTIZED)))
     before = _differences(_by_variant(results, lambda result: _bpb(result, result.run.config.average.export)))
-    sizes = _by_variant(results, lambda result: result.artifact_bytes)
-    means = {variant: float(np.mean(list(of.values()))) if of else math.nan for variant, of in sizes.items()}
+    sizes = _differences(_by_variant(results, lambda result: result.artifact_bytes))
     return [
-        Worth(technique, quantized[technique], before[technique], means.get(NOTHING, math.nan) - means[technique])
-        for technique in quantized
+        Worth(technique, quantized[technique], before[technique], -sizes[technique].gain) for technique in quantized
     ]
 
 
@@ -149,8 +157,8 @@ def _difference(without: Mapping[int, float], whole: Mapping[int, float]) -> Dif
     if not seeds:
         return Difference(0, math.nan, math.nan, math.nan)
     gains = np.array([without[seed] - whole[seed] for seed in seeds])
-    val_bpb = float(np.mean([without[seed] for seed in seeds]))
-    return Difference(len(seeds), val_bpb, float(gains.mean()), half_interval(gains))
+    mean = float(np.mean([without[seed] for seed in seeds]))
+    return Difference(len(seeds), mean, float(gains.mean()), half_interval(gains))
 
 
 def worths_table(found: Sequence[Worth]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from jgolf.data.demo import build_demo
 from jgolf.errors import EXIT_OK, JgolfError
 from jgolf.progress import table_console
 from jgolf.sweep.ablation import make_ablation, worths, worths_table
-from jgolf.sweep.folder import CSV_FILE, RESULTS_FILE, Finished, new_folders, read_finished, write_results
+from jgolf.sweep.folder import CSV_FILE, RESULTS_FILE, SweepFolder
 from jgolf.sweep.grid import SweepRun, groups, make_runs
 from jgolf.sweep.results import RunResult, results_table, summarize
 from jgolf.train.cli import DEFAULT_CONFIG
@@ -79,6 +80,28 @@ def _run(options: SweepOptions) -> None:
     if base.train.time_cap_s:
         print(f"no time cap in a sweep: train.time_cap_s {base.train.time_cap_s:g} is off, runs end by train.steps")
         base = configs.replace(base, "train.time_cap_s", 0.0)
+    runs = _make_runs(options, base)
+    out = options.out or Path("runs") / f"{'ablation' if options.ablate else 'sweep'}-{base.name}"
+    if (out / RESULTS_FILE).exists() and not options.resume:
+        raise JgolfError(f"{out}: already holds a sweep; go on with it by --resume, or choose another --out")
+    folder = SweepFolder(out, runs)
+    if folder.new:
+        if base.data.build_demo:
+            build_demo(base.data.dir)
+        folder.make_ready()
+    there = f", {len(folder.results)} of them there already" if folder.results else ""
+    steps = " or ".join(map(str, sorted({run.config.train.steps for run in runs})))
+    number = len(groups(list(folder.new.values())))
+    print(f"{len(runs)} runs of {steps} steps{there}, {number} structure(s); results in {out}", flush=True)
+    if folder.new:
+        _train(options, base, folder)
+    console.print(results_table(summarize(folder.results)))
+    if options.ablate:
+        console.print(worths_table(worths(folder.results)))
+    print(f"{out / RESULTS_FILE}, {out / CSV_FILE}; plots: jgolf report {out}/runs/*")
+
+
+def _make_runs(options: SweepOptions, base: Config) -> list[SweepRun]:
     if options.ablate and options.set:
         raise JgolfError("--ablate chooses what to vary: leave --set out, and change the config itself instead")
     if options.techniques and not options.ablate:
@@ -87,52 +110,36 @@ def _run(options: SweepOptions) -> None:
         runs = make_ablation(base, options.seeds, options.techniques)
     else:
         runs = make_runs(base, options.seeds, options.set)
-    if any(word.startswith("train.time_cap_s=") for word in options.set):
+    if any(run.config.train.time_cap_s for run in runs):
         raise JgolfError("--set train.time_cap_s: there is no time cap in a sweep; vary train.steps instead")
-    out = options.out or Path("runs") / f"{'ablation' if options.ablate else 'sweep'}-{base.name}"
-    if (out / RESULTS_FILE).exists() and not options.resume:
-        raise JgolfError(f"{out}: already holds a sweep; go on with it by --resume, or choose another --out")
-    finished = read_finished(out, runs)
-    new = new_folders(runs, finished.results)
-    if base.data.build_demo and new:
-        build_demo(base.data.dir)
-    number = len(groups(list(new.values())))
-    text = f", {len(finished.results)} of them there already" if finished.results else ""
-    print(f"{len(runs)} runs of {base.train.steps} steps{text}, {number} structure(s); results in {out}", flush=True)
-    results = _train(options, base, runs, finished, new, out) if new else finished.results
-    console.print(results_table(summarize(results)))
-    if options.ablate:
-        console.print(worths_table(worths(results)))
-    print(f"{out / RESULTS_FILE}, {out / CSV_FILE}; plots: jgolf report {out}/runs/*")
+    return [dataclasses.replace(run, config=configs.with_absolute_paths(run.config)) for run in runs]
 
 
-def _train(
-    options: SweepOptions, base: Config, runs: list[SweepRun], finished: Finished, new: dict[str, SweepRun], out: Path
-) -> list[RunResult]:
-    """Trains the new runs, writes all results after each part, and returns them in the order of `runs`."""
+def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:
+    """Trains the new runs; a result is in the folder as soon as it is there."""
     from jgolf.sweep.train import train_sweep  # JAX starts only when there is something to train
 
-    started = time.perf_counter() - finished.seconds
-    results = list(finished.results)
+    started = time.perf_counter() - folder.seconds
+
+    def keep(result: RunResult) -> None:
+        seconds = round(time.perf_counter() - started, 3)
+        asked = {"config": configs.to_dict(base), "set": list(options.set), "seeds": options.seeds}
+        folder.keep(result, {**asked, "seconds": seconds})
+
+    def tell(text: str) -> None:
+        print(text, flush=True)
+
     shown = _Shown(table_console(), base.train.log_every)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's wish, as good as Ctrl-C
     try:
-        parts = train_sweep(new, out, options.at_once, lambda text: print(text, flush=True), shown)
-        for part in filter(None, parts):  # without a new result, the folder stays as it is
-            results = sorted(results + part, key=lambda result: runs.index(result.run))
-            sweep = {
-                "config": configs.to_dict(base),
-                "set": list(options.set),
-                "seeds": options.seeds,
-                "seconds": round(time.perf_counter() - started, 3),
-            }
-            if options.ablate:
-                sweep["worths"] = [dataclasses.asdict(worth) for worth in worths(results)]
-            write_results(out, sweep, results)
+        train_sweep(folder.new, folder.path, options.at_once, tell, shown, keep)
     except (Exception, KeyboardInterrupt):
-        if results:
-            print(f"{len(results)} of {len(runs)} runs have results in {out}; the same command with --resume goes on")
+        if folder.results:
+            done = f"{len(folder.results)} of {len(folder.runs)} runs"
+            print(f"{done} have results in {folder.path}; the same command with --resume goes on")
         raise
-    return results
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class _Shown:

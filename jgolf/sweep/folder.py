@@ -1,4 +1,4 @@
-"""A sweep's folder: its results so far, and what of a sweep a folder already holds."""
+"""A sweep's folder: its results, and what is still to be trained."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jgolf import config as configs
 from jgolf import files
 from jgolf.config import Config
+from jgolf.data.fingerprint import data_fingerprint
 from jgolf.errors import JgolfError
-from jgolf.run_dir import CONFIG_FILE
+from jgolf.run_dir import CONFIG_FILE, METRICS_FILE
+from jgolf.sweep.ablation import WITHOUT, worths
 from jgolf.sweep.grid import SweepRun
 from jgolf.sweep.results import RunResult, summarize
 
@@ -24,29 +27,74 @@ RESULTS_FILE = "results.json"
 CSV_FILE = "results.csv"
 
 
-class Finished(NamedTuple):
-    """What an earlier start of a sweep left behind."""
+class SweepFolder:
+    """A sweep's folder: the results that are there, and the runs that have none yet.
 
-    results: list[RunResult]
-    seconds: float
-    """That it took."""
-
-
-def read_finished(folder: Path, runs: Sequence[SweepRun]) -> Finished:
-    """The results of `runs` that the folder holds; nothing where no sweep was.
-
-    Raises:
-      JgolfError: the results cannot be read, or some are of runs that are not in `runs`.
+    Attributes:
+      path: the folder.
+      runs: the whole sweep, in order.
+      results: those that are there, in the order of `runs`.
+      seconds: that earlier starts of the sweep took.
+      new: a folder, within this one, for each run without a result.
     """
+
+    def __init__(self, path: Path, runs: Sequence[SweepRun]):
+        """Reads what is there; changes nothing.
+
+        Raises:
+          JgolfError: the results cannot be read, or some are of runs that are not in `runs`.
+        """
+        self.path = path
+        self.runs = runs
+        self.results, self.seconds = _read_results(path, runs) if (path / RESULTS_FILE).exists() else ([], 0.0)
+        taken = {result.folder for result in self.results}
+        done = {result.run.config for result in self.results}
+        free = (name for name in (f"runs/{number:03d}" for number in itertools.count()) if name not in taken)
+        self.new = {next(free): run for run in runs if run.config not in done}
+
+    def make_ready(self) -> None:
+        """Checks that new runs can be compared with the results, and removes what is left of runs without one.
+
+        Raises:
+          JgolfError: the results are of other data than the settings name now.
+        """
+        now = {data: data_fingerprint(data) for data in {result.run.config.data for result in self.results}}
+        for result in self.results:
+            data = result.run.config.data
+            if result.data != now[data]:
+                raise JgolfError(
+                    f"{self.path / result.folder}: trained on other tokens than {data.dir} holds now, so further runs "
+                    "would not compare; bring those back, or choose another --out"
+                )
+        kept = {self.path / result.folder for result in self.results}
+        for path in (self.path / "runs").glob("[0-9]*"):
+            ours = path.is_dir() and {file.name for file in path.iterdir()} <= {CONFIG_FILE, METRICS_FILE}
+            if ours and path.name.isdigit() and path not in kept:
+                shutil.rmtree(path)
+
+    def keep(self, result: RunResult, sweep: Mapping[str, Any]) -> None:
+        """Adds a result and writes all, as CSV and, after `sweep`, which says what was asked for, as JSON."""
+        results = sorted([*self.results, result], key=lambda one: self.runs.index(one.run))
+        content = {
+            **sweep,
+            "runs": [result.row() for result in results],
+            "summaries": [dataclasses.asdict(summary) for summary in summarize(results)],
+        }
+        if WITHOUT in result.run.setting:
+            content["worths"] = [dataclasses.asdict(worth) for worth in worths(results)]
+        files.write_text(self.path / CSV_FILE, _csv(content["runs"]))
+        files.write_text(self.path / RESULTS_FILE, json.dumps(_without_nan(content), indent=1) + "\n")
+        self.results = results
+
+
+def _read_results(folder: Path, runs: Sequence[SweepRun]) -> tuple[list[RunResult], float]:
+    """The results of `runs` that the folder holds, and the seconds that they took."""
     path = folder / RESULTS_FILE
-    if not path.exists():
-        return Finished([], 0.0)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = {configs.read_json(folder / row["folder"] / CONFIG_FILE): row for row in content["runs"]}
-        found = Finished(
-            [RunResult.from_row(run, rows[run.config]) for run in runs if run.config in rows], float(content["seconds"])
-        )
+        results = [RunResult.from_row(run, rows[run.config]) for run in runs if run.config in rows]
+        seconds = float(content["seconds"])
     except (ValueError, KeyError, TypeError) as error:
         raise JgolfError(
             f"{path}: not the results of a sweep, or damaged: {type(error).__name__}: {error}; choose another --out, "
@@ -59,7 +107,7 @@ def read_finished(folder: Path, runs: Sequence[SweepRun]) -> Finished:
                 f"{folder / row['folder']}: its result would be lost: these options ask for no such run (it has "
                 f"{_nearest_difference(config, wanted)}); give the options that made it, or more, or another --out"
             )
-    return found
+    return results, seconds
 
 
 def _nearest_difference(config: Config, others: Sequence[Config]) -> str:
@@ -67,25 +115,6 @@ def _nearest_difference(config: Config, others: Sequence[Config]) -> str:
     own = configs.leaves(config).items()
     differences = [[item for item in own if item not in configs.leaves(other).items()] for other in others]
     return ", ".join(f"{name} {value}" for name, value in min(differences, key=len)[:3])
-
-
-def new_folders(runs: Sequence[SweepRun], finished: Sequence[RunResult]) -> dict[str, SweepRun]:
-    """A folder, within the sweep's, for each run without a result."""
-    taken = {result.folder for result in finished}
-    done = {result.run.config for result in finished}
-    free = (name for name in (f"runs/{number:03d}" for number in itertools.count()) if name not in taken)
-    return {next(free): run for run in runs if run.config not in done}
-
-
-def write_results(folder: Path, sweep: dict[str, Any], results: Sequence[RunResult]) -> None:
-    """Writes the results as JSON, under `sweep`, which says what was asked for, and as CSV."""
-    content = {
-        **sweep,
-        "runs": [result.row() for result in results],
-        "summaries": [dataclasses.asdict(summary) for summary in summarize(results)],
-    }
-    files.write_text(folder / RESULTS_FILE, json.dumps(_without_nan(content), indent=1) + "\n")
-    files.write_text(folder / CSV_FILE, _csv([result.row() for result in results]))
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -29,6 +29,7 @@ class RunResult:
       scores: which weights ("raw", the average that the run exports, and QUANTIZED) → standard validation.
       artifact_bytes: of the quantized weights, packed with zstd; None where they could not be made.
       folder: where its settings and metrics are, within the sweep's folder.
+      data: fingerprint of what it was trained and scored on.
     """
 
     run: SweepRun
@@ -36,6 +37,7 @@ class RunResult:
     scores: dict[str, FinalScore]
     artifact_bytes: int | None
     folder: str
+    data: str
 
     def row(self) -> dict[str, Any]:
         """One flat row for a table or a file."""
@@ -51,6 +53,7 @@ class RunResult:
             **scores,
             "artifact_bytes": self.artifact_bytes,
             "folder": self.folder,
+            "data": self.data,
         }
 
     @classmethod
@@ -62,7 +65,7 @@ class RunResult:
 
         scored = [name.removesuffix("_val_loss") for name in row if name.endswith("_val_loss")]
         scores = {name: FinalScore(number(f"{name}_val_loss"), number(f"{name}_val_bpb")) for name in scored}
-        return cls(run, number("train_loss"), scores, row["artifact_bytes"], row["folder"])
+        return cls(run, number("train_loss"), scores, row["artifact_bytes"], row["folder"], row["data"])
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Summary:
       setting: the varied settings' values.
       weights: "raw", the average's name, or QUANTIZED.
       runs: seeds that were trained.
-      finite_runs: seeds whose loss is a number; the figures below are theirs.
+      finite_runs: seeds whose loss is a number; the figures below are theirs. A run that diverged has none.
       val_loss, val_bpb: means; NaN without any.
       deviation: of val_loss over the seeds, with n − 1; NaN for fewer than two.
       interval: the 95 % confidence interval of the mean val_loss by Student's t; NaN for fewer than two.
@@ -93,15 +96,19 @@ class Summary:
 
 def summarize(results: Sequence[RunResult]) -> list[Summary]:
     """One summary for each setting and kind of weights, in the order of the runs."""
-    found: dict[tuple, list[RunResult]] = {}
+    settings: dict[tuple, list[RunResult]] = {}
     for result in results:
-        for weights in result.scores:
-            found.setdefault((tuple(result.run.setting.items()), weights), []).append(result)
-    return [_summary(weights, of) for (_, weights), of in found.items()]
+        settings.setdefault(tuple(result.run.setting.items()), []).append(result)
+    return [
+        _summary(weights, of)
+        for of in settings.values()
+        for weights in dict.fromkeys(weights for result in of for weights in result.scores)
+    ]
 
 
 def _summary(weights: str, results: Sequence[RunResult]) -> Summary:
-    setting, scores = results[0].run.setting, [result.scores[weights] for result in results]
+    setting = results[0].run.setting
+    scores = [result.scores[weights] for result in results if weights in result.scores]
     sizes = [result.artifact_bytes for result in results if result.artifact_bytes is not None]
     artifact_bytes = float(np.mean(sizes)) if weights == QUANTIZED and sizes else None
     finite = [score for score in scores if math.isfinite(score.val_loss)]
@@ -111,7 +118,7 @@ def _summary(weights: str, results: Sequence[RunResult]) -> Summary:
     deviation = float(losses.std(ddof=1)) if len(finite) > 1 else math.nan
     half = half_interval(losses)
     interval = (mean - half, mean + half)
-    return Summary(setting, weights, len(scores), len(finite), mean, bpb, deviation, interval, artifact_bytes)
+    return Summary(setting, weights, len(results), len(finite), mean, bpb, deviation, interval, artifact_bytes)
 
 
 def half_interval(values: np.ndarray) -> float:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from jgolf.artifact.container import pack
 from jgolf.artifact.scoring import Artifact
 from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
+from jgolf.data.fingerprint import data_fingerprint
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.evaluate.validation import Validation
@@ -40,17 +41,17 @@ from jgolf.train.step import StepMetrics, TrainState
 STEPS_IN_FLIGHT = 2
 
 Tell = Callable[[str], None]
+Keep = Callable[[RunResult], None]
+"""Takes a result; called in one thread, not the main one, for one result after another."""
 Show = Callable[[Iterator[StepMetrics], int, str], Iterator[StepMetrics]]
 """Passes on the metrics of so many steps of what the text names, and shows how far they have come."""
 
 
-def train_sweep(
-    runs: Mapping[str, SweepRun], out: Path, at_once: int, tell: Tell, show: Show
-) -> Iterator[list[RunResult]]:
-    """Trains and scores all runs; yields the results of those that trained side by side.
+def train_sweep(runs: Mapping[str, SweepRun], out: Path, at_once: int, tell: Tell, show: Show, keep: Keep) -> None:
+    """Trains and scores all runs, and packs the artifacts of some while the next ones train.
 
-    Their artifacts are packed while the next ones train. What is packed when an error or Ctrl-C ends the
-    training is yielded before that is raised.
+    A result is kept as soon as its artifact is packed. When an error or Ctrl-C ends the training, every run
+    that was scored by then is packed and kept before that is raised.
 
     Args:
       runs: the sweep: folder in `out` for a run's settings and metrics → the run.
@@ -58,6 +59,7 @@ def train_sweep(
       at_once: runs that one device trains at a time; 0 for as many as there are.
       tell: takes a line about what was done.
       show: see Show.
+      keep: see Keep.
 
     Raises:
       JgolfError: the data or the folder cannot be used.
@@ -65,29 +67,38 @@ def train_sweep(
     compiling.keep_programs()
     members = list(runs.items())
     found = groups([run for _, run in members])
+    packing: list[Future[None]] = []
     with ThreadPoolExecutor(1) as packer:  # nothing else: two threads that compute break XLA's capture of CUDA graphs
-        waiting: list[Future[RunResult]] = []
-        try:
-            for number, group in enumerate(found, start=1):
-                name = f"program {number} of {len(found)}"
-                for trained in _train_group([members[index] for index in group], out, at_once, name, tell, show):
-                    scored = _score(trained, out, tell, packer)
-                    ready, waiting = waiting, scored
-                    yield [one.result() for one in ready]
-        except (Exception, KeyboardInterrupt):
-            yield [one.result() for one in waiting]
-            raise
+        for number, group in enumerate(found, start=1):
+            name = f"program {number} of {len(found)}"
+            for trained in _train_group([members[index] for index in group], out, at_once, name, tell, show):
+                for result, artifact in _scored(trained, out, tell):
+                    packing.append(packer.submit(_pack_and_keep, result, artifact, keep))
+                _raise_error_of(one for one in packing if one.done())
         with activity("packing the last runs"):
-            results = [one.result() for one in waiting]
-        yield results
+            _raise_error_of(packing)
+
+
+def _pack_and_keep(result: RunResult, artifact: Artifact | None, keep: Keep) -> None:
+    if artifact is not None:
+        packed = pack(artifact.stored, artifact.metadata())
+        result = dataclasses.replace(result, artifact_bytes=len(packed))
+    keep(result)
+
+
+def _raise_error_of(packing: Iterable[Future[None]]) -> None:
+    """Waits for them, and raises the first error among them."""
+    for one in packing:
+        one.result()
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """States that trained side by side, with the folders and runs that end in each."""
+    """States that trained side by side, with the folders and runs that end in each, and the data's fingerprint."""
 
     states: list[TrainState]
     runs: list[list[tuple[str, SweepRun]]]
+    data: str
     history: list[tuple[StepMetrics, float]]
     validation: Validation
 
@@ -99,6 +110,7 @@ def _train_group(
     validation = Validation.open(config)
     stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
     order = device_batch_order(config, 1)
+    data = data_fingerprint(config.data)
     for folder, run in members:  # before the work: it tells whether `out` can be written to
         configs.write_json(run.config, out / folder / CONFIG_FILE)
     different = [[members[index] for index in same] for same in trainings([run for _, run in members])]
@@ -117,7 +129,8 @@ def _train_group(
         ready = time.perf_counter()
         history = []
         with Prefetcher(lambda step: order.rows(stream, step, slice(None)), 0) as batches:
-            for metrics in show(_steps(program, batches, config.train.steps), config.train.steps, what):
+            steps = _steps(program, batches, config.train.steps, len(part))
+            for metrics in show(steps, config.train.steps, what):
                 history.append((metrics, time.perf_counter() - ready))
         train_s = time.perf_counter() - ready
         tell(
@@ -125,38 +138,33 @@ def _train_group(
             f"({train_s / len(part):.1f} s a run)"
         )
         states = [program.run_state(index) for index in range(len(part))]
-        yield _Trained(states, [different[index] for index in part], history, validation)
+        yield _Trained(states, [different[index] for index in part], data, history, validation)
 
 
-def _score(trained: _Trained, out: Path, tell: Tell, packer: ThreadPoolExecutor) -> list[Future[RunResult]]:
-    """Scores the runs; each one's result is there when its artifact is packed."""
-    found = []
+def _scored(trained: _Trained, out: Path, tell: Tell) -> Iterator[tuple[RunResult, Artifact | None]]:
+    """Scores the runs; yields each one's result, but for its artifact's size, and its artifact if there is one."""
     for index, (state, same) in enumerate(zip(trained.states, trained.runs, strict=True)):
         loss = float(trained.history[-1][0].loss[index]) if trained.history else float("nan")
         unquantized: dict[str, FinalScore] = {}
         for folder, run in same:
             scores, artifact = _scores(trained.validation, run.config, state, unquantized, tell)
             _write_metrics(out / folder, trained.history, index, scores["raw"])
-            found.append(packer.submit(_packed, RunResult(run, loss, scores, None, folder), artifact))
-    return found
+            yield RunResult(run, loss, scores, None, folder, trained.data), artifact
 
 
-def _packed(result: RunResult, artifact: Artifact | None) -> RunResult:
-    """The result with the size of its artifact, where there is one."""
-    if artifact is None:
-        return result
-    return dataclasses.replace(result, artifact_bytes=len(pack(artifact.stored, artifact.metadata())))
+def _steps(program: SweepProgram, batches: Iterator[Any], steps: int, runs: int) -> Iterator[StepMetrics]:
+    """Trains, and yields the metrics of each step, arrays [runs], a little later, so that no device waits."""
 
+    def oldest() -> StepMetrics:
+        return jax.tree.map(lambda values: values[:runs], jax.device_get(in_flight.popleft()))
 
-def _steps(program: SweepProgram, batches: Iterator[Any], steps: int) -> Iterator[StepMetrics]:
-    """Trains, and yields the metrics of each step as arrays of the runs, a little later, so that no device waits."""
     in_flight: deque[StepMetrics] = deque()
     for _ in range(steps):
         in_flight.append(program.step(next(batches)))
         if len(in_flight) > STEPS_IN_FLIGHT:
-            yield jax.device_get(in_flight.popleft())
+            yield oldest()
     while in_flight:
-        yield jax.device_get(in_flight.popleft())
+        yield oldest()
 
 
 def _scores(

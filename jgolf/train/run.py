@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -144,12 +143,10 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """The data's paths as they hold from any working directory: the run's config is read from others."""
-    data_dir = Path(config.data.dir).absolute()
-    tokenizer = find_tokenizer(data_dir, config.data.tokenizer).resolve()
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, dir=str(data_dir), tokenizer=str(tokenizer))
-    )
+    """The settings with the paths of the data and of the tokenizer that is found there."""
+    config = configs.with_absolute_paths(config)
+    tokenizer = find_tokenizer(config.data.dir, config.data.tokenizer).resolve()
+    return configs.replace(config, "data.tokenizer", str(tokenizer))
 
 
 def _first_state(

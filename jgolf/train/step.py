@@ -97,8 +97,8 @@ def train_step(
     """Trains on A micro-batches of B sequences.
 
     Everything that depends on the schedule (learning rate, late QAT, SWA) is decided in here, from the
-    step and the clock's reading; the numbers in `config.optim`, `config.average` and
-    `config.train.warmdown_steps` may be traced values.
+    step and the clock's reading; the numbers that `jgolf.sweep.grid.TRACEABLE` names may be
+    traced values.
 
     Args:
       config: the run.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import sys
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ from jgolf.artifact import container
 from jgolf.cli import main
 from jgolf.config import Config, QuantizeConfig
 from jgolf.errors import MissingExtraError
-from jgolf.report.curves import history_plots, step_times_ms
+from jgolf.report.curves import history_plots, smoothed, step_times_ms
 from jgolf.report.history import read_history
 from jgolf.report.sizes import read_contents
 from tests.report.test_history import REFERENCE_LOG
@@ -168,6 +169,19 @@ def test_a_run_that_has_only_begun(tmp_path):
         "learning-rate",
         "gradient-norm",
     ]
+
+
+def test_a_run_that_diverged(tmp_path):
+    runs = [write_run(tmp_path / "diverged"), write_run(tmp_path / "whole")]
+    rows = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[40:]:
+        row |= {name: math.nan for name in ("train_loss", "val_loss", "val_bpb") if name in row}
+    (runs[0] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    assert "Best score: 2.1234 bits per byte (last validation, whole)" in (tmp_path / "out" / "index.html").read_text()
+    losses = np.array([3.0] * 100 + [np.nan] * 100)
+    np.testing.assert_array_equal(smoothed(losses)[:100], 3.0)
+    assert np.isnan(smoothed(losses)[-90:]).all()
 
 
 def test_errors(tmp_path, capsys, monkeypatch):

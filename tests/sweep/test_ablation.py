@@ -45,6 +45,12 @@ def test_what_a_config_lacks_is_not_left_out():
         make_ablation(config, 1)
 
 
+def test_what_only_looks_like_a_technique_is_not_left_out():
+    config = configs.replace_all(BASE, {"quantize.mlp": "int8", "model.mlp_multiple": 1.0, "average.export": "swa"})
+    found = {run.setting[WITHOUT] for run in make_ablation(config, 1)}
+    assert found == {NOTHING, *OFF} - {"Int5 MLP", "3× MLP", "EMA"}
+
+
 def test_techniques_are_chosen_by_name():
     found = [run.setting[WITHOUT] for run in make_ablation(BASE, 1, ["late QAT", "XSA"])]
     assert found == [NOTHING, "XSA", "late QAT"]
@@ -55,7 +61,7 @@ def test_techniques_are_chosen_by_name():
 def result(without: str, seed: int, bpb: float, artifact_bytes: int | None = 1000) -> RunResult:
     config = configs.replace(BASE, "train.seed", seed)
     scores = {name: FinalScore(bpb, bpb + shift) for name, shift in (("ema", 0.0), (QUANTIZED, 0.1))}
-    return RunResult(SweepRun(config, {WITHOUT: without}), bpb, scores, artifact_bytes, "runs/000")
+    return RunResult(SweepRun(config, {WITHOUT: without}), bpb, scores, artifact_bytes, "runs/000", "data")
 
 
 def test_the_differences_are_student_s_paired_test():
@@ -65,14 +71,16 @@ def test_the_differences_are_student_s_paired_test():
     (found,) = worths(results)
     expected = stats.ttest_rel(without, whole).confidence_interval(0.95)
     for one, shift in ((found.before, 0.0), (found.quantized, 0.1)):
-        assert one.seeds == 3 and one.val_bpb == pytest.approx(np.mean(without) + shift)
+        assert one.seeds == 3 and one.without == pytest.approx(np.mean(without) + shift)
         assert (one.gain - one.interval, one.gain + one.interval) == pytest.approx(tuple(expected))
     assert found.artifact_bytes == 100
 
 
 def test_only_seeds_that_both_have_are_compared():
     results = [result(NOTHING, 1, 1.5), result(NOTHING, 2, math.nan), result("XSA", 2, 1.7), result("XSA", 1, 1.6)]
+    results += [result(NOTHING, 3, math.nan, 2000), result(NOTHING, 4, 1.5, 3000), result("XSA", 4, math.nan, 2900)]
     (found,) = worths(results)
+    assert found.artifact_bytes == pytest.approx((0 + 0 + 100) / 3)
     assert found.before.seeds == 1 and found.before.gain == pytest.approx(0.1) and math.isnan(found.before.interval)
 
 

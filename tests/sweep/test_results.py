@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import csv
+import dataclasses
 import io
 import math
 
@@ -11,9 +11,8 @@ from scipy import stats
 
 from jgolf.config import Config, replace
 from jgolf.report.history import FinalScore
-from jgolf.sweep.folder import CSV_FILE, write_results
 from jgolf.sweep.grid import SweepRun
-from jgolf.sweep.results import RunResult, results_table, summarize
+from jgolf.sweep.results import QUANTIZED, RunResult, results_table, summarize
 
 RATE = "optim.muon.learning_rate"
 
@@ -21,7 +20,7 @@ RATE = "optim.muon.learning_rate"
 def result(rate: float, seed: int, raw: float, ema: float) -> RunResult:
     run = SweepRun(replace(Config(), "train.seed", seed), {RATE: rate})
     scores = {name: FinalScore(loss, loss / 2) for name, loss in (("raw", raw), ("ema", ema))}
-    return RunResult(run, raw + 0.1, scores, None, f"runs/{seed:03d}")
+    return RunResult(run, raw + 0.1, scores, None, f"runs/{seed:03d}", "data")
 
 
 RESULTS = [
@@ -55,9 +54,8 @@ def test_a_diverged_run_is_counted_and_shown_but_not_averaged():
     assert "1 of 2" in text and "1.6000" in text and "learning rate" in text
 
 
-def test_csv_has_a_line_for_each_run(tmp_path):
-    write_results(tmp_path, {}, RESULTS)
-    rows = list(csv.DictReader((tmp_path / CSV_FILE).open()))
-    assert [row["seed"] for row in rows] == ["0", "1", "2", "0", "1"]
-    assert float(rows[1]["ema_val_loss"]) == 1.43 and float(rows[1][RATE]) == 0.02
-    assert rows[4]["folder"] == "runs/001"
+def test_a_run_that_could_not_be_quantized_counts_as_one_that_diverged():
+    scored = dataclasses.replace(RESULTS[0], scores={**RESULTS[0].scores, QUANTIZED: FinalScore(1.45, 0.72)})
+    quantized = summarize([scored, RESULTS[1]])[2]
+    assert quantized.weights == QUANTIZED
+    assert (quantized.runs, quantized.finite_runs, quantized.val_loss) == (2, 1, 1.45)

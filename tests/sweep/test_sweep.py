@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -23,6 +25,7 @@ from jgolf.data.shards import TokenStream, find_shards
 from jgolf.evaluate.validation import Validation
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import dequantize
+from jgolf.sweep import train as sweep_train
 from jgolf.sweep.ablation import OFF
 from jgolf.sweep.grid import make_runs
 from jgolf.sweep.program import SweepProgram
@@ -130,21 +133,26 @@ def test_a_sweep_on_two_devices_scores_what_the_runs_alone_score(config, tmp_pat
     rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").open()))
     assert [row["optim.muon.learning_rate"] for row in rows] == ["0.01", "0.02", "0.03"]
 
-    last = make_runs(config, 1, [rates])[-1].config
-    stream, order = TokenStream(find_shards(config.data.dir, "train")), BatchOrder.from_config(config.train)
-    state = jax.jit(partial(new_state, last))(jax.random.key(last.train.seed))
-    step = jax.jit(partial(train_step, last))
-    for index in range(config.train.steps):
-        state, metrics = step(state, *order.rows(stream, index, slice(None)))
     validation = Validation.open(config)
-    average = averaged_params(state, "ema+swa")
-    stored = quantize(average, config.quantize)
-    assert 0.9 * len(pack(stored, {})) < float(rows[-1]["artifact_bytes"]) < 1.1 * len(pack(stored, {}))
-    for weights, params in (("raw", state.params), ("ema+swa", average), ("quantized", dequantize(stored))):
-        score = validation.standard(params, config.evaluate.max_tokens)
-        np.testing.assert_allclose(float(rows[-1][f"{weights}_val_loss"]), score.val_loss, rtol=2e-5)
-        np.testing.assert_allclose(float(rows[-1][f"{weights}_val_bpb"]), score.val_bpb, rtol=2e-5)
-    np.testing.assert_allclose(float(rows[-1]["train_loss"]), float(metrics.loss), rtol=2e-5)
+    stream, order = TokenStream(find_shards(config.data.dir, "train")), BatchOrder.from_config(config.train)
+    first = jax.jit(partial(new_state, config))(jax.random.key(config.train.seed))
+    step = jax.jit(lambda rate, *args: train_step(configs.replace(config, "optim.muon.learning_rate", rate), *args))
+    for row in rows:
+        state = first
+        for index in range(config.train.steps):
+            state, metrics = step(
+                float(row["optim.muon.learning_rate"]), state, *order.rows(stream, index, slice(None))
+            )
+        average = averaged_params(state, "ema+swa")
+        stored = quantize(average, config.quantize)
+        assert 0.9 * len(pack(stored, {})) < float(row["artifact_bytes"]) < 1.1 * len(pack(stored, {}))
+        for weights, params in (("raw", state.params), ("ema+swa", average), ("quantized", dequantize(stored))):
+            score = validation.standard(params, config.evaluate.max_tokens)
+            np.testing.assert_allclose(float(row[f"{weights}_val_loss"]), score.val_loss, rtol=2e-5)
+            np.testing.assert_allclose(float(row[f"{weights}_val_bpb"]), score.val_bpb, rtol=2e-5)
+        np.testing.assert_allclose(float(row["train_loss"]), float(metrics.loss), rtol=2e-5)
+    shown = float(re.search(r"step:8/8 train_loss:([\d.]+)", done.stdout)[1])
+    assert shown == pytest.approx(np.mean([float(row["train_loss"]) for row in rows]), abs=1e-4)
 
     written = json.loads((tmp_path / "sweep" / "results.json").read_text())
     assert len(written["runs"]) == 3 and len(written["summaries"]) == 9 and written["summaries"][0]["deviation"] is None
@@ -160,11 +168,14 @@ def test_an_ablation_from_the_command_line(config, tmp_path, capsys):
             config = configs.replace_all(config, settings)
     configs.write_json(config, tmp_path / "config.json")
     out = tmp_path / "ablation"
-    command = ["sweep", str(tmp_path / "config.json"), "--ablate", "--seeds", "2", "--at-once", "1"]
-    assert main([*command, "--out", str(out)]) == 0
+    command = ["sweep", str(tmp_path / "config.json"), "--ablate", "--at-once", "1", "--out", str(out)]
+    assert main([*command, "--seeds", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "8 runs of 8 steps, 2 structure(s)" in shown and "grad_clip=0.0" in shown
-    assert "program 1 of 2: 1 run from 4 of 4 on" in shown  # with clipping and without, two seeds each
+    assert "4 runs of 8 steps, 2 structure(s)" in shown and "grad_clip=0.0" in shown
+    assert "program 1 of 2: 1 run from 2 of 2 on" in shown  # with clipping and without
+    assert main([*command, "--seeds", "2", "--resume"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 runs of 8 steps, 4 of them there already, 2 structure(s)" in shown
     written = json.loads((out / "results.json").read_text())
     bpb = {}
     for run in written["runs"]:
@@ -179,8 +190,9 @@ def test_an_ablation_from_the_command_line(config, tmp_path, capsys):
 def test_errors_come_before_training(config, tmp_path, capsys):
     path = tmp_path / "config.json"
     configs.write_json(config, path)
-    assert main(["sweep", str(path), "--set", "train.time_cap_s=1,2", "--out", str(tmp_path)]) == 2
-    assert "there is no time cap in a sweep" in capsys.readouterr().err
+    for name in ("train.time_cap_s", "train.time-cap-s"):
+        assert main(["sweep", str(path), "--set", f"{name}=1,2", "--out", str(tmp_path)]) == 2
+        assert "there is no time cap in a sweep" in capsys.readouterr().err
     assert main(["sweep", "pr592", "--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "none")]) == 2
     assert "no tokenizer" in capsys.readouterr().err and not (tmp_path / "none").exists()
     (tmp_path / "results.json").write_text("{}")
@@ -192,6 +204,61 @@ def test_errors_come_before_training(config, tmp_path, capsys):
     assert "--techniques belongs to --ablate" in capsys.readouterr().err
     assert main(["sweep", str(path), "--at-once", "-1"]) == 2
     assert "--at-once -1" in capsys.readouterr().err
+
+
+def stop_while_scoring(patch: pytest.MonkeyPatch) -> None:
+    scored = []
+    scores = sweep_train._scores
+
+    def third_is_stopped(*args):
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(scores(*args))
+        return scored[-1]
+
+    patch.setattr(sweep_train, "_scores", third_is_stopped)
+
+
+def stop_while_packing(patch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def stopped(description):
+        if description == "packing the last runs":
+            raise KeyboardInterrupt
+        yield
+
+    patch.setattr(sweep_train, "activity", stopped)
+
+
+def fail_to_pack(patch: pytest.MonkeyPatch) -> None:
+    results = iter([MemoryError("no room"), b"12", b"345"])
+
+    def pack(*args):
+        result = next(results)
+        if isinstance(result, MemoryError):
+            raise result
+        return result
+
+    patch.setattr(sweep_train, "pack", pack)
+
+
+@pytest.mark.parametrize(
+    ("disturb", "exit_code", "seeds"),
+    [
+        (stop_while_scoring, 130, [1337, 1338]),
+        (stop_while_packing, 130, [1337, 1338, 1339]),
+        (fail_to_pack, 2, [1338, 1339]),
+    ],
+)
+def test_what_was_scored_is_kept(disturb, exit_code, seeds, config, tmp_path, monkeypatch, capsys):
+    """Three runs side by side, disturbed after their training."""
+    configs.write_json(configs.replace(config, "train.steps", 2), tmp_path / "config.json")
+    command = ["sweep", str(tmp_path / "config.json"), "--seeds", "3", "--out", str(tmp_path / "sweep")]
+    with monkeypatch.context() as patch:
+        disturb(patch)
+        assert main(command) == exit_code
+    assert f"{len(seeds)} of 3 runs have results in" in capsys.readouterr().out
+    runs = json.loads((tmp_path / "sweep" / "results.json").read_text())["runs"]
+    assert [run["seed"] for run in runs] == seeds and all(run["artifact_bytes"] for run in runs)
 
 
 def test_a_sweep_goes_on_and_takes_more_seeds(config, tmp_path, capsys, monkeypatch):
@@ -214,16 +281,19 @@ def test_a_sweep_goes_on_and_takes_more_seeds(config, tmp_path, capsys, monkeypa
         assert main([*command, "--seeds", "2", "--out", str(tmp_path / "stopped")]) == 130
     shown = capsys.readouterr()
     assert "2 of 4 runs have results in" in shown.out and "--resume goes on" in shown.out
-    stopped = json.loads((tmp_path / "stopped" / "results.json").read_text())["runs"]
+    written = json.loads((tmp_path / "stopped" / "results.json").read_text())
+    stopped, seconds = written["runs"], written["seconds"]
     assert [(row["model.smear_gate"], row["seed"]) for row in stopped] == [(True, 1337), (True, 1338)]
 
     more = sweep("stopped", 3, "--resume")
+    assert json.loads((tmp_path / "stopped" / "results.json").read_text())["seconds"] > seconds > 0
     assert "6 runs of 8 steps, 2 of them there already, 2 structure(s)" in capsys.readouterr().out
     assert [row for row in more if row in stopped] == stopped  # as they were, folders too
     assert len({row["folder"] for row in more}) == 6
     whole = sweep("whole", 3)
     for found, expected in zip(more, whole, strict=True):
         assert list(found) == list(expected)
+        assert found.pop("data") == expected.pop("data")
         del found["folder"], expected["folder"]
         assert found == pytest.approx(expected, rel=1e-4)
 
