@@ -176,6 +176,14 @@ def test_a_folder_with_a_run_is_not_written_over(run_dir, demo_dir):
     assert (run_dir / "train.log").read_bytes() == before
 
 
+def test_a_run_goes_on_by_its_config_file(run_dir):
+    """Its folder is the file's, whatever the name in it says; another recipe's name is refused."""
+    done = run_here(ROOT / "train.py", run_dir / "config.json", "--resume")
+    assert "resumed after step" in done.stdout and "stopping: all steps done" in done.stdout
+    done = run_here(ROOT / "train.py", "pr592", "--resume", "--run-dir", run_dir, check=False)
+    assert done.returncode == 2 and "a run of demo, not of pr592; leave out pr592" in done.stderr
+
+
 def test_data_of_another_vocabulary_is_refused(demo_dir, tmp_path):
     words = ["--data", demo_dir, "--run-dir", tmp_path / "r", *SMALL, "--model.vocab-size", "512"]
     done = run_here(ROOT / "train.py", *words, check=False)

@@ -11,6 +11,7 @@ import tyro
 
 from jgolf import config as configs
 from jgolf.config import Config
+from jgolf.errors import JgolfError
 from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.writers import WriterName, require_writers
 
@@ -40,11 +41,11 @@ class TrainOptions:
 
 def train(argv: list[str], prog: str = "train.py") -> int:
     """Parses the command line and trains; returns the exit code."""
-    name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (DEFAULT_CONFIG, argv)
-    base = _base_config(name, rest)
+    name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+    base, run_dir = _resumed(name, rest) if "--resume" in rest else (configs.load(name or DEFAULT_CONFIG), None)
     options = tyro.cli(
         TrainOptions,
-        default=TrainOptions(config=base),
+        default=TrainOptions(config=base, run_dir=run_dir),
         prog=f"{prog} [CONFIG]",
         args=rest,
         description=(
@@ -60,17 +61,22 @@ def train(argv: list[str], prog: str = "train.py") -> int:
     return loop.train(options.config, run_dir, options.init_from, options.resume, launch, options.writers)
 
 
-def _base_config(name: str, rest: list[str]) -> Config:
-    """The config to override: the named one, or with --resume the one that the run was started with."""
-    config = configs.load(name)
-    if "--resume" not in rest:
-        return config
-    run_dir = _default_run_dir(config)
+def _resumed(name: str, rest: list[str]) -> tuple[Config, Path]:
+    """The settings that the run to be resumed was started with, and its folder.
+
+    The folder is that of --run-dir, or else of the run's config.json that `name` is, or else runs/NAME.
+    """
+    config = configs.load(name or DEFAULT_CONFIG)
+    run_dir = Path(name).parent if Path(name).name == CONFIG_FILE else _default_run_dir(config)
     for index, word in enumerate(rest):
         if word.startswith("--run-dir"):
             run_dir = Path(word.partition("=")[2] or (rest[index + 1] if index + 1 < len(rest) else ""))
-    stored = run_dir / CONFIG_FILE
-    return configs.read_json(stored) if stored.exists() else config
+    if not (run_dir / CONFIG_FILE).exists():
+        return config, run_dir
+    stored = configs.read_json(run_dir / CONFIG_FILE)
+    if name and stored.name != config.name:
+        raise JgolfError(f"{run_dir}: a run of {stored.name}, not of {config.name}; leave out {name}")
+    return stored, run_dir
 
 
 def _default_run_dir(config: Config) -> Path:

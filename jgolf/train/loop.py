@@ -23,7 +23,7 @@ from jgolf.train.display import live_display
 from jgolf.train.distributed import Launch, joined
 from jgolf.train.mesh import StepReport
 from jgolf.train.run import Run, prepared_run
-from jgolf.train.signals import StopSignals
+from jgolf.train.signals import StopSignals, how_to_resume
 from jgolf.train.writers import WriterName, open_writers
 
 STEPS_IN_FLIGHT = 2
@@ -133,7 +133,7 @@ class Loop:
             self._run.log.line(f"peak memory allocated: {peak_bytes / 1e9:.2f} GB")
         if not asked:
             return EXIT_OK
-        self._run.log.line(f"the run can be resumed: --resume --run-dir {self._run.run_dir}")
+        self._run.log.line(f"the run can be resumed: {how_to_resume(self._run.run_dir)}")
         return EXIT_INTERRUPTED if self._signals.received == signal.SIGINT else EXIT_OK
 
     def _must_stop(self) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from jgolf import compiling
 from jgolf import config as configs
@@ -20,7 +20,7 @@ from jgolf.config import Config
 from jgolf.data.demo import build_demo
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.tokenizer import find_tokenizer
-from jgolf.errors import JgolfError
+from jgolf.errors import ConfigError, JgolfError
 from jgolf.evaluate.validation import Validation
 from jgolf.load import load_params
 from jgolf.model.attention import attention_kernel
@@ -48,7 +48,8 @@ class Run:
     checkpoints: Checkpoints | None
     """None where the first process writes them."""
     log: RunLog
-    step: CompiledStep
+    step: CompiledStep | None
+    """None where no step is left to train."""
     state: TrainState
     first_step: int
     """Steps that were finished when this process began."""
@@ -92,21 +93,27 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
         checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints) if peers.is_first else None
         if checkpoints:
             stack.callback(checkpoints.close)
+        if checkpoints and resume:
+            _check_same_state(config, run_dir)
         state, elapsed_s = _first_state(config, mesh, checkpoints if resume else None, initial, peers)
         first_step = int(state.step)
         if peers.is_first:
             configs.write_json(config, run_dir / CONFIG_FILE)
         log = stack.enter_context(contextlib.closing(RunLog(run_dir, peers.is_first, first_step)))
         log.line(_description(config, mesh, state))
+        if config.train.steps < config.train.warmdown_steps:
+            log.line(_warmdown_notice(config))
         if resume:
             log.line(f"resumed after step {first_step}" if first_step else "no checkpoint yet: starting from step 0")
         first_is_validated = json.loads(peers.agree("validated", json.dumps(log.holds_validation(first_step))))
         clock = Clock(json.loads(peers.agree("clock", json.dumps(elapsed_s))))
-        step = CompiledStep(config, mesh, state, source(first_step))
-        _warm_up(step, state, source(first_step))
-        if checkpoints:
-            checkpoints.warm_up(state)
-        log.line(f"ready in {time.perf_counter() - started:.1f}s, compilation included")
+        step = None
+        if not _is_over(config, first_step, elapsed_s):
+            step = CompiledStep(config, mesh, state, source(first_step))
+            _warm_up(step, state, source(first_step))
+            if checkpoints:
+                checkpoints.warm_up(state)
+            log.line(f"ready in {time.perf_counter() - started:.1f}s, compilation included")
         yield Run(
             config=config,
             run_dir=run_dir,
@@ -125,6 +132,11 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
             checkpoints.finish()
 
 
+def _is_over(config: Config, step: int, elapsed_s: float) -> bool:
+    """Whether a run that goes on after this step has nothing left to train."""
+    return step >= config.train.steps or 0 < config.train.time_cap_s <= elapsed_s
+
+
 def check_run_dir(run_dir: Path, resume: bool) -> None:
     """Checks that a run can begin, or go on, in a folder.
 
@@ -140,6 +152,24 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
         raise JgolfError(
             f"{run_dir}: already holds a run; go on with it by --resume, choose another --run-dir, or remove the folder"
         )
+
+
+def _check_same_state(config: Config, run_dir: Path) -> None:
+    """Raises ConfigError where settings were changed that decide what a checkpoint consists of."""
+    stored = configs.read_json(run_dir / CONFIG_FILE)
+    if (config.model, config.average, config.optim) == (stored.model, stored.average, stored.optim):
+        return
+    one_device = SingleDeviceSharding(jax.local_devices()[0])
+    found, expected = abstract_state(config, one_device), abstract_state(stored, one_device)
+    same_parts = jax.tree.structure(found) == jax.tree.structure(expected)
+    if same_parts and jax.tree.leaves(found) == jax.tree.leaves(expected):
+        return
+    before, now = configs.leaves(stored), configs.leaves(config)
+    changed = [f"{name} {now[name]} (was {before[name]})" for name in now if now[name] != before[name]]
+    raise ConfigError(
+        f"{run_dir}: its checkpoints are of other parameters or averages than these settings ask for: "
+        f"{', '.join(changed)}; leave out what changes the network, or start another run"
+    )
 
 
 def _with_absolute_paths(config: Config) -> Config:
@@ -176,6 +206,14 @@ def _warm_up(step: CompiledStep, state: TrainState, batch) -> None:
     for _ in range(WARMUP_STEPS):
         scratch, _ = step(scratch, batch)
     jax.block_until_ready(scratch)
+
+
+def _warmdown_notice(config: Config) -> str:
+    steps, warmdown = config.train.steps, config.train.warmdown_steps
+    return (
+        f"note: the warmdown of {warmdown:,} steps is longer than the run: the learning rate begins at "
+        f"{steps / warmdown:.2g} of its value; --train.warmdown-steps shortens it"
+    )
 
 
 def _description(config: Config, mesh: Mesh, state: TrainState) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,17 @@ from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK
 from jgolf.run_dir import CONFIG_FILE
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SHOW_CURSOR = "\x1b[?25h"
+
+
+def how_to_resume(run_dir: Path) -> str:
+    """The command with which a run goes on."""
+    return f"python train.py --resume --run-dir {shlex.quote(str(run_dir))}"
+
+
+def _say(text: str) -> None:
+    """Prints a line; on a terminal, with the cursor shown, as a display that is cut off leaves it hidden."""
+    print(f"{SHOW_CURSOR if sys.__stdout__.isatty() else ''}{text}", flush=True)
 
 
 class StopSignals:
@@ -44,17 +57,19 @@ class StopSignals:
             if number[0] not in SIGNALS:
                 continue
             if self.received is not None and number[0] == signal.SIGINT:
+                _say(f"ended at once; the newest checkpoint is where it goes on: {how_to_resume(self._run_dir)}")
                 os._exit(EXIT_INTERRUPTED)
             self.received = signal.Signals(number[0])
             if not self.training_began:
                 self._leave()
+            _say("asked to stop: a checkpoint is saved after this step; Ctrl-C ends at once")
             if self._on_stop is not None:
                 self._on_stop()
 
     def _leave(self) -> None:
         started = (self._run_dir / CONFIG_FILE).exists()
-        how = f"--resume --run-dir {self._run_dir}" if started else "start it again with the same command"
-        print(f"asked to stop before a step was trained: there is nothing to save; to go on: {how}", flush=True)
+        how = how_to_resume(self._run_dir) if started else "start it again with the same command"
+        _say(f"asked to stop before a step was trained: there is nothing new to save; to go on: {how}")
         os._exit(EXIT_INTERRUPTED if self.received == signal.SIGINT else EXIT_OK)
 
     def __enter__(self) -> StopSignals:

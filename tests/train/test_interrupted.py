@@ -76,12 +76,20 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     wait_for(process, "step:7/")
     process.send_signal(number)
     output = finish(process, exit_code)
-    assert f"--resume --run-dir {run_dir}" in output
+    assert "asked to stop: a checkpoint is saved after this step" in output
+    assert f"python train.py --resume --run-dir {run_dir}" in output
     last = max(metrics(run_dir, "train_loss"))
     assert [int(path.name) for path in (run_dir / "checkpoints").iterdir()] == [last]
     output = finish(runs.train(run_dir, "--resume", f"--train.steps={last + 5}"))
     assert f"resumed after step {last}\n" in output
     assert list(metrics(run_dir, "train_loss")) == list(range(1, last + 6))
+
+    before = metrics(run_dir, "train_loss")
+    output = finish(runs.train(run_dir, "--resume"))  # nothing is left to train, and nothing is compiled
+    assert "stopping: all steps done" in output and "compilation" not in output
+    assert metrics(run_dir, "train_loss") == before
+    output = finish(runs.train(run_dir, "--resume", "--model.num-layers=3", "--train.steps=200000"), 2)
+    assert "other parameters or averages than these settings ask for: model.num_layers 3 (was 2)" in output
 
 
 def test_asked_to_stop_while_compiling(runs: Runs, tmp_path: Path) -> None:
@@ -89,7 +97,7 @@ def test_asked_to_stop_while_compiling(runs: Runs, tmp_path: Path) -> None:
     wait_for(process, "nano:")  # the line before compilation
     process.terminate()
     output = finish(process, 0)
-    assert "nothing to save" in output and "--resume" in output
+    assert "nothing new to save" in output and "--resume" in output
     assert "ready" not in output
 
 
