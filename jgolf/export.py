@@ -72,15 +72,15 @@ class ExportOptions:
     submission: Path | None = None
     """Folder to make with all that a submission to the challenge holds; needs --author and --name."""
     author: str = ""
-    """Of the submission."""
+    """Who submits."""
     github_id: str = ""
-    """Of the submission's author."""
+    """The submitter's name on GitHub."""
     name: str = ""
-    """Of the submission."""
+    """What the submission is called."""
     blurb: str = ""
     """What the submission does, in a sentence or two."""
-    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    quantize: Annotated[QuantizeConfig, tyro.conf.FlagConversionOff] = field(default_factory=QuantizeConfig)
+    evaluate: Annotated[EvaluateConfig, tyro.conf.FlagConversionOff] = field(default_factory=EvaluateConfig)
     data: Annotated[DataConfig, tyro.conf.FlagConversionOff] = field(default_factory=DataConfig)
 
 
@@ -96,7 +96,13 @@ def export(argv: list[str], prog: str = "export.py") -> int:
     configs.validate(config)
     _check_numbers(options)
     _check_submission(options)
-    result, report = export_run(config, options)
+    try:
+        result, report = export_run(config, options)
+    except KeyboardInterrupt:
+        print(f"{options.run_dir}: not exported; what an earlier export left there stays as it was")
+        raise
+    finally:
+        (options.run_dir / UNSCORED_FILE).unlink(missing_ok=True)
     console = Console()
     console.print(size.size_table(report))
     if options.compare_averages:
@@ -156,6 +162,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "pre_quantization_val_bpb": before.val_bpb,
         "tokens": sliding.tokens,
         "bytes": sliding.bytes,
+        "split_tokens": len(validation.tokens) - 1,
         "device": jax.devices()[0].device_kind,
     }
     if budgeted is not None:
@@ -168,7 +175,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
             result["averages"] = _compare_averages(config, options, validation, state, known)
     text = _demo_text(config)
     if text is not None:
-        result["compressors_bpb"] = compressor_bits_per_byte(text)
+        result["compressors_bpb"] = compressor_bits_per_byte(text[: sliding.bytes] if options.max_tokens else text)
     result["seconds"] = clock.seconds
     os.replace(options.run_dir / UNSCORED_FILE, options.run_dir / ARTIFACT_FILE)
     files.write_text(options.run_dir / RESULT_FILE, json.dumps(result, indent=1) + "\n")
@@ -315,7 +322,11 @@ def _parse(argv: list[str], prog: str) -> ExportOptions:
         default = ExportOptions(
             run_dir, config.average.export, quantize=config.quantize, evaluate=config.evaluate, data=config.data
         )
-    options = tyro.cli(ExportOptions, default=default, prog=prog, args=argv, description=__doc__)
+    description = (
+        "Quantize a run's weights, pack them into an artifact, read that back from the disk and score it. The settings "
+        f"of the run are the defaults: {prog} RUN_DIR --help shows them. Example: {prog} runs/demo --budget 16000000"
+    )
+    options = tyro.cli(ExportOptions, default=default, prog=prog, args=argv, description=description)
     if not (options.run_dir / CONFIG_FILE).is_file():
         raise JgolfError(
             f"{options.run_dir}: not a run directory: there is no {CONFIG_FILE} in it; python train.py makes one"
@@ -358,6 +369,8 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
         f"{run_dir / ARTIFACT_FILE}: {result['artifact_bytes']:,} bytes, with {result['code_bytes']:,} of code "
         f"{result['total_bytes']:,} of {result['limit_bytes']:,}"
     )
+    if result["tokens"] < result["split_tokens"]:
+        print(f"scored on the first {result['tokens']:,} of {result['split_tokens']:,} validation tokens only")
     print(
         f"before quantization ({result['average']}) val_bpb:{result['pre_quantization_val_bpb']:.5f}\n"
         f"after, from the artifact      val_loss:{result['val_loss']:.5f} val_bpb:{result['val_bpb']:.5f}\n"

@@ -3,9 +3,11 @@
 import contextlib
 import io
 import json
+import lzma
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,17 +94,21 @@ def test_metrics_hold_every_step_once(run_dir):
     assert json.loads((run_dir / "config.json").read_text())["model"]["num_layers"] == 2
 
 
-def test_export_scores_what_is_on_the_disk(run_dir, exported):
+def test_export_scores_what_is_on_the_disk(run_dir, exported, demo_dir):
     result = json.loads((run_dir / "artifact" / "result.json").read_text())
     assert result["artifact_bytes"] == (run_dir / "artifact" / "model.jgolf").stat().st_size
     assert result["total_bytes"] == result["artifact_bytes"] + result["code_bytes"] < 16_000_000
     assert abs(result["val_bpb"] - result["pre_quantization_val_bpb"]) < 0.1
     assert f"{result['val_bpb']:.5f}" in exported
+    text = (demo_dir / "val.txt").read_bytes()
+    assert f"scored on the first {result['tokens']:,} of {result['split_tokens']:,} validation tokens only" in exported
+    xz = lzma.compress(text[: result["bytes"]], preset=9)
+    assert result["compressors_bpb"]["xz -9"] == 8 * len(xz) / result["bytes"]
     assert "zlib -9" in exported
     assert "xz -9" in exported
 
 
-def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir):
+def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir, tmp_path):
     result = json.loads((run_dir / "artifact" / "result.json").read_text())
     artifact = run_dir / "artifact" / "model.jgolf"
     given = ("--tokens", *demo_dir.glob("*_val_*.bin"), "--tokenizer", *demo_dir.glob("*.model"))
@@ -113,6 +119,13 @@ def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir):
     sliding = json.loads(run_here("-m", "jgolf", "evaluate", artifact, *given, "--stride", "64", "--json").stdout)
     assert sliding["val_bpb"] == pytest.approx(result["sliding_val_bpb"], rel=1e-6)
     assert sliding["tokens"] == result["tokens"]
+    alone = run_here("-m", "jgolf", "evaluate", artifact, "--max-tokens", MAX_TOKENS).stdout  # its run knows the data
+    assert f"val_bpb {result['val_bpb']:.6f}" in alone
+    shutil.copy(artifact, tmp_path)
+    lost = run_here("-m", "jgolf", "evaluate", tmp_path / artifact.name, check=False)
+    assert lost.returncode == 2 and "give --tokenizer and --tokens" in lost.stderr
+    shown = run_here("-m", "jgolf", "evaluate", run_dir, "--max-tokens", MAX_TOKENS).stdout
+    assert f"(ema): val_loss {result['pre_quantization_val_loss']:.6f}" in shown
     before = json.loads(run_here("-m", "jgolf", "evaluate", run_dir, *given, "--json").stdout)
     assert before["val_bpb"] == pytest.approx(result["pre_quantization_val_bpb"], rel=1e-6)
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_format
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from jgolf import compiling
-from jgolf.config import Average
+from jgolf import config as configs
+from jgolf.config import Average, DataConfig
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, JgolfError
 from jgolf.evaluate.score import sliding_score, standard_score
 from jgolf.load import LoadedModel, load_model
 from jgolf.progress import progress_bar
+from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE
 
 
 def evaluate(
@@ -36,8 +39,8 @@ def evaluate(
 
     Args:
       model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
-      tokens: Token shards to score; a run's validation split by default.
-      tokenizer: SentencePiece model of these tokens; a run's own by default.
+      tokens: Token shards to score; by default the validation split of the run, also of a run's artifact.
+      tokenizer: SentencePiece model of these tokens; the run's own by default.
       seq_len: Longest context; the one the model was trained with by default.
       stride: Slide the window by this many tokens; 0 scores rows of seq_len one after the other.
       reference_windows: With a stride, also run the windows that hang over the end, as the PyTorch reference does.
@@ -59,8 +62,10 @@ def evaluate(
             raise JgolfError(f"{option} {value}: expected at least {least}")
     compiling.keep_programs()
     loaded = load_model(model, config, average)
-    tables = tokenizer_of(loaded, tokenizer).byte_tables
-    paths = list(tokens) or find_shards(_data_dir(loaded), "val")
+    missing = [option for option, given in (("--tokenizer", tokenizer), ("--tokens", tokens)) if not given]
+    data = data_of(loaded, missing) if missing else None
+    tables = load_tokenizer_of(loaded, tokenizer or find_tokenizer(data.dir, data.tokenizer)).byte_tables
+    paths = list(tokens) or find_shards(data.dir, "val")
     stream = TokenStream(paths, loaded.config.model.vocab_size)
     ids = stream.take(0, min(len(stream), max_tokens + 1) if max_tokens else len(stream))
     seq_len = seq_len or loaded.config.train.seq_len
@@ -75,20 +80,42 @@ def evaluate(
         return
     window = f"windows of {seq_len} every {stride} tokens" if stride else f"rows of {seq_len} tokens"
     print(
-        f"{model}: val_loss {score.val_loss:.6f} nats, val_bpb {score.val_bpb:.6f} over {score.tokens:,} tokens "
-        f"({score.bytes:,} bytes), {window}, {score.seconds:.1f} s"
+        f"{model}{_weights(loaded, average)}: val_loss {score.val_loss:.6f} nats, val_bpb {score.val_bpb:.6f} over "
+        f"{score.tokens:,} tokens ({score.bytes:,} bytes), {window}, {score.seconds:.1f} s"
     )
 
 
-def tokenizer_of(loaded: LoadedModel, explicit: Path | None) -> Tokenizer:
-    """The tokenizer to use with a model: the given one, or its run's own.
+def _weights(loaded: LoadedModel, average: Average | None) -> str:
+    """Which of a run's weights were scored."""
+    return f" ({average or loaded.config.average.export})" if Path(loaded.source).is_dir() else ""
+
+
+def data_of(loaded: LoadedModel, missing: Sequence[str]) -> DataConfig:
+    """The data of a run, or of the run in whose folder an artifact lies.
+
+    Args:
+      loaded: the model.
+      missing: the options that would make them unnecessary, for the message.
+
+    Raises:
+      JgolfError: the model is a file of its own.
+    """
+    source = Path(loaded.source)
+    if source.is_dir():
+        return loaded.config.data
+    run_dir = source.parent.parent
+    if source == run_dir / ARTIFACT_FILE and (run_dir / CONFIG_FILE).is_file():
+        return configs.read_json(run_dir / CONFIG_FILE).data
+    raise JgolfError(f"{source}: in no run's folder, so it knows no data of its own: give {' and '.join(missing)}")
+
+
+def load_tokenizer_of(loaded: LoadedModel, path: Path) -> Tokenizer:
+    """Reads the tokenizer to use with a model.
 
     Raises:
       ArtifactError: it is not the one that the model was trained with.
       DataError: it cannot be read.
-      JgolfError: none is given, and the model does not know its own.
     """
-    path = explicit or find_tokenizer(_data_dir(loaded, "--tokenizer"), loaded.config.data.tokenizer)
     tokenizer = load_tokenizer(path, loaded.config.model.vocab_size)
     expected = loaded.tokenizer_fingerprint
     if expected not in (None, tokenizer.fingerprint):
@@ -97,9 +124,3 @@ def tokenizer_of(loaded: LoadedModel, explicit: Path | None) -> Tokenizer:
             f"{tokenizer.fingerprint[:16]}…, expected {expected[:16]}…"
         )
     return tokenizer
-
-
-def _data_dir(loaded: LoadedModel, option: str = "--tokens") -> str:
-    if not Path(loaded.source).is_dir():
-        raise JgolfError(f"{loaded.source}: knows no data of its own: give {option}")
-    return loaded.config.data.dir

@@ -14,8 +14,9 @@ import tyro
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jgolf.config import Average, ModelConfig
+from jgolf.data.tokenizer import find_tokenizer
 from jgolf.errors import JgolfError
-from jgolf.evaluate.cli import tokenizer_of
+from jgolf.evaluate.cli import data_of, load_tokenizer_of
 from jgolf.evaluate.score import scoring_model
 from jgolf.load import load_model
 from jgolf.model.attention import rotary_base
@@ -44,7 +45,7 @@ def sample(
       temperature: Below 1 prefers likely tokens; 0 always takes the likeliest.
       top_k: Choose among this many likeliest tokens; 0 for all.
       seed: Seed of the choices.
-      tokenizer: SentencePiece model; a run's own by default.
+      tokenizer: SentencePiece model; the run's own by default, also of a run's artifact.
       config: For PyTorch files, what their tensors do not tell.
       average: For a run, the weights to use; those that it exports by default.
     """
@@ -56,7 +57,10 @@ def sample(
         raise JgolfError(f"--seed {seed}: expected from 0 to 4294967295")
     prompt = prompt.encode(errors="replace").decode()  # bytes of the command line that are no UTF-8
     loaded = load_model(model, config, average)
-    pieces = tokenizer_of(loaded, tokenizer)
+    if tokenizer is None:
+        data = data_of(loaded, ["--tokenizer"])
+        tokenizer = find_tokenizer(data.dir, data.tokenizer)
+    pieces = load_tokenizer_of(loaded, tokenizer)
     ids = [pieces.bos_id, *pieces.encode(prompt)]
     shown = pieces.decode(ids)
     print(shown, end="", flush=True)
