@@ -32,6 +32,11 @@ def table_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else FILE_COLUMNS)
 
 
+def counted(count: int, noun: str) -> str:
+    """The count and its noun, in the plural where there is not one."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def progress_bar(description: str) -> Callable[[Iterable, int], Iterator]:
     """A function that passes on an iterable of so many steps and shows how far it has come."""
     console = Console(stderr=True)

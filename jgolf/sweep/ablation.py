@@ -95,14 +95,16 @@ def make_ablation(base: Config, seeds: int, techniques: Sequence[str] = ()) -> l
     Args:
       base: the recipe.
       seeds: runs of each.
-      techniques: names in OFF; all of them by default.
+      techniques: names in OFF, in any case, with x for ×; all of them by default.
 
     Raises:
       ConfigError: there are no seeds, nothing to leave out, or a name is not in OFF.
     """
-    unknown = [name for name in techniques if name not in OFF]
+    known = {_typed(name): name for name in OFF}
+    unknown = [name for name in techniques if _typed(name) not in known]
     if unknown:
         raise ConfigError(f"--techniques {unknown[0]!r}: expected some of {', '.join(map(repr, OFF))}")
+    techniques = [known[_typed(name)] for name in techniques]
     runs = with_seeds(base, seeds, {WITHOUT: NOTHING})
     for technique, settings in OFF.items():
         config = configs.replace_all(base, settings)
@@ -113,6 +115,10 @@ def make_ablation(base: Config, seeds: int, techniques: Sequence[str] = ()) -> l
         names = ", ".join(techniques or OFF)
         raise ConfigError(f"--ablate: {base.name} has none of the techniques that can be left out: {names}")
     return runs
+
+
+def _typed(name: str) -> str:
+    return name.casefold().replace("×", "x")
 
 
 def worths(results: Sequence[RunResult]) -> list[Worth]:

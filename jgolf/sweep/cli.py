@@ -19,8 +19,8 @@ from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.demo import build_demo
 from jgolf.errors import EXIT_OK, JgolfError
-from jgolf.progress import table_console
-from jgolf.sweep.ablation import make_ablation, worths, worths_table
+from jgolf.progress import counted, table_console
+from jgolf.sweep.ablation import OFF, make_ablation, worths, worths_table
 from jgolf.sweep.folder import CSV_FILE, RESULTS_FILE, SweepFolder
 from jgolf.sweep.grid import SweepRun, groups, make_runs
 from jgolf.sweep.results import RunResult, results_table, summarize
@@ -41,8 +41,9 @@ class SweepOptions:
     """A setting to vary, NAME=VALUE,VALUE,…; several such options make a grid. Between tuples put a semicolon."""
     ablate: bool = False
     """Train the config, then the config without each of its techniques, and tell what each is worth."""
-    techniques: tuple[str, ...] = ()
-    """Of --ablate: leave out these only, by their names in its table."""
+    techniques: Annotated[
+        tuple[str, ...], tyro.conf.arg(help=f"Of --ablate: leave out these only, of: {', '.join(OFF)}.")
+    ] = ()
     out: Path | None = None
     """Folder of the results; runs/sweep-NAME by default, runs/ablation-NAME with --ablate."""
     resume: bool = False
@@ -63,7 +64,8 @@ def sweep(argv: list[str], prog: str = "jgolf sweep") -> int:
             "Train runs that differ in their seeds or settings, and print means, deviations and confidence intervals. "
             "Runs that differ only in numbers (learning rates, decays, schedule, seed) are one compiled program and "
             "train side by side on the same batches; others follow one another. There is no time cap in a sweep: "
-            "runs end by train.steps."
+            f"runs end by train.steps. Examples: {prog} demo --seeds 8; {prog} demo --seeds 3 "
+            f"--set optim.muon.learning_rate=0.02,0.025 --set quantize.mlp=int5,int6; {prog} demo --ablate --seeds 3"
         ),
     )
     _run(options)
@@ -92,10 +94,13 @@ def _run(options: SweepOptions) -> None:
     there = f", {len(folder.results)} of them there already" if folder.results else ""
     steps = " or ".join(map(str, sorted({run.config.train.steps for run in runs})))
     number = len(groups(list(folder.new.values())))
-    print(f"{len(runs)} runs of {steps} steps{there}, {number} structure(s); results in {out}", flush=True)
+    print(
+        f"{counted(len(runs), 'run')} of {steps} steps{there}, {counted(number, 'structure')}; results in {out}",
+        flush=True,
+    )
     if folder.new:
         _train(options, base, folder)
-    console.print(results_table(summarize(folder.results)))
+    console.print(results_table(summarize(folder.results), console.width))
     if options.ablate:
         console.print(worths_table(worths(folder.results)))
     print(f"{out / RESULTS_FILE}, {out / CSV_FILE}; plots: jgolf report {out}/runs/*")
@@ -134,9 +139,9 @@ def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:
     try:
         train_sweep(folder.new, folder.path, options.at_once, tell, shown, keep)
     except (Exception, KeyboardInterrupt):
-        if folder.results:
-            done = f"{len(folder.results)} of {len(folder.runs)} runs"
-            print(f"{done} have results in {folder.path}; the same command with --resume goes on")
+        done = f"{len(folder.results)} of {counted(len(folder.runs), 'run')}"
+        how = "the same command with --resume goes on" if folder.results else "the same command begins again"
+        print(f"{done} have results in {folder.path}; {how}")
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)

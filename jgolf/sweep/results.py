@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from jgolf.report.history import FinalScore
@@ -131,34 +132,48 @@ def half_interval(values: np.ndarray) -> float:
     return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def results_table(summaries: Sequence[Summary]) -> Table:
-    """The summaries for a terminal."""
-    table = Table(title="Validation loss in nats a token, over the seeds", box=box.SIMPLE)
-    names = list(summaries[0].setting) if summaries else []
-    for name in names:
-        table.add_column(_short(name, names).replace("_", " "), overflow="fold", min_width=8)
-    table.add_column("weights", no_wrap=True)
-    for column in ("runs", "loss", "deviation", f"{CONFIDENCE:.0%} interval", "bits per byte", "bytes"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for index, one in enumerate(summaries):
-        runs = str(one.runs) if one.runs == one.finite_runs else f"{one.finite_runs} of {one.runs}"
-        last = index + 1 == len(summaries) or summaries[index + 1].setting != one.setting
-        table.add_row(
-            *(str(value) for value in one.setting.values()),
-            one.weights,
-            runs,
-            _number(one.val_loss),
-            _number(one.deviation),
-            "–" if math.isnan(one.interval[0]) else f"{one.interval[0]:.4f} – {one.interval[1]:.4f}",
-            _number(one.val_bpb),
-            "" if one.artifact_bytes is None else f"{one.artifact_bytes:,.0f}",
-            end_section=last,
-        )
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+INTERVAL = f"{CONFIDENCE:.0%} interval"
+NUMBERS: dict[str, Callable[[Summary], str]] = {
+    "runs": lambda one: str(one.runs) if one.runs == one.finite_runs else f"{one.finite_runs} of {one.runs}",
+    "loss": lambda one: _number(one.val_loss),
+    "deviation": lambda one: _number(one.deviation),
+    INTERVAL: lambda one: "–" if math.isnan(one.interval[0]) else " – ".join(map(_number, one.interval)),
+    "bits per byte": lambda one: _number(one.val_bpb),
+    "bytes": lambda one: "" if one.artifact_bytes is None else f"{one.artifact_bytes:,.0f}",
+}
+"""Columns of the table of results, after those that say of what."""
+MAY_BE_MISSING = ("deviation", INTERVAL, "loss")
+"""Of these, what a narrow table leaves out, in this order."""
+
+
+def results_table(summaries: Sequence[Summary], width: int) -> Table:
+    """The summaries for a terminal of so many columns; a narrow one lacks some of MAY_BE_MISSING."""
+    measure = Console(width=10_000).measure
+    for count in range(len(MAY_BE_MISSING) + 1):
+        table = _results_table(summaries, MAY_BE_MISSING[:count])
+        if measure(table).maximum <= width:
+            break
     return table
 
 
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4f}"
+def _results_table(summaries: Sequence[Summary], left_out: Sequence[str]) -> Table:
+    table = Table(title="Validation loss in nats a token, over the seeds", box=box.SIMPLE)
+    names = list(summaries[0].setting) if summaries else []
+    for name in names:
+        table.add_column(_short(name, names).replace("_", "\n"), no_wrap=True)
+    table.add_column("weights", no_wrap=True)
+    numbers = {column: number for column, number in NUMBERS.items() if column not in left_out}
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    for index, one in enumerate(summaries):
+        last = index + 1 == len(summaries) or summaries[index + 1].setting != one.setting
+        values = (number(one) for number in numbers.values())
+        table.add_row(*map(str, one.setting.values()), one.weights, *values, end_section=last)
+    return table
 
 
 def _short(name: str, names: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from jgolf.data.shards import TokenStream, find_shards
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.evaluate.validation import Validation
 from jgolf.model.functional import Params
-from jgolf.progress import activity, progress_bar
+from jgolf.progress import activity, counted, progress_bar
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import dequantize
 from jgolf.report.history import FinalScore
@@ -118,13 +118,13 @@ def _train_group(
     where = f"{program.mesh.size} × {jax.local_devices()[0].device_kind}"
     for first in range(0, len(different), program.size):
         part = range(first, min(first + program.size, len(different)))
-        what = f"{name}: {len(part)} run{'s' * (len(part) != 1)}"
+        what = f"{name}: {counted(len(part), 'run')}"
         if len(part) < len(different):
             what += f" from {first + 1} of {len(different)}"
         started = time.perf_counter()
-        program.begin(part)
-        if first == 0:
-            with activity(f"{what}: compiling"):
+        with activity(f"{what}: {'compiling' if first == 0 else 'starting'}"):
+            program.begin(part)
+            if first == 0:
                 program.compile(order.rows(stream, 0, slice(None)))
         ready = time.perf_counter()
         history = []
@@ -175,13 +175,14 @@ def _scores(
     `unquantized` keeps the scores of the state's weights for the other runs that end in it.
     """
 
-    def standard(params: Params) -> FinalScore:
-        score = validation.standard(params, config.evaluate.max_tokens, progress=progress_bar("scoring"))
+    def standard(weights: str, params: Params) -> FinalScore:
+        show = progress_bar(f"scoring seed {config.train.seed}, {weights}")
+        score = validation.standard(params, config.evaluate.max_tokens, progress=show)
         return FinalScore(score.val_loss, score.val_bpb)
 
     def before_quantization(weights: str, params: Params) -> FinalScore:
         if weights not in unquantized:
-            unquantized[weights] = standard(params)
+            unquantized[weights] = standard(weights, params)
         return unquantized[weights]
 
     average = config.average.export
@@ -190,7 +191,7 @@ def _scores(
         params = averaged_params(state, average)
         scores[average] = before_quantization(average, params)
         stored = quantize(params, config.quantize)
-        scores[QUANTIZED] = standard(dequantize(stored))
+        scores[QUANTIZED] = standard(QUANTIZED, dequantize(stored))
     except (ConfigError, ArtifactError) as error:
         # SWA never began, or the run diverged; that is no reason to lose the other results
         tell(f"seed {config.train.seed}: not scored: {error}")

@@ -52,10 +52,10 @@ def test_what_only_looks_like_a_technique_is_not_left_out():
 
 
 def test_techniques_are_chosen_by_name():
-    found = [run.setting[WITHOUT] for run in make_ablation(BASE, 1, ["late QAT", "XSA"])]
-    assert found == [NOTHING, "XSA", "late QAT"]
-    with pytest.raises(ConfigError, match="--techniques 'xsa': expected some of 'BigramHash'"):
-        make_ablation(BASE, 1, ["xsa"])
+    found = [run.setting[WITHOUT] for run in make_ablation(BASE, 1, ["late QAT", "xsa", "3x mlp"])]
+    assert found == [NOTHING, "XSA", "3× MLP", "late QAT"]
+    with pytest.raises(ConfigError, match="--techniques 'XSB': expected some of 'BigramHash'"):
+        make_ablation(BASE, 1, ["XSB"])
 
 
 def result(without: str, seed: int, bpb: float, artifact_bytes: int | None = 1000) -> RunResult:

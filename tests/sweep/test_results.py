@@ -49,9 +49,18 @@ def test_a_diverged_run_is_counted_and_shown_but_not_averaged():
     assert (raw.runs, raw.finite_runs, raw.val_loss) == (2, 1, 1.60)
     assert math.isnan(raw.deviation)
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(results_table(summarize(RESULTS)))
+    console.print(results_table(summarize(RESULTS), 120))
     text = console.export_text()
-    assert "1 of 2" in text and "1.6000" in text and "learning rate" in text
+    assert "1 of 2" in text and "1.6000" in text and "learning" in text
+
+
+@pytest.mark.parametrize("width", [120, 80, 60])
+def test_a_narrow_table_says_of_what_its_numbers_are(width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(results_table(summarize(RESULTS), width))
+    text = console.export_text()
+    assert "learning" in text and "0.02" in text and "0.7067" in text and "…" not in text
+    assert ("1.4133" in text) == (width > 60) and ("deviation" in text) == (width == 120)
 
 
 def test_a_run_that_could_not_be_quantized_counts_as_one_that_diverged():

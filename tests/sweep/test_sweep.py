@@ -171,11 +171,11 @@ def test_an_ablation_from_the_command_line(config, tmp_path, capsys):
     command = ["sweep", str(tmp_path / "config.json"), "--ablate", "--at-once", "1", "--out", str(out)]
     assert main([*command, "--seeds", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "4 runs of 8 steps, 2 structure(s)" in shown and "grad_clip=0.0" in shown
+    assert "4 runs of 8 steps, 2 structures" in shown and "grad_clip=0.0" in shown
     assert "program 1 of 2: 1 run from 2 of 2 on" in shown  # with clipping and without
     assert main([*command, "--seeds", "2", "--resume"]) == 0
     shown = capsys.readouterr().out
-    assert "8 runs of 8 steps, 4 of them there already, 2 structure(s)" in shown
+    assert "8 runs of 8 steps, 4 of them there already, 2 structures" in shown
     written = json.loads((out / "results.json").read_text())
     bpb = {}
     for run in written["runs"]:
@@ -287,7 +287,7 @@ def test_a_sweep_goes_on_and_takes_more_seeds(config, tmp_path, capsys, monkeypa
 
     more = sweep("stopped", 3, "--resume")
     assert json.loads((tmp_path / "stopped" / "results.json").read_text())["seconds"] > seconds > 0
-    assert "6 runs of 8 steps, 2 of them there already, 2 structure(s)" in capsys.readouterr().out
+    assert "6 runs of 8 steps, 2 of them there already, 2 structures" in capsys.readouterr().out
     assert [row for row in more if row in stopped] == stopped  # as they were, folders too
     assert len({row["folder"] for row in more}) == 6
     whole = sweep("whole", 3)
