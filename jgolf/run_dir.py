@@ -1,4 +1,4 @@
-"""What lies where in a run's folder."""
+"""What lies where in a run's folder, and in a sweep's."""
 
 from pathlib import Path
 
@@ -12,3 +12,5 @@ ARTIFACT_FILE = Path("artifact") / "model.jgolf"
 """The exported model."""
 RESULT_FILE = Path("artifact") / "result.json"
 """Its scores and sizes."""
+RESULTS_FILE = "results.json"
+"""What a sweep found; its runs' folders are named in it."""

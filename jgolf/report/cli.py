@@ -17,13 +17,17 @@ from jgolf.errors import JgolfError
 from jgolf.progress import progress_bar
 from jgolf.report.artifacts import Contents, artifact_plots
 from jgolf.report.curves import history_plots, step_times_ms
-from jgolf.report.history import History, read_history
+from jgolf.report.history import History, read_histories
 from jgolf.report.page import Picture, Section, Table, page
-from jgolf.report.plots import DARK, LIGHT, Plot, require_matplotlib
+from jgolf.report.plots import DARK, LIGHT, Plot, placed, require_matplotlib
 from jgolf.report.sizes import read_contents
 
 PAGE_FILE = "index.html"
 NOTHING = "–"
+CURVES = (
+    "Strong lines are means over 2 % of the logged steps, faint ones every step; dots are validations, "
+    "without the untrained model's where there are later ones."
+)
 UNINTERESTING = ("name", "data.dir", "data.tokenizer", "data.build_demo")
 """Settings that say nothing about how a run was trained."""
 
@@ -34,23 +38,25 @@ def report(
 ) -> None:
     """Draw runs on one page: curves, sizes, scores, and the settings in which they differ.
 
+    Example: jgolf report runs/new runs/old reference_train.log --out report
+
     Writes DIR/index.html, which needs no other file, and each plot as a PNG.
 
     Args:
-      runs: Run directories, metrics.jsonl files, or logs of the PyTorch reference, in any mixture.
+      runs: Run directories, sweeps' folders, metrics.jsonl files, or logs of the PyTorch reference, in any mixture.
       out: Folder DIR to write to; RUN/report for one run directory, else ./report.
     """
     if not runs:
         raise JgolfError("no run was named; expected run directories or training logs, such as: jgolf report runs/demo")
     require_matplotlib()
-    histories = _with_distinct_names([read_history(path) for path in runs])
+    histories = _with_distinct_names([run for path in runs for run in read_histories(path)])
     out = out or (runs[0] / "report" if len(runs) == 1 and runs[0].is_dir() else Path("report"))
-    contents = [Contents(index, run, found) for index, run in enumerate(histories) if (found := read_contents(run))]
+    contents = [Contents(index, run, found) for index, run in placed(histories) if (found := read_contents(run))]
     pictures = _draw(history_plots(histories), out), _draw(artifact_plots(contents), out)
     title = "Run " + histories[0].name if len(histories) == 1 else f"{len(histories)} runs"
     sections = [
         Section("Results", _results_text(histories), tables=[_results_table(histories)]),
-        Section("Training", pictures=pictures[0]),
+        Section("Training", CURVES, pictures=pictures[0]),
     ]
     if contents:
         text = "Bytes that each kind of tensor takes in the artifact, and how often each quantized level occurs."
@@ -120,7 +126,11 @@ def _result_row(run: History) -> dict[str, str]:
 
 
 def _results_text(histories: Sequence[History]) -> str:
-    for kind, what in (("sliding", "sliding window, from the artifact"), ("validation", "last validation")):
+    for kind, what in (
+        ("sliding", "sliding window, from the artifact"),
+        ("standard", "rows, quantized"),
+        ("validation", "last validation"),
+    ):
         scored = [(run.scores[kind].val_bpb, run.name) for run in histories if kind in run.scores]
         finite = [(bpb, name) for bpb, name in scored if math.isfinite(bpb)]
         if finite:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jgolf.report.history import History
-from jgolf.report.plots import Plot, Theme, line
+from jgolf.report.plots import Plot, Theme, line, placed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def history_plots(runs: Sequence[History]) -> list[Plot]:
 def _loss_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | None:
     shown = [
         (index, run)
-        for index, run in enumerate(runs)
+        for index, run in placed(runs)
         if _has(run.train, x, "train_loss") or _has(run.validation, x, "val_loss")
     ]
     if not shown:
@@ -45,13 +45,13 @@ def _loss_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot |
             if _has(run.train, x, "train_loss"):
                 smooth = smoothed(run.train["train_loss"])
                 axes.plot(run.train[x], run.train["train_loss"], color=color, alpha=0.18, linewidth=0.7)
-                axes.plot(run.train[x], smooth, style, color=color, linewidth=1.4, label=run.name)
+                axes.plot(run.train[x], smooth, style, color=color, linewidth=1.4, label=run.legend)
                 late = smooth[run.train["step"] > SKIPPED_START * run.train["step"][-1]]
                 tops.append(np.nanmax(late, initial=-np.inf))
                 bottoms.append(np.nanmin(run.train["train_loss"], initial=np.inf))
             if _has(run.validation, x, "val_loss"):
                 losses = run.validation["val_loss"]
-                label = None if _has(run.train, x, "train_loss") else run.name
+                label = None if _has(run.train, x, "train_loss") else run.legend
                 axes.plot(run.validation[x], losses, "o", color=color, markersize=4.5, label=label)
                 tops.append(_highest_later(losses))
                 bottoms.append(np.nanmin(losses, initial=np.inf))
@@ -64,18 +64,17 @@ def _loss_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot |
 
 
 def _bpb_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | None:
-    shown = [(index, run) for index, run in enumerate(runs) if _has(run.validation, x, "val_bpb")]
-    if not shown:
-        return None
+    shown = [(index, run) for index, run in placed(runs) if _has(run.validation, x, "val_bpb")]
+    if all(len(run.validation["step"]) < 2 for _, run in shown):
+        return None  # no curve; the table of results has the figures
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         for index, run in shown:
             color, style = line(theme, index)
-            axes.plot(run.validation[x], run.validation["val_bpb"], style, marker="o", markersize=4, color=color)
-            axes.lines[-1].set_label(run.name)
-        bpb = [run.validation["val_bpb"] for _, run in shown]
-        _limit(axes, [_highest_later(one) for one in bpb], [np.nanmin(one) for one in bpb])
+            later = slice(1 if len(run.validation["step"]) > 2 else 0, None)  # than the untrained model
+            places, bpb = run.validation[x][later], run.validation["val_bpb"][later]
+            axes.plot(places, bpb, style, marker="o", markersize=4, color=color, label=run.legend)
         _finish(axes, x, "bits per byte")
 
     alt = f"{title}, on the validation split. " + "; ".join(_told(run, "val_bpb", "bits per byte") for _, run in shown)
@@ -83,7 +82,7 @@ def _bpb_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | 
 
 
 def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
-    shown = [(index, run) for index, run in enumerate(runs) if _has(run.train, "step", "learning_rate_multiplier")]
+    shown = [(index, run) for index, run in placed(runs) if _has(run.train, "step", "learning_rate_multiplier")]
     if not shown:
         return None
 
@@ -94,7 +93,7 @@ def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
         for index, run in shown:
             color, style = line(theme, index)
             steps, multiplier = run.train["step"], run.train["learning_rate_multiplier"]
-            axes.plot(steps, multiplier, style, color=color, label=run.name)
+            axes.plot(steps, multiplier, style, color=color, label=run.legend)
             for event, step in run.events.items():
                 height = float(np.interp(step, steps, multiplier))
                 left = event == "SWA"
@@ -117,7 +116,7 @@ def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
 def _grad_norm_plot(runs: Sequence[History]) -> Plot | None:
     shown = [
         (index, run)
-        for index, run in enumerate(runs)
+        for index, run in placed(runs)
         if _has(run.train, "step", "grad_norm") and np.nanmax(run.train["grad_norm"]) > 0
     ]
     if not shown:
@@ -128,7 +127,7 @@ def _grad_norm_plot(runs: Sequence[History]) -> Plot | None:
         for index, run in shown:
             color, style = line(theme, index)
             axes.plot(run.train["step"], run.train["grad_norm"], color=color, alpha=0.18, linewidth=0.7)
-            axes.plot(run.train["step"], smoothed(run.train["grad_norm"]), style, color=color, label=run.name)
+            axes.plot(run.train["step"], smoothed(run.train["grad_norm"]), style, color=color, label=run.legend)
         _logarithmic(axes)
         _finish(axes, "step", "global gradient norm")
 
@@ -138,7 +137,7 @@ def _grad_norm_plot(runs: Sequence[History]) -> Plot | None:
 
 
 def _step_time_plot(runs: Sequence[History]) -> Plot | None:
-    times = [(index, run, *step_times_ms(run)) for index, run in enumerate(runs)]
+    times = [(index, run, *step_times_ms(run)) for index, run in placed(runs)]
     shown = [(index, run, steps, ms) for index, run, steps, ms in times if len(ms)]
     if not shown:
         return None
@@ -148,7 +147,7 @@ def _step_time_plot(runs: Sequence[History]) -> Plot | None:
         for index, run, steps, ms in shown:
             color, style = line(theme, index)
             axes.plot(steps, ms, ".", color=color, alpha=0.25, markersize=2.5)
-            axes.plot(steps, smoothed(ms), style, color=color, label=run.name)
+            axes.plot(steps, smoothed(ms), style, color=color, label=run.legend)
         top = max(np.percentile(ms, 98) for *_, ms in shown)
         axes.set_ylim(0, 1.15 * top if top > 0 else None)
         _finish(axes, "step", "milliseconds a step")

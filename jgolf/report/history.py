@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jgolf.errors import JgolfError
-from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, LOG_FILE, METRICS_FILE, RESULT_FILE
+from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, LOG_FILE, METRICS_FILE, RESULT_FILE, RESULTS_FILE
 
 TRAIN_COLUMNS = ("step", "train_time_s", "train_loss", "grad_norm", "learning_rate_multiplier")
 VALIDATION_COLUMNS = ("step", "train_time_s", "val_loss", "val_bpb")
@@ -50,6 +50,7 @@ class History:
       config: every setting by name; empty for a log.
       result: the artifact's result.json; empty where there is none.
       artifact: the artifact's file, None where there is none.
+      group: of a sweep's run, the settings that the sweep varies, without the seed.
     """
 
     name: str
@@ -61,6 +62,27 @@ class History:
     config: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     artifact: Path | None = None
+    group: str = ""
+
+    @property
+    def legend(self) -> str:
+        """What a plot calls the run; runs that differ in their seeds alone are called alike."""
+        return self.group or self.name
+
+
+def read_histories(path: str | Path) -> list[History]:
+    """Reads a run as `read_history` does, or every run of a sweep's folder.
+
+    Raises:
+      JgolfError: see `read_history`; or the sweep has no result yet.
+    """
+    folder = Path(path)
+    if not (folder / RESULTS_FILE).is_file() or (folder / CONFIG_FILE).exists():
+        return [read_history(path)]
+    rows = _read_json(folder / RESULTS_FILE).get("runs")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "folder" in row for row in rows):
+        raise JgolfError(f"{folder / RESULTS_FILE}: not the results of a sweep")
+    return [read_history(folder / row["folder"]) for row in rows]
 
 
 def read_history(path: str | Path) -> History:
@@ -88,16 +110,54 @@ def _read_folder(folder: Path) -> History:
     else:
         raise JgolfError(f"{folder}: there is neither {METRICS_FILE} nor {LOG_FILE} in it: the run has not begun")
     settings = _read_json(folder / CONFIG_FILE)
-    result = _read_result(folder) if (folder / RESULT_FILE).is_file() else {}
+    row, name, group = _sweep_row(folder), folder.resolve().name, ""
+    if row:
+        result = _result_of_row(row)
+        *varied, seed = (f"{key.rpartition('.')[2].replace('_', ' ')} {row[key]}" for key in [*_varied(row), "seed"])
+        group = ", ".join(varied) or folder.resolve().parents[1].name
+        name = f"{group}, {seed}"
+    else:
+        result = _read_result(folder) if (folder / RESULT_FILE).is_file() else {}
     artifact = folder / ARTIFACT_FILE
     return _history(
-        folder.resolve().name,
+        name,
         folder,
         *found,
         config=_flat(settings),
         result=result,
         artifact=artifact if artifact.is_file() else None,
+        group=group,
     )
+
+
+def _sweep_row(folder: Path) -> dict[str, Any]:
+    """What a sweep says of the run in this folder; empty where the folder is no sweep's."""
+    folder = folder.resolve()
+    try:
+        rows = json.loads((folder.parents[1] / RESULTS_FILE).read_text())["runs"]
+        return next((row for row in rows if row["folder"] == f"{folder.parent.name}/{folder.name}"), {})
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def _varied(row: dict[str, Any]) -> list[str]:
+    """The settings that the sweep varies; they stand before the seed."""
+    names = list(row)
+    return names[: names.index("seed")]
+
+
+def _result_of_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a sweep's run under the names that an export gives them."""
+    averages = [name.removesuffix("_val_bpb") for name in row if name.endswith("_val_bpb")]
+    average = next((name for name in averages if name not in ("raw", "quantized")), "raw")
+    found = {
+        "average": average,
+        "pre_quantization_val_bpb": row.get(f"{average}_val_bpb"),
+        "val_loss": row.get("quantized_val_loss"),
+        "val_bpb": row.get("quantized_val_bpb"),
+        "artifact_bytes": row.get("artifact_bytes"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _history(

@@ -7,11 +7,12 @@ printer is needed.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jgolf.errors import MissingExtraError
+from jgolf.report.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ PIXELS_PER_INCH = 200
 LINE_STYLES = ("-", "--", "-.", ":")
 LEGEND_LINE_INCHES = 0.2
 LEGEND_CHARS = 76  # in a line
+LEGEND_MARK_CHARS = 10  # that a name's mark and the space around it take
 LONGEST_NAME = 60  # characters; of longer ones the end is shown
 
 
@@ -82,8 +84,14 @@ def require_matplotlib() -> None:
         raise MissingExtraError("matplotlib", "report", "jgolf report") from None
 
 
+def placed(runs: Sequence[History]) -> list[tuple[int, History]]:
+    """Each run with its place among the legends, which decides its colour."""
+    legends = list(dict.fromkeys(run.legend for run in runs))
+    return [(legends.index(run.legend), run) for run in runs]
+
+
 def line(theme: Theme, index: int) -> tuple[str, str]:
-    """Colour and kind of line of the run with this index."""
+    """Colour and kind of line of the runs with this place."""
     return theme.lines[index % len(theme.lines)], LINE_STYLES[index % len(LINE_STYLES)]
 
 
@@ -114,10 +122,12 @@ def _style(theme: Theme) -> dict[str, object]:
 def _legend(figure: Figure) -> None:
     """The runs' names where there are several: above the plot, where no line can cross them."""
     marks, names = figure.axes[0].get_legend_handles_labels()
+    of_name = dict(zip(names, marks, strict=True))
+    names, marks = list(of_name), list(of_name.values())
     if len(names) < 2:
         return
     shown = [name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}" for name in names]
-    columns = max(1, min(len(names), LEGEND_CHARS // (max(map(len, shown)) + 6)))
+    columns = max(1, min(len(names), LEGEND_CHARS // (max(map(len, shown)) + LEGEND_MARK_CHARS)))
     figure.legend(marks, shown, loc="outside upper left", ncols=columns)
     width, height = FIGURE_INCHES
     figure.set_size_inches(width, height + LEGEND_LINE_INCHES * -(-len(names) // columns))

@@ -20,8 +20,9 @@ from jgolf.config import Config
 from jgolf.data.demo import build_demo
 from jgolf.errors import EXIT_OK, JgolfError
 from jgolf.progress import counted, table_console
+from jgolf.run_dir import RESULTS_FILE
 from jgolf.sweep.ablation import OFF, make_ablation, worths, worths_table
-from jgolf.sweep.folder import CSV_FILE, RESULTS_FILE, SweepFolder
+from jgolf.sweep.folder import CSV_FILE, SweepFolder
 from jgolf.sweep.grid import SweepRun, groups, make_runs
 from jgolf.sweep.results import RunResult, results_table, summarize
 from jgolf.train.cli import DEFAULT_CONFIG
@@ -103,7 +104,7 @@ def _run(options: SweepOptions) -> None:
     console.print(results_table(summarize(folder.results), console.width))
     if options.ablate:
         console.print(worths_table(worths(folder.results)))
-    print(f"{out / RESULTS_FILE}, {out / CSV_FILE}; plots: jgolf report {out}/runs/*")
+    print(f"{out / RESULTS_FILE}, {out / CSV_FILE}; plots: jgolf report {out}")
 
 
 def _make_runs(options: SweepOptions, base: Config) -> list[SweepRun]:

@@ -18,12 +18,11 @@ from jgolf import files
 from jgolf.config import Config
 from jgolf.data.fingerprint import data_fingerprint
 from jgolf.errors import JgolfError
-from jgolf.run_dir import CONFIG_FILE, METRICS_FILE
+from jgolf.run_dir import CONFIG_FILE, METRICS_FILE, RESULTS_FILE
 from jgolf.sweep.ablation import WITHOUT, worths
 from jgolf.sweep.grid import SweepRun
 from jgolf.sweep.results import RunResult, summarize
 
-RESULTS_FILE = "results.json"
 CSV_FILE = "results.csv"
 
 

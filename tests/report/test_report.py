@@ -18,7 +18,8 @@ from jgolf.cli import main
 from jgolf.config import Config, QuantizeConfig
 from jgolf.errors import MissingExtraError
 from jgolf.report.curves import history_plots, smoothed, step_times_ms
-from jgolf.report.history import read_history
+from jgolf.report.history import read_histories, read_history
+from jgolf.report.plots import placed
 from jgolf.report.sizes import read_contents
 from tests.report.test_history import REFERENCE_LOG
 
@@ -163,12 +164,29 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert main(["report", str(run)]) == 0
     assert [plot.name for plot in history_plots([read_history(run)])] == [
         "loss-steps",
-        "bpb-steps",
         "loss-time",
-        "bpb-time",
         "learning-rate",
         "gradient-norm",
     ]
+
+
+def test_a_sweep(tmp_path, capsys):
+    """Its runs are called by what it varies; its scores are there, and one legend for the seeds of a setting."""
+    rows = []
+    for number, (rate, seed) in enumerate([(0.02, 1), (0.02, 2), (0.03, 1)]):
+        write_run(tmp_path / "sweep" / "runs" / f"00{number}", rate)
+        scores = {"raw_val_bpb": 2.3, "ema_val_bpb": 2.21 + number / 10, "quantized_val_bpb": 2.25 + number / 10}
+        scores |= {f"{name.removesuffix('bpb')}loss": value for name, value in scores.items()}
+        row = {"optim.muon.learning_rate": rate, "seed": seed, **scores, "folder": f"runs/00{number}"}
+        rows.append({**row, "artifact_bytes": 123_456})
+    (tmp_path / "sweep" / "results.json").write_text(json.dumps({"runs": rows}))
+    assert main(["report", str(tmp_path / "sweep")]) == 0
+    words = " ".join(Page((tmp_path / "sweep" / "report" / "index.html").read_text()).words)
+    assert "Best score: 2.2500 bits per byte (rows, quantized, learning rate 0.02, seed 1)" in words
+    assert "learning rate 0.03, seed 1" in words and "2.4100" in words and "2.4500" in words
+    runs = read_histories(tmp_path / "sweep")
+    assert [place for place, _ in placed(runs)] == [0, 0, 1]
+    assert [run.legend for run in runs] == ["learning rate 0.02", "learning rate 0.02", "learning rate 0.03"]
 
 
 def test_a_run_that_diverged(tmp_path):
