@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -11,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jgolf import __version__
 from jgolf.bench import cli as bench_cli
 from jgolf.data import cli as data_cli
 from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
@@ -42,9 +44,12 @@ TAKE_CONFIG = ("train", "sweep", "doctor")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; see `jgolf.errors` for what the codes mean."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         _print_verbs("jgolf", {verb: text for verb, (_, text) in VERBS.items()})
         return EXIT_OK if argv else EXIT_BAD_INPUT
+    if argv[0] == "--version":
+        print(f"jgolf {__version__}")
+        return EXIT_OK
     if argv[0] == "--print-completion":
         return _print_completion(argv[1:])
     verb, *rest = argv
@@ -120,7 +125,9 @@ def _print_completion(argv: list[str]) -> int:
 
 
 def _unknown(prog: str, verb: str, known: dict) -> int:
-    print(f"error: {prog} has no verb {verb!r}: expected one of {', '.join(known)}", file=sys.stderr)
+    near = difflib.get_close_matches(verb, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    print(f"error: {prog} has no verb {verb!r}: expected one of {', '.join(known)}{hint}", file=sys.stderr)
     return EXIT_BAD_INPUT
 
 

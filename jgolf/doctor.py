@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
 from jgolf.model.attention import attention_kernel, causal_attention
 from jgolf.model.functional import parameter_shapes
+from jgolf.progress import counted
 from jgolf.train.mesh import device_batch_order
 from jgolf.train.step import init_state
 
@@ -44,6 +46,7 @@ EXTRAS = {
     "wandb": ("wandb", "--writers wandb"),
 }
 """Extra → its module, and what needs it."""
+DEFAULT_CONFIG = "pr592"
 CUDNN_TOLERANCE = 0.05  # bfloat16 against float32, at values around 1
 
 
@@ -64,15 +67,21 @@ class Check:
     advice: str = ""
 
 
-def doctor(config: tyro.conf.Positional[str] = "pr592") -> int:
-    """Check this machine: devices, attention, data, room, packages; what to do about each.
-
-    The exit status is 1 if something that a run of CONFIG needs is missing.
-
-    Args:
-      config: The run to check for: a config's name, a .py file, or a run's config.json.
-    """
-    settings = configs.load(config)
+def doctor(argv: list[str], prog: str = "jgolf doctor") -> int:
+    """Parses the command line, checks, and prints what was found; the exit code is 1 if something is missing."""
+    name, rest = configs.leading_name(argv)
+    settings = tyro.cli(
+        Config,
+        default=configs.load(name or DEFAULT_CONFIG),
+        prog=f"{prog} [CONFIG]",
+        args=rest,
+        config=(tyro.conf.FlagConversionOff,),
+        description=(
+            "Check this machine: devices, attention, data, room, packages, and say what to do about each. CONFIG is "
+            f"the run to check for ({DEFAULT_CONFIG} by default), with any setting as train.py takes it, such as "
+            f"{prog} pr592 --data data/mine. The exit status is 1 if something that it needs is missing."
+        ),
+    )
     console = Console()
     table = Table(box=box.SIMPLE, title=f"jgolf doctor for {settings.name}")
     for column in ("check", "verdict"):
@@ -84,8 +93,12 @@ def doctor(config: tyro.conf.Positional[str] = "pr592") -> int:
         advice = f"\n→ {check.advice}" if check.advice else ""
         table.add_row(check.name, f"[{STYLES[check.verdict]}]{check.verdict}[/]", escape(check.found + advice))
     console.print(table)
-    print(f"{missing} thing(s) missing" if missing else f"ready to train: python train.py {config}")
+    command = shlex.join(["python", "train.py", name or DEFAULT_CONFIG, *rest])
+    print(f"{counted(missing, 'thing')} missing" if missing else f"ready to train: {command}")
     return EXIT_CHECK_FAILED if missing else EXIT_OK
+
+
+doctor.parse_and_call = lambda prog, argv: doctor(argv, prog)
 
 
 def run_checks(config: Config) -> Iterator[Check]:

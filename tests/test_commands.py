@@ -164,6 +164,7 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir
         (["train.py", "--resume", "--run-dir", "/nowhere"], 2, "no run to resume"),
         (["export.py", "/nowhere"], 2, "not a run directory"),
         (["-m", "jgolf", "frobnicate"], 2, "no verb 'frobnicate'"),
+        (["-m", "jgolf", "tain"], 2, "did you mean train?"),
         (["train.py", "pr529"], 2, "did you mean pr592?"),
         (["train.py", "--seed", "99999999999999999999"], 2, "train.seed is 99999999999999999999: expected from 0 to"),
         (["train.py", "--run-dir", __file__], 2, "test_commands.py: a file, expected a folder"),

@@ -34,8 +34,14 @@ def test_the_demo_needs_nothing_more(capsys):
 def test_missing_data_is_named_with_what_to_do(capsys):
     assert main(["doctor", "pr592"]) == 1
     shown = capsys.readouterr().out
-    assert "jgolf data download sp1024" in shown and "3 thing(s) missing" in shown
+    assert "jgolf data download sp1024" in shown and "3 things missing" in shown
     assert "30,404,196 parameters" in shown
+
+
+def test_settings_are_taken_as_train_takes_them(capsys):
+    assert main(["doctor", "demo", "--data", "my data", "--train.steps", "30"]) == 0
+    shown = capsys.readouterr().out
+    assert "my data will be built" in shown and "python train.py demo --data 'my data' --train.steps 30" in shown
 
 
 def test_tokens_are_counted():

@@ -22,8 +22,10 @@ from jgolf.config.settings import (
     form_bits,
 )
 from jgolf.config.store import (
+    choices,
     config_names,
     from_dict,
+    leading_name,
     leaves,
     load,
     read_json,
@@ -48,9 +50,11 @@ __all__ = [
     "QuantizeConfig",
     "StorageForm",
     "TrainConfig",
+    "choices",
     "config_names",
     "form_bits",
     "from_dict",
+    "leading_name",
     "leaves",
     "load",
     "read_json",

@@ -38,7 +38,7 @@ class ModelConfig:
     unet_skips: bool = True
     """Add encoder outputs to the decoder layers, last in, first out."""
     xsa_layers: tuple[int, ...] = (8, 9, 10, 11)
-    """Layers whose attention output loses its component along its own value (XSA)."""
+    """Layers, from 0, whose attention output loses its component along its own value (XSA)."""
     rope_dims: int = 16
     """Dimensions of each head that are rotated; 0 rotates all."""
     rope_base: float = 10000.0
@@ -46,7 +46,7 @@ class ModelConfig:
     rope_original_length: int = 1024
     """Sequences longer than this raise the rotary base."""
     value_embedding_layers: tuple[int, ...] = (10, 11)
-    """Layers whose values receive the shared value embedding; none leaves it out."""
+    """Layers, from 0, whose values receive the shared value embedding; none leaves it out."""
     value_embedding_dim: int = 128
     """Width of the value-embedding table."""
     ln_scale: bool = True
@@ -152,7 +152,7 @@ class TrainConfig:
     seq_len: int = 2048
     """Tokens of one sequence."""
     num_ranks: int = 8
-    """Runs of consecutive tokens that a micro-step takes: the order of the data, not the number of devices."""
+    """Parts of a micro-step, each of consecutive tokens: the order of the data, whatever the number of devices."""
     accumulation: int = 1
     """Micro-steps of one optimizer step."""
     seed: Annotated[int, tyro.conf.arg(aliases=["--seed"])] = 1337
@@ -205,7 +205,7 @@ class QuantizeConfig:
     small: StorageForm = "fp16"
     """Matrices and tables of at most small_size values."""
     small_size: int = 65_536
-    """See small."""
+    """Most values of a matrix or table that is stored in the form of `small`."""
     clip_percentiles: tuple[float, ...] = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
     """Quantiles of a row's magnitudes tried as its clip; the best for the whole matrix is taken."""
     table_clip_percentile: float = 0.9999984
@@ -237,7 +237,7 @@ class EvaluateConfig:
     sliding_stride: int = 64
     """Tokens between the starts of two sliding windows."""
     max_tokens: int = 0
-    """Validate during training on this many tokens only; 0 takes all."""
+    """Validate, during training and in sweeps, on this many tokens only; 0 takes all."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,7 @@ class Config:
     """A whole run."""
 
     name: str = "pr592"
+    """What the run is called; its folder is runs/NAME unless --run-dir says otherwise."""
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -7,9 +7,9 @@ import difflib
 import importlib.util
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import dacite
 
@@ -70,6 +70,12 @@ def _error_in_file(error: BaseException, path: Path) -> str:
     return f"{type(error).__name__}: {error}" + (f" (line {line})" if line and "line" not in str(error) else "")
 
 
+def leading_name(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The config's name that a command line may begin with, "" where it does not, and the rest of it."""
+    named = bool(argv) and not argv[0].startswith("-")
+    return (argv[0], list(argv[1:])) if named else ("", list(argv))
+
+
 def read_json(path: str | Path) -> Config:
     """Reads what `write_json` wrote.
 
@@ -122,6 +128,15 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + item.name] = value
     return found
+
+
+def choices(name: str, kind: type = Config) -> tuple[str, ...]:
+    """The words that the setting of that dotted name may be; none where it is no matter of choice."""
+    first, _, rest = name.partition(".")
+    hint = get_type_hints(kind)[first]
+    if rest:
+        return choices(rest, hint)
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -28,12 +28,15 @@ def inspect(
     Bytes are those of the text as the tokenizer keeps it, which bits per byte counts; it makes one space of several.
 
     Args:
-      shards: Shard files.
+      shards: Shard files, or folders of them.
       tokenizer: SentencePiece model; by default the one in, or beside, the first shard's folder, if there is one.
       excerpt_tokens: Tokens that are decoded from the start of each shard.
     """
     if not shards:
-        raise DataError("no shards given: name at least one .bin file")
+        raise DataError("no shards given: name at least one .bin file, or a folder of them")
+    shards = tuple(shard for path in shards for shard in (sorted(path.glob("*.bin")) if path.is_dir() else [path]))
+    if not shards:
+        raise DataError("no shards (*.bin) in the folders given")
     if excerpt_tokens < 0:
         raise DataError(f"--excerpt-tokens {excerpt_tokens}: expected 0 or more")
     loaded = _tokenizer(shards[0].parent, tokenizer)

@@ -37,6 +37,8 @@ def evaluate(
 ) -> None:
     """Score a model in bits per byte, every token once.
 
+    Examples: jgolf evaluate runs/demo; jgolf evaluate model.jgolf --tokenizer T.model --tokens val_*.bin --stride 64
+
     Args:
       model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
       tokens: Token shards to score; by default the validation split of the run, also of a run's artifact.

@@ -38,6 +38,8 @@ def sample(
 ) -> None:
     """Let a model continue a text.
 
+    Example: jgolf sample runs/demo --prompt "The function" --tokens 100
+
     Args:
       model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
       prompt: The text to continue; empty starts a new document.

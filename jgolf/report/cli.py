@@ -14,7 +14,7 @@ import tyro
 
 from jgolf import files
 from jgolf.errors import JgolfError
-from jgolf.progress import progress_bar
+from jgolf.progress import counted, progress_bar
 from jgolf.report.artifacts import Contents, artifact_plots
 from jgolf.report.curves import history_plots, step_times_ms
 from jgolf.report.history import History, read_histories
@@ -64,7 +64,7 @@ def report(
     sections.append(_settings_section(histories))
     listed = ", ".join(run.name for run in histories)
     files.write_text(out / PAGE_FILE, page(f"jgolf report: {title}", f"Runs: {listed}", sections))
-    print(f"{out / PAGE_FILE}: {len(pictures[0]) + len(pictures[1])} plots of {len(histories)} run(s)")
+    print(f"{out / PAGE_FILE}: {len(pictures[0]) + len(pictures[1])} plots of {counted(len(histories), 'run')}")
 
 
 def _draw(plots: Sequence[Plot], out: Path) -> list[Picture]:

@@ -55,10 +55,10 @@ class SweepOptions:
 
 def sweep(argv: list[str], prog: str = "jgolf sweep") -> int:
     """Parses the command line, trains the runs and prints the results."""
-    name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (DEFAULT_CONFIG, argv)
+    name, rest = configs.leading_name(argv)
     options = tyro.cli(
         SweepOptions,
-        default=SweepOptions(config=configs.load(name)),
+        default=SweepOptions(config=configs.load(name or DEFAULT_CONFIG)),
         prog=f"{prog} [CONFIG]",
         args=rest,
         description=(

@@ -174,9 +174,9 @@ def _value(base: Config, name: str, current: Any, word: str) -> Any:
             value = type(current)(word)
         configs.from_dict(configs.to_dict(configs.replace(base, name, value)))  # one of the allowed words?
     except (ValueError, KeyError, ConfigError):
-        raise ConfigError(
-            f"--set {name}={word}: expected a value such as the present {name}={spelled(current)}"
-        ) from None
+        words = configs.choices(name)
+        expected = f"one of {', '.join(words)}" if words else f"a value such as the present {name}={spelled(current)}"
+        raise ConfigError(f"--set {name}={word}: expected {expected}") from None
     return value
 
 

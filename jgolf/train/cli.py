@@ -41,7 +41,7 @@ class TrainOptions:
 
 def train(argv: list[str], prog: str = "train.py") -> int:
     """Parses the command line and trains; returns the exit code."""
-    name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+    name, rest = configs.leading_name(argv)
     base, run_dir = _resumed(name, rest) if "--resume" in rest else (configs.load(name or DEFAULT_CONFIG), None)
     options = tyro.cli(
         TrainOptions,
@@ -50,7 +50,9 @@ def train(argv: list[str], prog: str = "train.py") -> int:
         args=rest,
         description=(
             f"Train a model. CONFIG is one of {', '.join(configs.config_names())} ({DEFAULT_CONFIG} by default), a .py "
-            "file with a function config(), or a run's config.json. Every setting below can be changed by its name."
+            "file with a function config(), or a run's config.json. Every setting below can be changed by its name. "
+            f"Examples: {prog} demo --steps 100 --train.warmdown-steps 80; {prog} pr592 --data data/mine --run-dir "
+            f"runs/mine; {prog} --resume --run-dir runs/mine"
         ),
     )
     require_writers(options.writers)

@@ -31,6 +31,7 @@ def test_figures_and_excerpt(demo_dir, capsys):
     num_tokens = (path.stat().st_size - 1024) // 2
     documents = text.count(b"\n")
     (table,) = shown(capsys, (path,))
+    assert table in shown(capsys, (demo_dir,))
     assert table["shard"] == str(path)
     assert table["header"] == f"magic 20240520, version 1, {num_tokens:,} tokens"
     assert table["documents"] == str(documents)

@@ -93,7 +93,7 @@ def test_page_of_several_runs(tmp_path, capsys):
     log.write_text(REFERENCE_LOG)
     runs = [write_run(tmp_path / "a", artifact=True), write_run(tmp_path / "b<i>", 0.03), log]
     assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
-    assert "index.html: 10 plots of 3 run(s)" in capsys.readouterr().out
+    assert "index.html: 10 plots of 3 runs" in capsys.readouterr().out
     text = (tmp_path / "out" / "index.html").read_text()
     page = Page(text)
     assert page.open == []
