@@ -105,12 +105,16 @@ def test_config_from_a_file_of_ones_own(tmp_path: Path):
     path = tmp_path / "mine.py"
     path.write_text("from jgolf.config import Config\ndef config():\n    return Config(name='mine')\n")
     assert configs.load(str(path)).name == "mine"
+    header = "from jgolf.config import Config, ModelConfig\ndef config():\n"
+    path.write_text(f"{header}    return Config(model=ModelConfig(xsa_layers=[1, 2]))\n")
+    assert configs.load(str(path)).model.xsa_layers == (1, 2)
     for text, expected in (
         ("def config(:\n", r"mine\.py: cannot be used: SyntaxError.*line 1"),
         ("\nraise RuntimeError('boom')\n", r"RuntimeError: boom \(line 2\)"),
         ("def config():\n    return 1 / 0\n", r"ZeroDivisionError: division by zero \(line 2\)"),
         ("import sys\nsys.exit(3)\n", r"SystemExit: 3 \(line 2\)"),
         ("def config():\n    return {}\n", "found one that returns a dict"),
+        (f"{header}    return Config(model=ModelConfig(num_layers='two'))\n", r'mine\.py: .*"model\.num_layers"'),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=expected):

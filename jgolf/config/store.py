@@ -58,7 +58,10 @@ def load(name: str) -> Config:
     if not isinstance(found, Config):
         what = "no such function" if found is None else f"one that returns a {type(found).__name__}"
         raise ConfigError(f"{path}: expected a function config() that returns a jgolf.config.Config, found {what}")
-    return found
+    try:
+        return from_dict(to_dict(found))  # types are checked, and lists become tuples
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _error_in_file(error: BaseException, path: Path) -> str:
