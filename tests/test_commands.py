@@ -190,8 +190,9 @@ def test_a_folder_with_a_run_is_not_written_over(run_dir, demo_dir):
     assert (run_dir / "train.log").read_bytes() == before
 
 
-def test_a_run_goes_on_by_its_config_file(run_dir):
+def test_a_run_goes_on_by_its_config_file(run_dir, tmp_path):
     """Its folder is the file's, whatever the name in it says; another recipe's name is refused."""
+    run_dir = shutil.copytree(run_dir, tmp_path / "run")
     done = run_here(ROOT / "train.py", run_dir / "config.json", "--resume")
     assert "resumed after step" in done.stdout and "stopping: all steps done" in done.stdout
     done = run_here(ROOT / "train.py", "pr592", "--resume", "--run-dir", run_dir, check=False)
