@@ -34,7 +34,9 @@ FOLDER = "checkpoints"
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-def _but_for_closed_loops(hook: Callable[[sys.UnraisableHookArgs], Any]) -> Callable[[sys.UnraisableHookArgs], None]:
+def but_for_closed_loops(hook: Callable[[sys.UnraisableHookArgs], Any]) -> Callable[[sys.UnraisableHookArgs], None]:
+    """The hook for errors that no one can catch, without those of a closed event loop."""
+
     def shown(unraisable: sys.UnraisableHookArgs) -> None:
         error = unraisable.exc_value
         if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
@@ -44,7 +46,7 @@ def _but_for_closed_loops(hook: Callable[[sys.UnraisableHookArgs], Any]) -> Call
 
 
 # Likewise, a write that fails ends Orbax's event loop, and every other write then fails to report to that.
-sys.unraisablehook = _but_for_closed_loops(sys.unraisablehook)
+sys.unraisablehook = but_for_closed_loops(sys.unraisablehook)
 
 
 class Checkpoints:

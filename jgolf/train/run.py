@@ -93,7 +93,7 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
         checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints) if peers.is_first else None
         if checkpoints:
             stack.callback(checkpoints.close)
-        if checkpoints and resume:
+        if checkpoints and resume and checkpoints.latest_step is not None:
             _check_same_state(config, run_dir)
         state, elapsed_s = _first_state(config, mesh, checkpoints if resume else None, initial, peers)
         first_step = int(state.step)
@@ -108,7 +108,7 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
         first_is_validated = json.loads(peers.agree("validated", json.dumps(log.holds_validation(first_step))))
         clock = Clock(json.loads(peers.agree("clock", json.dumps(elapsed_s))))
         step = None
-        if not _is_over(config, first_step, elapsed_s):
+        if not _is_over(config, first_step, clock.elapsed_s):
             step = CompiledStep(config, mesh, state, source(first_step))
             _warm_up(step, state, source(first_step))
             if checkpoints:

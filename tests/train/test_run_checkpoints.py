@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from jgolf.config import Config
 from jgolf.errors import ArtifactError
+from jgolf.train import checkpoint
 from jgolf.train.checkpoint import Checkpoints
 from jgolf.train.step import TrainState, new_state
 from tests.train.runs import nano_config
@@ -84,6 +86,15 @@ def test_full_disk_leaves_the_last_good_one(config: Config, state: TrainState, t
     assert reader.latest_step == 10
     restored, _ = reader.restore(config)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_only_what_follows_a_failed_write_is_not_shown() -> None:
+    shown = []
+    hook = checkpoint.but_for_closed_loops(shown.append)
+    closed, other = (SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "another"))
+    hook(closed)
+    hook(other)
+    assert shown == [other]
 
 
 def test_another_model_is_refused(config: Config, state: TrainState, tmp_path: Path) -> None:
