@@ -249,11 +249,19 @@ def _score_name(runs: Sequence[History], wanted: ScoreName) -> str:
 
 
 def _check_same_text(runs: Sequence[History], name: str) -> None:
-    """Nats a token compare only on the same tokens, whose bytes a token both scores of a run tell."""
-    found = [(run.scores[name].val_loss / math.log(2) / run.scores[name].val_bpb, str(run.path)) for run in runs]
-    least, most = min(found), max(found)
-    if most[0] > (1 + SAME_TEXT) * least[0]:
-        listed = "; ".join(f"{path}: {bytes_a_token:.4f} bytes a token" for bytes_a_token, path in (least, most))
+    """Nats a token compare only on the same tokens: as many, where that is known, and of as many bytes each."""
+    texts: dict[tuple[int, int], str] = {}
+    for run in runs:
+        if name != "validation" and "bytes" in run.result:
+            tokens = run.result["tokens"]
+            texts.setdefault((tokens, run.result["bytes"]), f"{run.path}: {tokens:,} tokens")
+    ratios = [(run.scores[name].val_loss / math.log(2) / run.scores[name].val_bpb, run.path) for run in runs]
+    known = sorted((ratio, str(path)) for ratio, path in ratios if math.isfinite(ratio))
+    different = list(texts.values()) if len(texts) > 1 else []
+    if known and known[-1][0] > (1 + SAME_TEXT) * known[0][0]:
+        different += [f"{path}: {ratio:.4f} bytes a token" for ratio, path in (known[0], known[-1])]
+    if different:
+        listed = "; ".join(different)
         raise JgolfError(
             f"the runs were not scored on the same text: {listed}; score them on the same validation split"
         )

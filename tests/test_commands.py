@@ -195,6 +195,15 @@ def test_a_run_goes_on_by_its_config_file(run_dir, tmp_path):
     run_dir = shutil.copytree(run_dir, tmp_path / "run")
     done = run_here(ROOT / "train.py", run_dir / "config.json", "--resume")
     assert "resumed after step" in done.stdout and "stopping: all steps done" in done.stdout
+    named = run_here(
+        ROOT / "train.py", run_dir / "config.json", "--name", "other", "--resume", cwd=tmp_path, check=False
+    )
+    assert named.returncode == 2 and "runs/other: there is no run to resume" in named.stderr
+    (tmp_path / "settings").mkdir()
+    shutil.copy(run_dir / "config.json", tmp_path / "settings")  # no run, only its settings
+    words = [tmp_path / "settings" / "config.json", "--resume"]
+    named = run_here(ROOT / "train.py", *words, cwd=tmp_path, check=False)
+    assert named.returncode == 2 and "runs/demo: there is no run to resume" in named.stderr
     done = run_here(ROOT / "train.py", "pr592", "--resume", "--run-dir", run_dir, check=False)
     assert done.returncode == 2 and "a run of demo, not of pr592; leave out pr592" in done.stderr
 

@@ -15,7 +15,12 @@ BETTER, WORSE = (1.9000, 1.9012, 1.8991), (1.9101, 1.9120, 1.9093)
 
 
 def write_run(
-    folder: Path, sliding: float | None, validation: float = 2.0, bpb_a_nat: float = 0.6, seed: int | None = None
+    folder: Path,
+    sliding: float | None,
+    validation: float = 2.0,
+    bpb_a_nat: float = 0.6,
+    seed: int | None = None,
+    tokens: int = 1000,
 ) -> str:
     folder.mkdir(parents=True)
     seed = int(folder.name, 36) if seed is None else seed
@@ -27,6 +32,7 @@ def write_run(
         losses = {"": sliding + 0.1, "sliding_": sliding}
         result = {f"{kind}val_loss": loss for kind, loss in losses.items()}
         result |= {f"{kind}val_bpb": bpb_a_nat * loss for kind, loss in losses.items()}
+        result |= {"tokens": tokens, "bytes": 2 * tokens}
         (folder / "artifact" / "result.json").write_text(json.dumps(result))
     return str(folder)
 
@@ -155,6 +161,10 @@ def test_logs_of_the_reference_compare_too(tmp_path):
         (
             lambda t: [*write_side(t / "a", BETTER), "--", write_run(t / "b", 2.0), write_run(t / "c", 2.1, 2.0, 0.61)],
             "not scored on the same text",
+        ),
+        (
+            lambda t: [*write_side(t / "a", BETTER), "--", write_run(t / "b", 2.0), write_run(t / "c", 2.1, tokens=7)],
+            "7 tokens",
         ),
         (
             lambda t: [

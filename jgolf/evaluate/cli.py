@@ -102,7 +102,7 @@ def data_of(loaded: LoadedModel, missing: Sequence[str]) -> DataConfig:
     Raises:
       JgolfError: the model is a file of its own.
     """
-    source = Path(loaded.source)
+    source = Path(loaded.source).absolute()
     if source.is_dir():
         return loaded.config.data
     run_dir = source.parent.parent

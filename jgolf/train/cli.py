@@ -12,7 +12,7 @@ import tyro
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.errors import JgolfError
-from jgolf.run_dir import CONFIG_FILE
+from jgolf.run_dir import CONFIG_FILE, LOG_FILE
 from jgolf.train.writers import WriterName, require_writers
 
 DEFAULT_CONFIG = "demo"
@@ -42,12 +42,31 @@ class TrainOptions:
 def train(argv: list[str], prog: str = "train.py") -> int:
     """Parses the command line and trains; returns the exit code."""
     name, rest = configs.leading_name(argv)
-    base, run_dir = _resumed(name, rest) if "--resume" in rest else (configs.load(name or DEFAULT_CONFIG), None)
-    options = tyro.cli(
+    base = configs.load(name or DEFAULT_CONFIG)
+    options = _parse(base, prog, rest)
+    run_dir = options.run_dir or _default_run_dir(options.config)
+    if options.resume:
+        if options.run_dir is None and options.config.name == base.name and _is_config_of_run(Path(name)):
+            run_dir = Path(name).parent
+        if (run_dir / CONFIG_FILE).exists():
+            stored = configs.read_json(run_dir / CONFIG_FILE)
+            if name and stored.name != options.config.name:
+                raise JgolfError(f"{run_dir}: a run of {stored.name}, not of {options.config.name}; leave out {name}")
+            options = _parse(stored, prog, rest)
+    require_writers(options.writers)
+    from jgolf.train import distributed, loop  # JAX starts only when there is something to train
+
+    launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
+    return loop.train(options.config, run_dir, options.init_from, options.resume, launch, options.writers)
+
+
+def _parse(base: Config, prog: str, argv: list[str]) -> TrainOptions:
+    """The options, with the settings of `base` where the command line says nothing."""
+    return tyro.cli(
         TrainOptions,
-        default=TrainOptions(config=base, run_dir=run_dir),
+        default=TrainOptions(config=base),
         prog=f"{prog} [CONFIG]",
-        args=rest,
+        args=argv,
         description=(
             f"Train a model. CONFIG is one of {', '.join(configs.config_names())} ({DEFAULT_CONFIG} by default), a .py "
             "file with a function config(), or a run's config.json. Every setting below can be changed by its name. "
@@ -55,30 +74,11 @@ def train(argv: list[str], prog: str = "train.py") -> int:
             f"runs/mine; {prog} --resume --run-dir runs/mine"
         ),
     )
-    require_writers(options.writers)
-    from jgolf.train import distributed, loop  # JAX starts only when there is something to train
-
-    launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
-    run_dir = options.run_dir or _default_run_dir(options.config)
-    return loop.train(options.config, run_dir, options.init_from, options.resume, launch, options.writers)
 
 
-def _resumed(name: str, rest: list[str]) -> tuple[Config, Path]:
-    """The settings that the run to be resumed was started with, and its folder.
-
-    The folder is that of --run-dir, or else of the run's config.json that `name` is, or else runs/NAME.
-    """
-    config = configs.load(name or DEFAULT_CONFIG)
-    run_dir = Path(name).parent if Path(name).name == CONFIG_FILE else _default_run_dir(config)
-    for index, word in enumerate(rest):
-        if word.startswith("--run-dir"):
-            run_dir = Path(word.partition("=")[2] or (rest[index + 1] if index + 1 < len(rest) else ""))
-    if not (run_dir / CONFIG_FILE).exists():
-        return config, run_dir
-    stored = configs.read_json(run_dir / CONFIG_FILE)
-    if name and stored.name != config.name:
-        raise JgolfError(f"{run_dir}: a run of {stored.name}, not of {config.name}; leave out {name}")
-    return stored, run_dir
+def _is_config_of_run(path: Path) -> bool:
+    """Whether it is the config.json of a run that has begun, and not only a file of settings."""
+    return path.name == CONFIG_FILE and (path.parent / LOG_FILE).exists()
 
 
 def _default_run_dir(config: Config) -> Path:

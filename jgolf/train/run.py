@@ -165,7 +165,11 @@ def _check_same_state(config: Config, run_dir: Path) -> None:
     if same_parts and jax.tree.leaves(found) == jax.tree.leaves(expected):
         return
     before, now = configs.leaves(stored), configs.leaves(config)
-    changed = [f"{name} {now[name]} (was {before[name]})" for name in now if now[name] != before[name]]
+    changed = [
+        f"{name} {now[name]} (was {before[name]})"
+        for name in now
+        if now[name] != before[name] and name.startswith(("model.", "average.", "optim."))
+    ]
     raise ConfigError(
         f"{run_dir}: its checkpoints are of other parameters or averages than these settings ask for: "
         f"{', '.join(changed)}; leave out what changes the network, or start another run"

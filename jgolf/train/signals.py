@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK
 from jgolf.run_dir import CONFIG_FILE
@@ -24,8 +26,18 @@ def how_to_resume(run_dir: Path) -> str:
 
 
 def _say(text: str) -> None:
-    """Prints a line; on a terminal, with the cursor shown, as a display that is cut off leaves it hidden."""
-    print(f"{SHOW_CURSOR if sys.__stdout__.isatty() else ''}{text}", flush=True)
+    """Prints a line, unless no one reads it any more."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, flush=True)
+
+
+def _end(text: str, exit_code: int) -> NoReturn:
+    """Ends the process at once with some last words; the cursor, which a display leaves hidden, comes back."""
+    with contextlib.suppress(OSError, ValueError):
+        out = sys.__stdout__.fileno()
+        os.set_blocking(out, False)  # a reader that hangs must not keep us
+        os.write(out, f"{SHOW_CURSOR if os.isatty(out) else ''}{text}\n".encode())
+    os._exit(exit_code)
 
 
 class StopSignals:
@@ -57,20 +69,21 @@ class StopSignals:
             if number[0] not in SIGNALS:
                 continue
             if self.received is not None and number[0] == signal.SIGINT:
-                _say(f"ended at once; the newest checkpoint is where it goes on: {how_to_resume(self._run_dir)}")
-                os._exit(EXIT_INTERRUPTED)
-            self.received = signal.Signals(number[0])
+                how = how_to_resume(self._run_dir)
+                _end(f"ended at once; the newest checkpoint is where it goes on: {how}", EXIT_INTERRUPTED)
+            is_first, self.received = self.received is None, signal.Signals(number[0])
             if not self.training_began:
                 self._leave()
-            _say("asked to stop: a checkpoint is saved after this step; Ctrl-C ends at once")
             if self._on_stop is not None:
                 self._on_stop()
+            if is_first:
+                _say("asked to stop: what is trained is saved; Ctrl-C ends at once")
 
     def _leave(self) -> None:
         started = (self._run_dir / CONFIG_FILE).exists()
         how = how_to_resume(self._run_dir) if started else "start it again with the same command"
-        _say(f"asked to stop before a step was trained: there is nothing new to save; to go on: {how}")
-        os._exit(EXIT_INTERRUPTED if self.received == signal.SIGINT else EXIT_OK)
+        code = EXIT_INTERRUPTED if self.received == signal.SIGINT else EXIT_OK
+        _end(f"asked to stop before a step was trained: there is nothing new to save; to go on: {how}", code)
 
     def __enter__(self) -> StopSignals:
         self._thread.start()

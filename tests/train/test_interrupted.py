@@ -76,7 +76,7 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     wait_for(process, "step:7/")
     process.send_signal(number)
     output = finish(process, exit_code)
-    assert "asked to stop: a checkpoint is saved after this step" in output
+    assert "asked to stop: what is trained is saved" in output
     assert f"python train.py --resume --run-dir {run_dir}" in output
     last = max(metrics(run_dir, "train_loss"))
     assert [int(path.name) for path in (run_dir / "checkpoints").iterdir()] == [last]
