@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
+from jgolf.progress import counted
 from jgolf.report.history import History, read_history
 
 MOST_FURTHER_SEEDS = 1000
@@ -170,7 +171,7 @@ def compare(argv: list[str], prog: str = "jgolf compare") -> int:
     a_paths = options.runs[: len(options.runs) - len(b_paths)]
     if not dashes or len(a_paths) < 2 or len(b_paths) < 2:
         raise JgolfError(
-            f"found {len(a_paths)} run{'s' * (len(a_paths) != 1)} in A and {len(b_paths)} in B: expected at least two "
+            f"found {counted(len(a_paths), 'run')} in A and {len(b_paths)} in B: expected at least two "
             f"on each side (one run says nothing about the noise), such as: {prog} runs/new-1 runs/new-2 -- "
             "runs/old-1 runs/old-2"
         )

@@ -26,7 +26,7 @@ from jgolf.data.documents import check_files, parse_document, read_lines
 from jgolf.data.shards import TOKEN_TYPE, create_shard
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.errors import DataError, JgolfError
-from jgolf.progress import byte_progress
+from jgolf.progress import byte_progress, counted
 
 Split = Literal["train", "val"]
 _TASK_BYTES = 1 << 20  # text handed to a process at a time
@@ -46,7 +46,7 @@ class PackSummary:
         return (
             f"{self.documents:,} documents, {self.tokens:,} tokens, {self.text_bytes:,} bytes of text, "
             f"{self.text_bytes / self.tokens:.4f} bytes a token, {self.elapsed_s:.1f} s; "
-            f"{len(self.paths)} shard{'s' * (len(self.paths) > 1)} in {self.paths[0].parent}"
+            f"{counted(len(self.paths), 'shard')} in {self.paths[0].parent}"
         )
 
 

@@ -65,9 +65,8 @@ def evaluate(
     compiling.keep_programs()
     loaded = load_model(model, config, average)
     missing = [option for option, given in (("--tokenizer", tokenizer), ("--tokens", tokens)) if not given]
-    data = data_of(loaded, missing) if missing else None
-    tables = load_tokenizer_of(loaded, tokenizer or find_tokenizer(data.dir, data.tokenizer)).byte_tables
-    paths = list(tokens) or find_shards(data.dir, "val")
+    tables = tokenizer_of(loaded, tokenizer, missing).byte_tables
+    paths = list(tokens) or find_shards(_data_of(loaded, missing).dir, "val")
     stream = TokenStream(paths, loaded.config.model.vocab_size)
     ids = stream.take(0, min(len(stream), max_tokens + 1) if max_tokens else len(stream))
     seq_len = seq_len or loaded.config.train.seq_len
@@ -92,7 +91,7 @@ def _weights(loaded: LoadedModel, average: Average | None) -> str:
     return f" ({average or loaded.config.average.export})" if Path(loaded.source).is_dir() else ""
 
 
-def data_of(loaded: LoadedModel, missing: Sequence[str]) -> DataConfig:
+def _data_of(loaded: LoadedModel, missing: Sequence[str]) -> DataConfig:
     """The data of a run, or of the run in whose folder an artifact lies.
 
     Args:
@@ -111,13 +110,18 @@ def data_of(loaded: LoadedModel, missing: Sequence[str]) -> DataConfig:
     raise JgolfError(f"{source}: in no run's folder, so it knows no data of its own: give {' and '.join(missing)}")
 
 
-def load_tokenizer_of(loaded: LoadedModel, path: Path) -> Tokenizer:
-    """Reads the tokenizer to use with a model.
+def tokenizer_of(loaded: LoadedModel, explicit: Path | None, missing: Sequence[str] = ("--tokenizer",)) -> Tokenizer:
+    """The tokenizer to use with a model: the given one, or its run's own; see `_data_of` for `missing`.
 
     Raises:
       ArtifactError: it is not the one that the model was trained with.
       DataError: it cannot be read.
+      JgolfError: none is given, and the model does not know its own.
     """
+    path = explicit
+    if path is None:
+        data = _data_of(loaded, missing)
+        path = find_tokenizer(data.dir, data.tokenizer)
     tokenizer = load_tokenizer(path, loaded.config.model.vocab_size)
     expected = loaded.tokenizer_fingerprint
     if expected not in (None, tokenizer.fingerprint):

@@ -14,9 +14,8 @@ import tyro
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jgolf.config import Average, ModelConfig
-from jgolf.data.tokenizer import find_tokenizer
 from jgolf.errors import JgolfError
-from jgolf.evaluate.cli import data_of, load_tokenizer_of
+from jgolf.evaluate.cli import tokenizer_of
 from jgolf.evaluate.score import scoring_model
 from jgolf.load import load_model
 from jgolf.model.attention import rotary_base
@@ -59,10 +58,7 @@ def sample(
         raise JgolfError(f"--seed {seed}: expected from 0 to 4294967295")
     prompt = prompt.encode(errors="replace").decode()  # bytes of the command line that are no UTF-8
     loaded = load_model(model, config, average)
-    if tokenizer is None:
-        data = data_of(loaded, ["--tokenizer"])
-        tokenizer = find_tokenizer(data.dir, data.tokenizer)
-    pieces = load_tokenizer_of(loaded, tokenizer)
+    pieces = tokenizer_of(loaded, tokenizer)
     ids = [pieces.bos_id, *pieces.encode(prompt)]
     shown = pieces.decode(ids)
     print(shown, end="", flush=True)

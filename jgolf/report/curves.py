@@ -99,8 +99,8 @@ def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
                 left = event == "SWA"
                 axes.plot(step, height, "^" if left else "v", color=color, markersize=7)
                 if run is longest:
-                    offset, align = ((-9, 6), "right") if left else ((-9, -7), "right")
-                    axes.annotate(event, (step, height), offset, textcoords="offset points", ha=align, fontsize=9)
+                    offset = (-9, 6 if left else -7)
+                    axes.annotate(event, (step, height), offset, textcoords="offset points", ha="right", fontsize=9)
         axes.set_ylim(0, 1.05)
         _finish(axes, "step", "learning-rate multiplier")
 

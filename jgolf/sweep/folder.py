@@ -34,7 +34,7 @@ class SweepFolder:
       runs: the whole sweep, in order.
       results: those that are there, in the order of `runs`.
       seconds: that earlier starts of the sweep took.
-      new: a folder, within this one, for each run without a result.
+      new: a folder, within this one, for each run that had no result when this was read.
     """
 
     def __init__(self, path: Path, runs: Sequence[SweepRun]):

@@ -84,7 +84,7 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
         peers.barrier("demo")
         build_demo(config.data.dir)  # on hosts that do not share the first one's folders
     train_shards = find_shards(config.data.dir, "train")
-    config = _with_absolute_paths(config)
+    config = _with_found_data(config)
     mesh = make_mesh()
     validation = Validation.open(config)
     source = BatchSource(config, TokenStream(train_shards, config.model.vocab_size), mesh)
@@ -160,9 +160,7 @@ def _check_same_state(config: Config, run_dir: Path) -> None:
     if (config.model, config.average, config.optim) == (stored.model, stored.average, stored.optim):
         return
     one_device = SingleDeviceSharding(jax.local_devices()[0])
-    found, expected = abstract_state(config, one_device), abstract_state(stored, one_device)
-    same_parts = jax.tree.structure(found) == jax.tree.structure(expected)
-    if same_parts and jax.tree.leaves(found) == jax.tree.leaves(expected):
+    if abstract_state(config, one_device) == abstract_state(stored, one_device):
         return
     before, now = configs.leaves(stored), configs.leaves(config)
     changed = [
@@ -176,7 +174,7 @@ def _check_same_state(config: Config, run_dir: Path) -> None:
     )
 
 
-def _with_absolute_paths(config: Config) -> Config:
+def _with_found_data(config: Config) -> Config:
     """The settings with the paths of the data and of the tokenizer that is found there."""
     config = configs.with_absolute_paths(config)
     tokenizer = find_tokenizer(config.data.dir, config.data.tokenizer).resolve()
