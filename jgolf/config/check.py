@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jgolf.config.plan import plan_problems
 from jgolf.config.settings import Config
 from jgolf.config.store import leaves
 from jgolf.errors import ConfigError
@@ -31,7 +32,11 @@ BOUNDS: dict[str, Bound] = {
     "model.bigram_dim": POSITIVE,
     "model.rope_dims": OFF_OR_MORE,
     "model.rope_base": (lambda value: 1 < value < math.inf, "more than 1"),
-    "model.rope_original_length": POSITIVE,
+    "model.rope_original_length": OFF_OR_MORE,
+    "model.gate_window": POSITIVE,
+    "model.num_loops": POSITIVE,
+    "model.activation_slope": (lambda value: 0 <= value < 1, "0 (ReLU²) or more, and below 1"),
+    "model.attention_gate_scale": NOT_NEGATIVE,
     "model.value_embedding_dim": POSITIVE,
     "model.q_gain": OFF_OR_MORE,
     "model.logit_softcap": OFF_OR_MORE,
@@ -113,6 +118,9 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
         layers = getattr(model, name)
         if any(not 0 <= layer < model.num_layers for layer in layers) or list(layers) != sorted(set(layers)):
             yield f"model.{name}", f"different layers in rising order, each from 0 to {model.num_layers - 1}"
+    if (model.attention_gate or model.gated_smear) and model.gate_window > model.model_dim:
+        yield "model.gate_window", f"at most model_dim {model.model_dim}"
+    yield from plan_problems(model)
     clips = config.quantize.clip_percentiles
     if not clips or not all(0 < clip <= 1 for clip in clips):
         yield "quantize.clip_percentiles", "one or more quantiles above 0, up to 1"

@@ -27,6 +27,8 @@ class ModelConfig:
     """Key/value heads; each serves num_heads / num_kv_heads query heads."""
     mlp_multiple: float = 3.0
     """Hidden width of the MLP as a multiple of model_dim."""
+    activation_slope: float = 0.0
+    """Slope of the MLP's activation below zero, before it is squared; 0 for ReLU²."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head."""
     bigram_buckets: int = 10240
@@ -35,8 +37,18 @@ class ModelConfig:
     """Width of the bigram table, projected to model_dim where they differ."""
     smear_gate: bool = True
     """Blend every position's embedding with the one before it."""
+    gated_smear: bool = False
+    """Add to every token's embedding a learnt share of the one before it, but for a document's first."""
     unet_skips: bool = True
     """Add encoder outputs to the decoder layers, last in, first out."""
+    skip_gates: bool = False
+    """Blend a skip and the stream by a learnt share per channel, instead of adding the skip."""
+    loop_layers: tuple[int, ...] = ()
+    """Layers that follow one another and run more than once, with the same weights; none for no loop."""
+    num_loops: int = 2
+    """How often the loop's layers run again after the first time."""
+    lanes_from: int = 0
+    """First layer with two residual lanes, one for attention and one for the MLP; 0 for one lane throughout."""
     xsa_layers: tuple[int, ...] = (8, 9, 10, 11)
     """Layers, from 0, whose attention output loses its component along its own value (XSA)."""
     rope_dims: int = 16
@@ -44,7 +56,15 @@ class ModelConfig:
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
     rope_original_length: int = 1024
-    """Sequences longer than this raise the rotary base."""
+    """Sequences longer than this raise the rotary base; 0 leaves it at any length."""
+    rope_frequency_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the rotary frequencies are rounded to."""
+    attention_gate: bool = False
+    """Multiply every head's output by a gate that reads the first gate_window channels of attention's input."""
+    attention_gate_scale: float = 0.5
+    """Factor in front of that gate's logit."""
+    gate_window: int = 12
+    """Channels that the attention gate and the gated smear read."""
     value_embedding_layers: tuple[int, ...] = (10, 11)
     """Layers, from 0, whose values receive the shared value embedding; none leaves it out."""
     value_embedding_dim: int = 128
@@ -61,8 +81,9 @@ class ModelConfig:
     """Standard deviation of the token embedding at the start."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of matrix products and activations; parameters are always float32."""
-    attention: Literal["auto", "cudnn", "xla"] = "auto"
-    """Attention kernel; auto takes cuDNN on NVIDIA GPUs with bfloat16 and XLA elsewhere."""
+    kernels: Literal["auto", "plain", "interpret"] = "auto"
+    """auto runs kernels of our own and cuDNN's attention on NVIDIA GPUs, the written model elsewhere; plain runs the
+    written model everywhere; interpret runs our kernels in an interpreter, to try them without a GPU."""
 
     @property
     def head_dim(self) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.model import hopper, mlp
+from jgolf.model.kernels import hopper, mlp
 
 ROWS, DEPTH, COLUMNS = 2 * hopper.ROWS, 2 * hopper.DEPTH, 3 * hopper.WARPGROUPS * hopper.COLUMNS
 FUNCTIONS = {"forward": (mlp._relu_squared, 0), "backward": (mlp._relu_squared_derivative, 1)}
@@ -55,6 +55,6 @@ def test_agrees_with_the_function_after_the_product(direction):
 @pytest.mark.skipif("not on_hopper()")
 def test_is_not_batched_itself():
     x, kernel, factor = arguments(0)
-    batched = jax.vmap(lambda x, factor: mlp.product_then(mlp._relu_squared, True, x, kernel, factor))(x, factor)
-    single = mlp.product_then(mlp._relu_squared, True, x, kernel, factor)
+    batched = jax.vmap(lambda x, factor: mlp.product_then(mlp._relu_squared, x, kernel, factor))(x, factor)
+    single = mlp.product_then(mlp._relu_squared, x, kernel, factor)
     np.testing.assert_allclose(np.asarray(batched, np.float32), np.asarray(single, np.float32), rtol=2e-2, atol=1e-3)
