@@ -31,7 +31,7 @@ from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
 from jgolf.model import functional
 from jgolf.model.functional import parameter_shapes
 from jgolf.model.kernels import door
-from jgolf.model.kernels.attention import causal_attention, obstacle
+from jgolf.model.kernels.attention import attention_name, causal_attention, kernel_for
 from jgolf.progress import counted
 from jgolf.train.mesh import device_batch_order
 from jgolf.train.step import init_state
@@ -49,7 +49,7 @@ EXTRAS = {
 }
 """Extra → its module, and what needs it."""
 DEFAULT_CONFIG = "pr592"
-CUDNN_TOLERANCE = 0.05  # bfloat16 against float32, at values around 1
+ATTENTION_TOLERANCE = 0.05  # bfloat16 against float32, at values around 1
 
 
 @dataclass(frozen=True)
@@ -170,25 +170,26 @@ def batch(config: Config) -> Check:
 
 
 def attention(config: Config) -> Check:
-    """What attention runs in; cuDNN's is tried, forwards and backwards."""
+    """What attention runs in; a kernel is tried, forwards and backwards."""
     model, by_plain = config.model, "in ordinary JAX"
     if model.kernels == "plain" or door.gpu() is None:
-        return Check("attention", "ok", f"{by_plain}; {functional.description(model)}")
-    reason = obstacle(model.compute_dtype, model.head_dim)
+        return Check("attention", "ok", f"{by_plain}; {functional.description(model, documents=False)}")
+    _, _, reason = kernel_for(jnp.dtype(model.compute_dtype), model.head_dim, documents=False)
     if reason is not None:
-        return Check("attention", "warning", f"{by_plain}, slower than cuDNN: {reason}", "--model.compute-dtype bfloat16")
+        return Check("attention", "warning", f"{by_plain}, slower than a kernel: {reason}", "--model.compute-dtype bfloat16")
+    name = attention_name(model.compute_dtype, model.head_dim, documents=False)
     try:
-        error = cudnn_error(config)
+        error = attention_error(config)
     except Exception as error:  # whatever the library raises, it is the finding
         advice = "--model.kernels plain works everywhere, slower; pip install --upgrade nvidia-cudnn-cu13"
-        return Check("attention", "missing", f"cuDNN's kernel fails: {_first_line(error)}", advice)
-    if error > CUDNN_TOLERANCE:
-        return Check("attention", "missing", f"cuDNN's kernel is off by {error:.3g}", "--model.kernels plain")
-    return Check("attention", "ok", f"by cuDNN; a trial agrees with ordinary JAX within {error:.2g}")
+        return Check("attention", "missing", f"the kernel of {name} fails: {_first_line(error)}", advice)
+    if error > ATTENTION_TOLERANCE:
+        return Check("attention", "missing", f"the kernel of {name} is off by {error:.3g}", "--model.kernels plain")
+    return Check("attention", "ok", f"by {name}; a trial agrees with ordinary JAX within {error:.2g}")
 
 
-def cudnn_error(config: Config) -> float:
-    """Largest difference between cuDNN's attention and XLA's in float32, in a gradient of a small trial."""
+def attention_error(config: Config) -> float:
+    """Largest difference between the kernel and ordinary JAX in float32, in a gradient of a small trial."""
     model = config.model
     keys = jax.random.split(jax.random.key(0), 3)
     heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)

@@ -97,12 +97,12 @@ def test_attention_that_cudnn_cannot_run(monkeypatch):
     [
         (lambda config: 0.01, "ok", "agrees with ordinary JAX within 0.01"),
         (lambda config: 0.5, "missing", "off by 0.5"),
-        (lambda config: 1 / 0, "missing", "cuDNN's kernel fails: division by zero"),
+        (lambda config: 1 / 0, "missing", "the kernel of cuDNN fails: division by zero"),
     ],
 )
-def test_cudnn_is_tried(trial, verdict, expected, monkeypatch):
+def test_a_kernel_is_tried(trial, verdict, expected, monkeypatch):
     monkeypatch.setattr(door, "gpu", lambda: "an NVIDIA GPU")
-    monkeypatch.setattr(doctor, "cudnn_error", trial)
+    monkeypatch.setattr(doctor, "attention_error", trial)
     found = checks(configs.replace(load("demo"), "model.compute_dtype", "bfloat16"))["attention"]
     assert found.verdict == verdict and expected in found.found
 

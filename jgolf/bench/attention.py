@@ -15,7 +15,7 @@ from jgolf.bench.running import bench_config, describe
 from jgolf.bench.timing import measure
 from jgolf.config import Config
 from jgolf.model.kernels import door
-from jgolf.model.kernels.attention import causal_attention, obstacle
+from jgolf.model.kernels.attention import attention_name, causal_attention
 from jgolf.model.kernels.door import Choice
 
 
@@ -39,9 +39,10 @@ def attention(
 
 def available(config: Config) -> dict[str, Choice]:
     """The forms of attention that run on this machine with this config: name → choice."""
-    if door.gpu() is None or obstacle(config.model.compute_dtype, config.model.head_dim):
+    model = config.model
+    if door.gpu() is None:
         return {"plain": "plain"}
-    return {"cudnn": "auto", "plain": "plain"}
+    return {attention_name(model.compute_dtype, model.head_dim, documents=False): "auto", "plain": "plain"}
 
 
 def measure_attention(config: Config, runs: int, command: str) -> Report:

@@ -82,8 +82,10 @@ class ModelConfig:
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of matrix products and activations; parameters are always float32."""
     kernels: Literal["auto", "plain", "interpret"] = "auto"
-    """auto runs kernels of our own and cuDNN's attention on NVIDIA GPUs, the written model elsewhere; plain runs the
+    """auto runs kernels of our own and a fused attention on NVIDIA GPUs, the written model elsewhere; plain runs the
     written model everywhere; interpret runs our kernels in an interpreter, to try them without a GPU."""
+    repeatable: bool = True
+    """Gradients of attention are the same to the bit every time, which on a Hopper GPU costs some speed."""
 
     @property
     def head_dim(self) -> int:

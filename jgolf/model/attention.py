@@ -74,7 +74,8 @@ class Attention(nnx.Module):
         q, k, v = split_heads(config.kernels, shape, qkv, norm, gain, context.cos, context.sin)
         if value_embedding is not None:
             v = v + value_embedding.reshape(v.shape)
-        y = causal_attention(config.kernels, q[:, -last:], k, v, context.segments, context.longest_piece)
+        documents = context.segments, context.longest_piece
+        y = causal_attention(config.kernels, q[:, -last:], k, v, *documents, config.repeatable)
         y = self._after_heads(y, v[:, -last:], x[:, -last:], norm[:, -last:])
         return self.out_proj(y.reshape(*y.shape[:2], -1), scale)
 

@@ -20,7 +20,7 @@ from jgolf.model import plain
 from jgolf.model.context import make_context
 from jgolf.model.head import token_nll
 from jgolf.model.kernels import door
-from jgolf.model.kernels.attention import obstacle
+from jgolf.model.kernels.attention import attention_name
 from jgolf.model.network import GPT, Observer
 from jgolf.config.plan import make_plan
 
@@ -59,12 +59,12 @@ def runs_as_written(config: ModelConfig) -> bool:
     return config.kernels == "plain" or (config.kernels == "auto" and door.gpu() is None)
 
 
-def description(config: ModelConfig) -> str:
+def description(config: ModelConfig, documents: bool) -> str:
     """Which forms of the operations the network runs in here, in a few words."""
     if runs_as_written(config):
         return "no kernels" if config.kernels == "plain" else "no kernels without an NVIDIA GPU"
-    reason = obstacle(config.compute_dtype, config.head_dim)
-    return "kernels and cuDNN's attention" if reason is None else f"kernels, but for attention: {reason}"
+    attention = attention_name(config.compute_dtype, config.head_dim, documents)
+    return f"kernels of our own, attention by {attention}"
 
 
 def hidden(

@@ -224,5 +224,5 @@ def _description(config: Config, mesh: Mesh, state: TrainState) -> str:
     return (
         f"{config.name}: {num_params:,} parameters, {train.batch_tokens:,} tokens a step in sequences of "
         f"{train.seq_len}, {mesh.size} × {device} in {jax.process_count()} process{'es' * (jax.process_count() > 1)}, "
-        f"{config.model.compute_dtype}, {description(config.model)}"
+        f"{config.model.compute_dtype}, {description(config.model, documents=False)}"
     )

@@ -1,13 +1,20 @@
-"""Causal attention, within the pieces of packed rows where there are such. Shapes as in plain.py."""
+"""Causal attention, within the pieces of packed rows where there are such. Shapes as in plain.py.
+
+On Hopper GPUs the kernel of the package jax-linear-attention, which does not touch what a document may not see; on
+other NVIDIA GPUs, and without that package, cuDNN's where rows are whole; ordinary JAX for everything else.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jgolf.model.kernels import door
 from jgolf.model.kernels.door import Choice, choose
 
 
@@ -18,6 +25,7 @@ def causal_attention(
     v: Float[Array, "B T K H"],
     segments: Int[Array, "B T"] | None = None,
     longest_piece: int = 0,
+    repeatable: bool = True,
 ) -> Float[Array, "B S N H"]:
     """softmax(q kᵀ / √H) v over the positions of the same piece up to each one's own; query head n reads ⌊n·K/N⌋.
 
@@ -27,32 +35,69 @@ def causal_attention(
       k, v: keys and values.
       segments: number of every position's piece, rising along a row; None where a row is one piece.
       longest_piece: most positions of a piece.
+      repeatable: gradients are the same to the bit every time; without it a kernel may sum them in any order.
     """
-    plain = partial(masked_attention, segments=segments, longest_piece=longest_piece)
-    if choice == "interpret" or segments is not None or q.shape[1] < k.shape[1]:  # nobody's kernel does these
-        return plain(q, k, v)
-    return choose(choice, "attention", plain, _cudnn, obstacle(q.dtype, q.shape[-1]), q, k, v)
+    arrays = (q, k, v) if segments is None else (q, k, v, segments)
+    plain = partial(masked_attention, longest_piece=longest_piece)
+    if choice == "interpret" or q.shape[1] < k.shape[1]:  # nobody's kernel does these
+        return plain(*arrays)
+    name, kernel, reason = kernel_for(q.dtype, q.shape[-1], documents=segments is not None, repeatable=repeatable)
+    return choose(choice, name, plain, kernel, reason, *arrays)
 
 
-def obstacle(dtype: jnp.dtype, head_dim: int) -> str | None:
-    """What keeps cuDNN's attention from heads of this type and width; None: nothing does."""
-    if jnp.dtype(dtype) != jnp.bfloat16:
-        return f"it works in bfloat16, not in {dtype}"
+def kernel_for(
+    dtype: jnp.dtype, head_dim: int, documents: bool, repeatable: bool = True
+) -> tuple[str, Callable[..., Array], str | None]:
+    """The operation's name, the kernel that this process's GPU has for it, and what keeps it from such heads."""
+    name = "attention within documents" if documents else "attention"
+    flash = flash_attention()
+    if flash is not None and dtype == jnp.bfloat16 and head_dim in (64, 128):
+        return name, partial(_flash, flash, "ranged" if repeatable else "fused"), None
+    if documents:
+        return name, _cudnn, "only jax-linear-attention has one: it needs a Hopper GPU, bfloat16 and heads of 64 or 128"
+    if dtype != jnp.bfloat16:
+        return name, _cudnn, f"cuDNN works in bfloat16, not in {jnp.dtype(dtype)}"
     if head_dim % 8 or head_dim > 128:
-        return f"a head's width has to be a multiple of 8 up to 128, not {head_dim}"
-    return None
+        return name, _cudnn, f"cuDNN wants heads of a width that 8 divides, up to 128, not of {head_dim}"
+    return name, _cudnn, None
+
+
+@cache
+def flash_attention() -> Callable[..., Array] | None:
+    """The function of jax-linear-attention, on a Hopper GPU where the package is installed and fits this JAX."""
+    if not door.is_hopper():
+        return None
+    try:
+        from jla.ops.mosaic_gpu.attention import flash_attention
+    except (ImportError, AttributeError):
+        return None
+    return flash_attention
+
+
+def attention_name(dtype: str, head_dim: int, documents: bool) -> str:
+    """What attention runs in on this process's GPU, in a few words."""
+    _, kernel, reason = kernel_for(jnp.dtype(dtype), head_dim, documents)
+    if reason is not None:
+        return f"ordinary JAX: {reason}"
+    return "cuDNN" if kernel is _cudnn else "jax-linear-attention"
 
 
 def _cudnn(interpret: bool, q: Array, k: Array, v: Array) -> Array:
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
+def _flash(
+    flash: Callable[..., Any], backward: str, interpret: bool, q: Array, k: Array, v: Array, segments: Array | None = None
+) -> Array:
+    return flash(q, k, v, segment_ids=segments, backward=backward)
+
+
 def masked_attention(
     q: Float[Array, "B S N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    segments: Int[Array, "B T"] | None,
-    longest_piece: int,
+    segments: Int[Array, "B T"] | None = None,
+    longest_piece: int = 0,
 ) -> Float[Array, "B S N H"]:
     """`causal_attention` in ordinary JAX."""
     num_queries, length = q.shape[1], k.shape[1]

@@ -59,13 +59,13 @@ def _mlp(x: Array, factor: Array, up: Array, down: Array) -> Array:
 
 
 def _forward(x, factor, up, down):
-    hidden = product_then(_relu_squared, x, up, factor)
+    (hidden,) = product_then(_relu_squared, x, up, factor)
     return matmul(hidden, down), (x, factor, up, down, hidden)
 
 
 def _backward(residuals, gradient):
     x, factor, up, down, hidden = residuals
-    up_gradient = product_then(_relu_squared_derivative, gradient, down.T, factor, hidden)
+    (up_gradient,) = product_then(_relu_squared_derivative, gradient, down.T, factor, hidden)
     return _gradients(x, factor, up, down, hidden, gradient, up_gradient)
 
 
@@ -79,14 +79,14 @@ def _leaky_mlp(slope: float, x: Array, factor: Array, up: Array, down: Array) ->
 
 def _leaky_forward(slope, x, factor, up, down):
     # The activation's result no longer tells on which side of zero its argument was, so that is what is kept.
-    inner = product_then(_scaled, x, up, factor)
-    return matmul(squared(slope, inner), down), (x, factor, up, down, inner)
+    inner, hidden = product_then(_leaky_squared(slope), x, up, factor)
+    return matmul(hidden, down), (x, factor, up, down, inner)
 
 
 def _leaky_backward(slope, residuals, gradient):
     x, factor, up, down, inner = residuals
-    up_gradient = product_then(_leaky_squared_derivative(slope), gradient, down.T, factor, inner)
-    return _gradients(x, factor, up, down, squared(slope, inner), gradient, up_gradient)
+    up_gradient, hidden = product_then(_leaky_squared_derivative(slope), gradient, down.T, factor, inner)
+    return _gradients(x, factor, up, down, hidden, gradient, up_gradient)
 
 
 _leaky_mlp.defvjp(_leaky_forward, _leaky_backward)
@@ -100,14 +100,17 @@ def _gradients(x, factor, up, down, hidden, gradient, up_gradient):
 
 
 def product_then(
-    function: Callable[..., Array], x: Float[Array, "... i"], kernel: Float[Array, "i o"], *more: Float[Array, "... n"]
-) -> Float[Array, "... o"]:
+    function: Callable[..., tuple[Array, ...]],
+    x: Float[Array, "... i"],
+    kernel: Float[Array, "i o"],
+    *more: Float[Array, "... n"],
+) -> tuple[Float[Array, "... o"], ...]:
     """function(x @ kernel, *more) in the type of x.
 
     The function works on each element, in float32. On a Hopper GPU this can be one kernel, if its tiles fit.
 
     Args:
-      function: takes the product, and `more` of the same shape.
+      function: takes the product, and `more` of the same shape; returns one or two results.
       x, kernel: as of `matmul`.
       more: one number a row, and where wanted an array of the product's shape.
     """
@@ -130,32 +133,41 @@ def _hopper_kernel() -> ModuleType | None:
 
 def _unfused(function, x, kernel, *more):
     inner = matmul(x, kernel).astype(jnp.float32)
-    return function(inner, *(array.astype(jnp.float32) for array in more)).astype(x.dtype)
+    results = function(inner, *(array.astype(jnp.float32) for array in more))
+    return tuple(result.astype(x.dtype) for result in results)
 
 
 def _each(function, axis_size, batched, *arguments):
     """`function` for every one of a batch, as `custom_vmap` asks for it."""
-    return jax.vmap(function, [0 if one else None for one in batched], axis_size=axis_size)(*arguments), True
+    results = jax.vmap(function, [0 if one else None for one in batched], axis_size=axis_size)(*arguments)
+    return results, (True,) * len(results)
 
 
-def _relu_squared(product: Array, factor: Array) -> Array:
-    return jnp.square(factor * jnp.maximum(product, 0.0))
+def _relu_squared(product: Array, factor: Array) -> tuple[Array]:
+    return (jnp.square(factor * jnp.maximum(product, 0.0)),)
 
 
-def _relu_squared_derivative(gradient: Array, factor: Array, hidden: Array) -> Array:
+def _relu_squared_derivative(gradient: Array, factor: Array, hidden: Array) -> tuple[Array]:
     """With the function's own result as what it is differentiated at."""
     root = hidden * jax.lax.rsqrt(jnp.maximum(hidden, SMALLEST))
-    return 2.0 * factor * root * gradient
-
-
-def _scaled(product: Array, factor: Array) -> Array:
-    return factor * product
+    return (2.0 * factor * root * gradient,)
 
 
 @cache  # one function for each slope, so that layers share a kernel
-def _leaky_squared_derivative(slope: float) -> Callable[[Array, Array, Array], Array]:
-    def derivative(gradient: Array, factor: Array, inner: Array) -> Array:
-        return 2.0 * factor * jnp.where(inner > 0, inner, slope * slope * inner) * gradient
+def _leaky_squared(slope: float) -> Callable[[Array, Array], tuple[Array, Array]]:
+    def _leaky_squared(product: Array, factor: Array) -> tuple[Array, Array]:
+        inner = factor * product
+        return inner, jnp.square(jnp.maximum(inner, slope * inner))
 
-    derivative.__name__ = "_leaky_squared_derivative"
-    return derivative
+    return _leaky_squared
+
+
+@cache
+def _leaky_squared_derivative(slope: float) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
+    def _leaky_squared_derivative(gradient: Array, factor: Array, inner: Array) -> tuple[Array, Array]:
+        """The derivative times the gradient, and the function's result once more: it was not kept."""
+        leaky = jnp.maximum(inner, slope * inner)
+        slopes = jnp.where(inner > 0, 1.0, slope)
+        return 2.0 * factor * slopes * leaky * gradient, jnp.square(leaky)
+
+    return _leaky_squared_derivative
