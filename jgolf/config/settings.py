@@ -174,6 +174,8 @@ class TrainConfig:
     """Tokens of one optimizer step, over all devices."""
     seq_len: int = 2048
     """Tokens of one sequence."""
+    documents: bool = False
+    """Keep documents apart: a rank's tokens are one row, attention stays within a document and within seq_len tokens."""
     num_ranks: int = 8
     """Parts of a micro-step, each of consecutive tokens: the order of the data, whatever the number of devices."""
     accumulation: int = 1

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jgolf.config import ModelConfig
-
-BOS_ID = 1
-"""The token that begins a document, in every tokenizer of the challenge."""
+from jgolf.data.shards import BOS_ID
 
 
 @dataclass(frozen=True, eq=False)
