@@ -218,7 +218,7 @@ def scale_by_muon(
     newton_schulz_steps: int | Int[Array, ""] = 5,
     newton_schulz_dtype: str = "bfloat16",
     axis_name: str | None = None,
-    coefficients: Coefficients = COEFFICIENTS["standard"],
+    newton_schulz_coefficients: Coefficients = COEFFICIENTS["standard"],
     row_normalization: bool = False,
 ) -> optax.GradientTransformation:
     """Replaces gradients of (inputs, outputs) matrices by Muon's directions, of a learning rate of 1.
@@ -232,7 +232,7 @@ def scale_by_muon(
       newton_schulz_steps: iterations of the orthogonalization.
       newton_schulz_dtype: type in which they run.
       axis_name: mesh axis to share the orthogonalization over, inside `shard_map`; None for no sharing.
-      coefficients: of the iterations, as `newton_schulz` takes them.
+      newton_schulz_coefficients: of the iterations, as `newton_schulz` takes them.
       row_normalization: whether every output's row is normalized before them.
 
     Raises:
@@ -241,7 +241,7 @@ def scale_by_muon(
     trace = nesterov(momentum)
     direction = optax.chain(
         *([normalize_rows()] if row_normalization else []),
-        orthogonalize(coefficients, newton_schulz_steps, newton_schulz_dtype, axis_name),
+        orthogonalize(newton_schulz_coefficients, newton_schulz_steps, newton_schulz_dtype, axis_name),
         scale_by_shape(),
     )
 

@@ -103,7 +103,7 @@ def test_the_chain_takes_the_record_s_steps(polar, tag):
     """Two steps of the whole Muon on the two matrices of a bank."""
     given = polar[f"{tag}/in"]
     params = {name: jnp.ones_like(given[0].T) for name in "ab"}
-    muon = scale_by_muon(0.9, 5, "float32", coefficients=POLAR_EXPRESS, row_normalization=True)
+    muon = scale_by_muon(0.9, 5, "float32", newton_schulz_coefficients=POLAR_EXPRESS, row_normalization=True)
     optimizer = optax.chain(muon, optax.add_decayed_weights(0.2), optax.scale(-0.1))
     state = optimizer.init(params)
     for name, bank in (("muon_p1", given), ("muon_p2", 0.7 * given[..., ::-1])):
@@ -205,7 +205,9 @@ def test_numbers_may_be_injected_and_changed():
     state.hyperparams["momentum"] = jnp.float32(0.5)
     _, state = update(grads, state, grads)
     np.testing.assert_allclose(state.inner_state.momentum["a"], 1.5 * grads["a"], rtol=1e-6)
-    scheduled = optax.inject_hyperparams(scale_by_muon)(lambda count: 0.1 * count, coefficients=POLAR_EXPRESS)
+    scheduled = optax.inject_hyperparams(scale_by_muon)(
+        lambda count: 0.1 * count, newton_schulz_coefficients=POLAR_EXPRESS
+    )
     _, state = jax.jit(scheduled.update)(grads, scheduled.init(grads), grads)
     assert float(state.hyperparams["momentum"]) == 0.0
 
