@@ -18,7 +18,7 @@ from jgolf.config import QuantizeConfig, form_bits
 from jgolf.errors import ArtifactError
 
 Kind = Literal["attention", "mlp", "embedding", "table", "table_projection", "control"]
-Group = Literal["muon", "adamw_token", "adamw_scalar"]
+Group = Literal["muon", "adamw_token", "adamw_scalar", "adamw_head"]
 Curvature = Literal["gradients", "token lookups", "pair lookups", "nothing"]
 
 
@@ -98,7 +98,7 @@ def _control(path: str, torch_name: str, start: float | Start) -> Rule:
 
 RULES = (
     _table("embed/embedding", "tok_emb.weight", "embedding", Normal("embedding_init_std"), "gradients"),
-    Rule("head/kernel", "lm_head.weight", "embedding", "adamw_scalar", Matrix(), "gradients"),
+    Rule("head/kernel", "lm_head.weight", "embedding", "adamw_head", Constant(0.0), "gradients"),
     _table("bigram/embedding", "bigram.embed.weight", "table", Constant(0.0), "pair lookups"),
     _matrix("bigram/proj/kernel", "bigram.proj.weight", "table_projection", Matrix(by_depth=True)),
     _control("bigram/scale", "bigram.scale", 0.05),

@@ -12,6 +12,7 @@ from jgolf.config.store import leaves
 from jgolf.errors import ConfigError
 
 LARGEST_INTEGER = 1 << 31  # arrays on the device count in int32
+POLAR_EXPRESS_STEPS = 5
 Bound = tuple[Callable[[Any], bool], str]
 
 POSITIVE: Bound = (lambda value: value >= 1, "at least 1")
@@ -50,14 +51,20 @@ BOUNDS: dict[str, Bound] = {
     "optim.muon.newton_schulz_steps": NOT_NEGATIVE,
     "optim.adamw.token_learning_rate": NOT_NEGATIVE,
     "optim.adamw.scalar_learning_rate": NOT_NEGATIVE,
+    "optim.adamw.head_learning_rate": NOT_NEGATIVE,
     "optim.adamw.matrix_learning_rate": NOT_NEGATIVE,
+    "optim.adamw.token_weight_decay": NOT_NEGATIVE,
+    "optim.adamw.scalar_weight_decay": NOT_NEGATIVE,
+    "optim.adamw.head_weight_decay": NOT_NEGATIVE,
+    "optim.adamw.matrix_weight_decay": NOT_NEGATIVE,
     "optim.adamw.beta1": DECAY,
     "optim.adamw.beta2": DECAY,
     "optim.adamw.epsilon": NOT_NEGATIVE,
-    "optim.adamw.weight_decay": NOT_NEGATIVE,
     "train.steps": NOT_NEGATIVE,
     "train.time_cap_s": OFF_OR_MORE,
-    "train.warmdown_steps": NOT_NEGATIVE,
+    "train.warmdown_steps": OFF_OR_MORE,
+    "train.warmdown_fraction": (lambda value: 0 <= value <= 1, "a part of the run, from 0 (off) to 1"),
+    "train.learning_rate_floor": MULTIPLIER,
     "train.batch_tokens": POSITIVE,
     "train.seq_len": POSITIVE,
     "train.num_ranks": POSITIVE,
@@ -121,6 +128,11 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
     if (model.attention_gate or model.gated_smear) and model.gate_window > model.model_dim:
         yield "model.gate_window", f"at most model_dim {model.model_dim}"
     yield from plan_problems(model)
+    if train.warmdown_fraction and train.warmdown_steps:
+        yield "train.warmdown_steps", f"0 (off) where train.warmdown_fraction, {train.warmdown_fraction}, is set"
+    muon = config.optim.muon
+    if muon.newton_schulz_coefficients == "polar_express" and muon.newton_schulz_steps > POLAR_EXPRESS_STEPS:
+        yield "optim.muon.newton_schulz_steps", f"at most the {POLAR_EXPRESS_STEPS} that polar_express is made of"
     clips = config.quantize.clip_percentiles
     if not clips or not all(0 < clip <= 1 for clip in clips):
         yield "quantize.clip_percentiles", "one or more quantiles above 0, up to 1"

@@ -122,6 +122,10 @@ class MuonConfig:
     """Steps over which the momentum rises linearly; 0 starts at its full value."""
     weight_decay: float = 0.04
     """Decoupled weight decay."""
+    row_normalization: bool = False
+    """Normalize every output's row before the orthogonalization."""
+    newton_schulz_coefficients: Literal["standard", "polar_express"] = "standard"
+    """Coefficients of the iterations: the same in all, or the five of Polar Express."""
     newton_schulz_steps: int = 5
     """Iterations of the orthogonalization."""
     newton_schulz_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -136,16 +140,24 @@ class AdamWConfig:
     """Learning rate of the embedding tables before the schedule's multiplier."""
     scalar_learning_rate: float = 0.025
     """Learning rate of everything else that Muon does not update."""
+    head_learning_rate: float = 0.025
+    """Learning rate of an untied head."""
     matrix_learning_rate: float = 0.002
     """Learning rate of the matrices where `optim.matrices` is adamw."""
+    token_weight_decay: float = 0.04
+    """Decoupled weight decay of the embedding tables."""
+    scalar_weight_decay: float = 0.04
+    """Decoupled weight decay of everything else that Muon does not update."""
+    head_weight_decay: float = 0.04
+    """Decoupled weight decay of an untied head."""
+    matrix_weight_decay: float = 0.04
+    """Decoupled weight decay of the matrices where `optim.matrices` is adamw."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.95
     """Decay of the second moment."""
     epsilon: float = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.04
-    """Decoupled weight decay."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,8 @@ class OptimConfig:
     """What updates the matrices."""
     grad_clip: float = 0.3
     """Largest global norm of the gradients; 0 does not clip."""
+    clip: Literal["mean", "rank"] = "mean"
+    """What is clipped: the mean of the gradients, or those of each of `train.num_ranks` parts, before their mean."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +183,11 @@ class TrainConfig:
     time_cap_s: float = 600.0
     """Training time in seconds after which the run ends; 0 for no cap."""
     warmdown_steps: int = 3500
-    """Last steps, or their worth of time under a cap, in which the learning rate falls to 0."""
+    """Last steps, or their worth of time under a cap, in which the learning rate falls to 0; 0 for none."""
+    warmdown_fraction: float = 0.0
+    """The same as a part of the whole run, of its steps or its time, in place of `warmdown_steps`; 0 for none."""
+    learning_rate_floor: float = 0.0
+    """Learning-rate multiplier below which the warmdown does not go."""
     batch_tokens: int = 786_432
     """Tokens of one optimizer step, over all devices."""
     seq_len: int = 2048
