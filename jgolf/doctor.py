@@ -176,7 +176,9 @@ def attention(config: Config) -> Check:
         return Check("attention", "ok", f"{by_plain}; {functional.description(model, documents=False)}")
     _, _, reason = kernel_for(jnp.dtype(model.compute_dtype), model.head_dim, documents=False)
     if reason is not None:
-        return Check("attention", "warning", f"{by_plain}, slower than a kernel: {reason}", "--model.compute-dtype bfloat16")
+        return Check(
+            "attention", "warning", f"{by_plain}, slower than a kernel: {reason}", "--model.compute-dtype bfloat16"
+        )
     name = attention_name(model.compute_dtype, model.head_dim, documents=False)
     try:
         error = attention_error(config)

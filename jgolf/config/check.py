@@ -65,6 +65,7 @@ BOUNDS: dict[str, Bound] = {
     "train.warmdown_steps": OFF_OR_MORE,
     "train.warmdown_fraction": (lambda value: 0 <= value <= 1, "a part of the run, from 0 (off) to 1"),
     "train.learning_rate_floor": MULTIPLIER,
+    "train.loop_start_fraction": (lambda value: 0 <= value <= 1, "a part of the run, from 0 to 1"),
     "train.batch_tokens": POSITIVE,
     "train.seq_len": POSITIVE,
     "train.num_ranks": POSITIVE,

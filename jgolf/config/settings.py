@@ -188,6 +188,8 @@ class TrainConfig:
     """The same as a part of the whole run, of its steps or its time, in place of `warmdown_steps`; 0 for none."""
     learning_rate_floor: float = 0.0
     """Learning-rate multiplier below which the warmdown does not go."""
+    loop_start_fraction: float = 0.0
+    """Part of the run after which the loop's layers run more than once."""
     batch_tokens: int = 786_432
     """Tokens of one optimizer step, over all devices."""
     seq_len: int = 2048
@@ -210,6 +212,11 @@ class TrainConfig:
     """Seconds between checkpoints; 0 for none by time."""
     keep_checkpoints: int = 2
     """Checkpoints that are kept."""
+
+    @property
+    def piece_length(self) -> int:
+        """Most tokens that attend to one another where documents are kept apart; 0 where they are not."""
+        return self.seq_len if self.documents else 0
 
     @property
     def run_tokens(self) -> int:

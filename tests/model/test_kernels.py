@@ -138,4 +138,6 @@ def test_lookup():
     index = jnp.asarray([[3, 0, 3], [1, 3, 0]])
     table = random(0, tables.TILE_ROWS, tables.TILE_COLUMNS)
     for choice in ("interpret", "plain"):
-        assert_same_vjp(lambda table: tables.lookup(choice, table, index, jnp.float32), lambda table: table[index], table)  # noqa: B023
+        assert_same_vjp(
+            lambda table: tables.lookup(choice, table, index, jnp.float32), lambda table: table[index], table
+        )  # noqa: B023
