@@ -195,7 +195,7 @@ class TrainConfig:
     seq_len: int = 2048
     """Tokens of one sequence."""
     documents: bool = False
-    """Keep documents apart: a rank's tokens are one row, attention stays within a document and within seq_len tokens."""
+    """Keep documents apart: a rank's tokens are one row; attention stays within a document, and seq_len tokens of it."""
     num_ranks: int = 8
     """Parts of a micro-step, each of consecutive tokens: the order of the data, whatever the number of devices."""
     accumulation: int = 1

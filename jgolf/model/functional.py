@@ -16,13 +16,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jgolf.config import ModelConfig
+from jgolf.config.plan import make_plan
 from jgolf.model import plain
 from jgolf.model.context import make_context
 from jgolf.model.head import token_nll
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name
 from jgolf.model.network import GPT, Observer
-from jgolf.config.plan import make_plan
 
 Params = dict[str, Array]
 

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jgolf import rules
 from jgolf.config import ModelConfig
 from jgolf.evaluate.score import Progress
-from jgolf.model.functional import Params, apply
 from jgolf.model.embeddings import bigram_hash
+from jgolf.model.functional import Params, apply
 from jgolf.model.head import token_nll
 
 Sums = dict[str, tuple[Float[Array, " rows"], Float[Array, "columns columns"]]]

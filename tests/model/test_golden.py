@@ -11,8 +11,8 @@ import pytest
 
 from jgolf import rules
 from jgolf.config import ModelConfig, QuantizeConfig
-from jgolf.model.functional import Params, apply, loss, parameter_shapes
 from jgolf.model.embeddings import bigram_hash
+from jgolf.model.functional import Params, apply, loss, parameter_shapes
 from jgolf.quantize.fake import fake_quantize
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
