@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from jgolf import config as configs
-from jgolf.config import Config
+from jgolf.config import Config, Mark
+from jgolf.config.marks import bounds
 from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
 
@@ -124,3 +125,12 @@ def test_config_from_a_file_of_ones_own(tmp_path: Path):
         configs.load(str(path))
     with pytest.raises(ConfigError, match="pr592"):
         configs.load("pr5920")
+
+
+def test_every_number_has_a_bound_or_is_a_layer():
+    numbers = {
+        name
+        for name, value in configs.leaves(Config()).items()
+        if isinstance(value, int | float | tuple) and not isinstance(value, bool)
+    }
+    assert numbers <= bounds(Config).keys() | set(configs.marked(Config, Mark.LAYERS))

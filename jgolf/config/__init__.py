@@ -5,6 +5,7 @@ leaf by its dotted name; `validate` refuses combinations that make no sense.
 """
 
 from jgolf.config.check import validate
+from jgolf.config.marks import Mark, marked
 from jgolf.config.settings import (
     STORAGE_FORMS,
     AdamWConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "Mark",
     "ModelConfig",
     "MuonConfig",
     "OptimConfig",
@@ -57,6 +59,7 @@ __all__ = [
     "leading_name",
     "leaves",
     "load",
+    "marked",
     "read_json",
     "replace",
     "replace_all",

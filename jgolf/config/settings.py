@@ -1,63 +1,88 @@
-"""Every setting of a run, as a tree of frozen dataclasses. The values here are the recipe `pr592`."""
+"""Every setting of a run, as a tree of frozen dataclasses: its type, its bound, what it does.
+
+A new setting is one field here. Its annotation bears a `Bound` where it is a number, and the marks that apply
+(`jgolf.config.marks`); its docstring is its help on the command line.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 import tyro
 
+from jgolf.config.marks import (
+    DECAY,
+    DECAY_OR_OFF,
+    MULTIPLIER,
+    NOT_NEGATIVE,
+    OFF_OR_MORE,
+    POSITIVE,
+    QUANTILE,
+    QUANTILES,
+    Bound,
+    Mark,
+)
+
 StorageForm = Literal["int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
 Average = Literal["raw", "ema", "swa", "ema+swa"]
+
+VOCABULARY = Bound(lambda value: 1 <= value <= 1 << 16, "from 1 to 65536, the ids that shards can hold")
+ABOVE_0 = Bound(lambda value: 0 < value < math.inf, "more than 0")
+ABOVE_1 = Bound(lambda value: 1 < value < math.inf, "more than 1")
+BUCKETS = Bound(lambda value: value == 0 or value >= 2, "0 (off) or at least 2")
+SEED = Bound(lambda value: 0 <= value < 1 << 32, "from 0 to 4294967295")
+FLOATING_POINT = Bound(lambda form: form in ("fp16", "fp32"), "fp16 or fp32")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The network."""
 
-    vocab_size: int = 1024
+    vocab_size: Annotated[int, VOCABULARY] = 1024
     """Number of pieces of the tokenizer."""
-    num_layers: int = 12
+    num_layers: Annotated[int, POSITIVE] = 12
     """Blocks; the first half encode, the second half decode."""
-    model_dim: int = 512
+    model_dim: Annotated[int, POSITIVE] = 512
     """Width of the residual stream."""
-    num_heads: int = 8
+    num_heads: Annotated[int, POSITIVE] = 8
     """Query heads."""
-    num_kv_heads: int = 4
+    num_kv_heads: Annotated[int, POSITIVE] = 4
     """Key/value heads; each serves num_heads / num_kv_heads query heads."""
-    mlp_multiple: float = 3.0
+    mlp_multiple: Annotated[float, ABOVE_0] = 3.0
     """Hidden width of the MLP as a multiple of model_dim."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head."""
-    bigram_buckets: int = 10240
+    bigram_buckets: Annotated[int, BUCKETS] = 10240
     """Rows of the hashed bigram table; 0 leaves it out."""
-    bigram_dim: int = 128
+    bigram_dim: Annotated[int, POSITIVE] = 128
     """Width of the bigram table, projected to model_dim where they differ."""
     smear_gate: bool = True
     """Blend every position's embedding with the one before it."""
     unet_skips: bool = True
     """Add encoder outputs to the decoder layers, last in, first out."""
-    xsa_layers: tuple[int, ...] = (8, 9, 10, 11)
+    xsa_layers: Annotated[tuple[int, ...], Mark.LAYERS] = (8, 9, 10, 11)
     """Layers, from 0, whose attention output loses its component along its own value (XSA)."""
-    rope_dims: int = 16
+    rope_dims: Annotated[int, OFF_OR_MORE] = 16
     """Dimensions of each head that are rotated; 0 rotates all."""
-    rope_base: float = 10000.0
+    rope_base: Annotated[float, ABOVE_1] = 10000.0
     """Base of the rotary frequencies."""
-    rope_original_length: int = 1024
+    rope_original_length: Annotated[int, POSITIVE] = 1024
     """Sequences longer than this raise the rotary base."""
-    value_embedding_layers: tuple[int, ...] = (10, 11)
+    value_embedding_layers: Annotated[tuple[int, ...], Mark.LAYERS] = (10, 11)
     """Layers, from 0, whose values receive the shared value embedding; none leaves it out."""
-    value_embedding_dim: int = 128
+    value_embedding_dim: Annotated[int, POSITIVE] = 128
     """Width of the value-embedding table."""
     ln_scale: bool = True
     """Scale each block's normalised inputs by 1 / sqrt(layer + 1)."""
-    q_gain: float = 1.5
+    q_gain: Annotated[float, OFF_OR_MORE] = 1.5
     """Initial gain of every query head; 0 leaves the gain out."""
-    logit_softcap: float = 30.0
+    logit_softcap: Annotated[float, OFF_OR_MORE] = 30.0
     """Logits are softcap * tanh(logits / softcap); 0 leaves them as they are."""
     orthogonal_init: bool = True
     """Orthogonal matrices at the start; otherwise normal with std 1 / sqrt(inputs)."""
-    embedding_init_std: float = 0.005
+    embedding_init_std: Annotated[float, NOT_NEGATIVE] = 0.005
     """Standard deviation of the token embedding at the start."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of matrix products and activations; parameters are always float32."""
@@ -89,17 +114,17 @@ class ModelConfig:
 class MuonConfig:
     """Muon: momentum, then orthogonalization, for the matrices."""
 
-    learning_rate: float = 0.025
+    learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.025
     """Learning rate before the schedule's multiplier."""
-    momentum: float = 0.99
+    momentum: Annotated[float, DECAY, Mark.TRACED] = 0.99
     """Momentum after its warm-up."""
-    momentum_warmup_start: float = 0.92
+    momentum_warmup_start: Annotated[float, DECAY, Mark.TRACED] = 0.92
     """Momentum at step 0."""
-    momentum_warmup_steps: int = 1500
+    momentum_warmup_steps: Annotated[int, NOT_NEGATIVE] = 1500
     """Steps over which the momentum rises linearly; 0 starts at its full value."""
-    weight_decay: float = 0.04
+    weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.04
     """Decoupled weight decay."""
-    newton_schulz_steps: int = 5
+    newton_schulz_steps: Annotated[int, NOT_NEGATIVE] = 5
     """Iterations of the orthogonalization."""
     newton_schulz_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type in which the iterations run."""
@@ -109,19 +134,19 @@ class MuonConfig:
 class AdamWConfig:
     """AdamW for the tables, vectors and scalars."""
 
-    token_learning_rate: float = 0.035
+    token_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.035
     """Learning rate of the embedding tables before the schedule's multiplier."""
-    scalar_learning_rate: float = 0.025
+    scalar_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.025
     """Learning rate of everything else that Muon does not update."""
-    matrix_learning_rate: float = 0.002
+    matrix_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.002
     """Learning rate of the matrices where `optim.matrices` is adamw."""
-    beta1: float = 0.9
+    beta1: Annotated[float, DECAY, Mark.TRACED] = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.95
+    beta2: Annotated[float, DECAY, Mark.TRACED] = 0.95
     """Decay of the second moment."""
-    epsilon: float = 1e-8
+    epsilon: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.04
+    weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.04
     """Decoupled weight decay."""
 
 
@@ -133,7 +158,7 @@ class OptimConfig:
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
     matrices: Literal["muon", "adamw"] = "muon"
     """What updates the matrices."""
-    grad_clip: float = 0.3
+    grad_clip: Annotated[float, OFF_OR_MORE, Mark.TRACED] = 0.3
     """Largest global norm of the gradients; 0 does not clip."""
 
 
@@ -141,31 +166,31 @@ class OptimConfig:
 class TrainConfig:
     """Length, batches and schedule of a run."""
 
-    steps: Annotated[int, tyro.conf.arg(aliases=["--steps"])] = 20000
+    steps: Annotated[int, tyro.conf.arg(aliases=["--steps"]), NOT_NEGATIVE] = 20000
     """Optimizer steps, unless the time cap comes first."""
-    time_cap_s: float = 600.0
+    time_cap_s: Annotated[float, OFF_OR_MORE] = 600.0
     """Training time in seconds after which the run ends; 0 for no cap."""
-    warmdown_steps: int = 3500
+    warmdown_steps: Annotated[int, NOT_NEGATIVE, Mark.TRACED] = 3500
     """Last steps, or their worth of time under a cap, in which the learning rate falls to 0."""
-    batch_tokens: int = 786_432
+    batch_tokens: Annotated[int, POSITIVE] = 786_432
     """Tokens of one optimizer step, over all devices."""
-    seq_len: int = 2048
+    seq_len: Annotated[int, POSITIVE] = 2048
     """Tokens of one sequence."""
-    num_ranks: int = 8
+    num_ranks: Annotated[int, POSITIVE] = 8
     """Parts of a micro-step, each of consecutive tokens: the order of the data, whatever the number of devices."""
-    accumulation: int = 1
+    accumulation: Annotated[int, POSITIVE] = 1
     """Micro-steps of one optimizer step."""
-    seed: Annotated[int, tyro.conf.arg(aliases=["--seed"])] = 1337
+    seed: Annotated[int, tyro.conf.arg(aliases=["--seed"]), SEED] = 1337
     """Seed of the initial parameters."""
-    validate_every: int = 500
+    validate_every: Annotated[int, NOT_NEGATIVE] = 500
     """Steps between validations; 0 validates at the start and the end only."""
-    log_every: int = 100
+    log_every: Annotated[int, NOT_NEGATIVE] = 100
     """Steps between log lines (the first ten are always logged)."""
-    checkpoint_every_steps: int = 0
+    checkpoint_every_steps: Annotated[int, OFF_OR_MORE] = 0
     """Steps between checkpoints; 0 for none by steps."""
-    checkpoint_every_s: float = 120.0
+    checkpoint_every_s: Annotated[float, OFF_OR_MORE] = 120.0
     """Seconds between checkpoints; 0 for none by time."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, POSITIVE] = 2
     """Checkpoints that are kept."""
 
     @property
@@ -178,13 +203,13 @@ class TrainConfig:
 class AverageConfig:
     """Averages of the parameters over training."""
 
-    ema_decay: float = 0.997
+    ema_decay: Annotated[float, DECAY_OR_OFF, Mark.TRACED_ABOVE_0] = 0.997
     """Decay of the exponential moving average, every step; 0 leaves it out."""
-    swa_start: float = 0.2
+    swa_start: Annotated[float, MULTIPLIER, Mark.TRACED_ABOVE_0] = 0.2
     """SWA sums parameters while the learning-rate multiplier is below this; 0 leaves it out."""
-    swa_every: int = 50
+    swa_every: Annotated[int, POSITIVE] = 50
     """Steps between two parameter sets of the SWA."""
-    export: Average = "ema"
+    export: Annotated[Average, Mark.AFTER_TRAINING] = "ema"
     """The weights that are exported unless the command line says otherwise."""
 
 
@@ -196,23 +221,29 @@ class QuantizeConfig:
     """MLP matrices."""
     attention: StorageForm = "int6"
     """Attention matrices and table projections."""
-    embedding: StorageForm = "fp16"
+    embedding: Annotated[StorageForm, Mark.AFTER_TRAINING] = "fp16"
     """The token embedding and an untied head."""
-    table: StorageForm = "int8"
+    table: Annotated[StorageForm, Mark.AFTER_TRAINING] = "int8"
     """Bigram and value tables."""
-    control: StorageForm = "fp32"
+    control: Annotated[StorageForm, FLOATING_POINT, Mark.AFTER_TRAINING] = "fp32"
     """Vectors and scalars."""
-    small: StorageForm = "fp16"
+    small: Annotated[StorageForm, Mark.AFTER_TRAINING] = "fp16"
     """Matrices and tables of at most small_size values."""
-    small_size: int = 65_536
+    small_size: Annotated[int, NOT_NEGATIVE, Mark.AFTER_TRAINING] = 65_536
     """Most values of a matrix or table that is stored in the form of `small`."""
-    clip_percentiles: tuple[float, ...] = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
+    clip_percentiles: Annotated[tuple[float, ...], QUANTILES, Mark.AFTER_TRAINING] = (
+        0.999,
+        0.9995,
+        0.9999,
+        0.99999,
+        1.0,
+    )
     """Quantiles of a row's magnitudes tried as its clip; the best for the whole matrix is taken."""
-    table_clip_percentile: float = 0.9999984
+    table_clip_percentile: Annotated[float, QUANTILE, Mark.AFTER_TRAINING] = 0.9999984
     """Quantile of a table row's magnitudes at which Int8 tables are clipped."""
     scale_floor: bool = True
     """Keep every row's step at 1 / levels or more, as the reference does."""
-    late_qat_start: float = 0.15
+    late_qat_start: Annotated[float, MULTIPLIER, Mark.TRACED] = 0.15
     """Train on quantized weights while the learning-rate multiplier is below this; 0 never does."""
 
 
@@ -232,11 +263,11 @@ class DataConfig:
 class EvaluateConfig:
     """How validation is scored."""
 
-    batch_tokens: int = 65_536
+    batch_tokens: Annotated[int, POSITIVE] = 65_536
     """Tokens scored at once on each device."""
-    sliding_stride: int = 64
+    sliding_stride: Annotated[int, POSITIVE] = 64
     """Tokens between the starts of two sliding windows."""
-    max_tokens: int = 0
+    max_tokens: Annotated[int, OFF_OR_MORE] = 0
     """Validate, during training and in sweeps, on this many tokens only; 0 takes all."""
 
 
