@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import dacite
 
 from jgolf import files
+from jgolf.config import versions
 from jgolf.config.settings import Config
 from jgolf.errors import ConfigError
 
@@ -86,7 +87,7 @@ def read_json(path: str | Path) -> Config:
       ConfigError: the file cannot be read, or holds no config.
     """
     try:
-        return from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return from_written(json.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError, ConfigError) as error:
@@ -96,8 +97,20 @@ def read_json(path: str | Path) -> Config:
 
 
 def write_json(config: Config, path: str | Path) -> None:
-    """Writes every setting of `config`."""
-    files.write_text(path, json.dumps(to_dict(config), indent=1) + "\n")
+    """Writes every setting of `config`, and the version."""
+    files.write_text(path, json.dumps({versions.KEY: versions.VERSION, **to_dict(config)}, indent=1) + "\n")
+
+
+def from_written(values: dict[str, Any]) -> Config:
+    """The config that a file of any version holds; see `jgolf.config.versions`.
+
+    Raises:
+      ConfigError: it is of a later version, or holds unknown names or wrong types.
+    """
+    if isinstance(values, dict):
+        said = {name: value for name, value in values.items() if name != versions.KEY}
+        values = versions.complete(said, values.get(versions.KEY, 0))
+    return from_dict(values)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
