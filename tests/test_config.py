@@ -37,7 +37,7 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
         ("model.num_heads", 7, "a divisor of model_dim 512, such as 8"),
         ("model.num_kv_heads", 3, "a divisor of num_heads 8"),
         ("model.xsa_layers", (3, 12), "each from 0 to 11"),
-        ("model.value_embedding_layers", (-1,), "each from 0 to 11"),
+        ("model.value_embedding_layers", (-13,), "each from 0 to 11, or from the end, -12 to -1"),
         ("model.value_embedding_layers", (4, 4), "different layers"),
         ("model.rope_dims", 66, "up to the head width 64"),
         ("model.rope_dims", 15, "even"),

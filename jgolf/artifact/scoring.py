@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jgolf.artifact import container
-from jgolf.config import Config, ModelConfig, from_dict, validate, versions
+from jgolf.config import Config, ModelConfig, from_dict, resolved, validate, versions
 from jgolf.data.shards import TokenStream
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, ConfigError, JgolfError
@@ -78,7 +78,7 @@ def read_artifact(path: str | Path) -> Artifact:
     try:
         fields = {item.name: metadata[item.name] for item in dataclasses.fields(Artifact) if item.name != "stored"}
         model = versions.complete(metadata["model"], metadata.get(versions.KEY, 0), "model")
-        artifact = Artifact(**{**fields, "model": from_dict(model, ModelConfig), "stored": stored})
+        artifact = Artifact(**{**fields, "model": resolved(from_dict(model, ModelConfig)), "stored": stored})
         _check_plausible(artifact)
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise ArtifactError(f"{path}: its metadata do not describe a model: {error!s:.500}") from None

@@ -6,6 +6,7 @@ leaf by its dotted name; `validate` refuses combinations that make no sense.
 
 from jgolf.config.check import validate
 from jgolf.config.marks import Mark, marked
+from jgolf.config.resolve import resolved
 from jgolf.config.settings import (
     STORAGE_FORMS,
     AdamWConfig,
@@ -65,6 +66,7 @@ __all__ = [
     "read_json",
     "replace",
     "replace_all",
+    "resolved",
     "to_dict",
     "validate",
     "with_absolute_paths",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from jgolf.config.marks import bounds
+from jgolf.config.resolve import LAYER_SETTINGS, counted_from_0
 from jgolf.config.settings import Config
 from jgolf.config.store import leaves
 from jgolf.errors import ConfigError
@@ -43,10 +44,13 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "model.rope_dims", f"an even number up to the head width {model.head_dim}, or 0 for all of an even width"
     if model.mlp_dim < 1:
         yield "model.mlp_multiple", "a hidden width of at least 1"
-    for name in ("xsa_layers", "value_embedding_layers"):
-        layers = getattr(model, name)
+    for name in LAYER_SETTINGS:
+        value = counted_from_0(getattr(model, name), model.num_layers)
+        layers = value if isinstance(value, tuple) else (value,)
         if any(not 0 <= layer < model.num_layers for layer in layers) or list(layers) != sorted(set(layers)):
-            yield f"model.{name}", f"different layers in rising order, each from 0 to {model.num_layers - 1}"
+            what = "different layers in rising order, each" if isinstance(value, tuple) else "a layer,"
+            last = model.num_layers - 1
+            yield f"model.{name}", f"{what} from 0 to {last}, or from the end, {-model.num_layers} to -1"
     for kept, name in ((average.ema_decay, "ema"), (average.swa_start, "swa")):
         if name in average.export and not kept:
             yield "average.export", f"an average that the run keeps; {name} is switched off"

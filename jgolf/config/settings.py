@@ -28,7 +28,10 @@ from jgolf.config.marks import (
 StorageForm = Literal["int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
 Average = Literal["raw", "ema", "swa", "ema+swa"]
 
-VOCABULARY = Bound(lambda value: 1 <= value <= 1 << 16, "from 1 to 65536, the ids that shards can hold")
+VOCABULARY = Bound(
+    lambda value: 0 <= value <= 1 << 16,
+    "from 1 to 65536, the ids that shards can hold, or 0 for the tokenizer's",
+)
 ABOVE_0 = Bound(lambda value: 0 < value < math.inf, "more than 0")
 ABOVE_1 = Bound(lambda value: 1 < value < math.inf, "more than 1")
 BUCKETS = Bound(lambda value: value == 0 or value >= 2, "0 (off) or at least 2")
@@ -41,7 +44,7 @@ class ModelConfig:
     """The network."""
 
     vocab_size: Annotated[int, VOCABULARY] = 1024
-    """Number of pieces of the tokenizer."""
+    """Number of pieces of the tokenizer; 0 takes it from the tokenizer."""
     num_layers: Annotated[int, POSITIVE] = 12
     """Blocks; the first half encode, the second half decode."""
     model_dim: Annotated[int, POSITIVE] = 512
@@ -63,7 +66,7 @@ class ModelConfig:
     unet_skips: bool = True
     """Add encoder outputs to the decoder layers, last in, first out."""
     xsa_layers: Annotated[tuple[int, ...], Mark.LAYERS] = (8, 9, 10, 11)
-    """Layers, from 0, whose attention output loses its component along its own value (XSA)."""
+    """Layers, from 0 or from the end (-1), whose attention output loses its component along its own value (XSA)."""
     rope_dims: Annotated[int, OFF_OR_MORE] = 16
     """Dimensions of each head that are rotated; 0 rotates all."""
     rope_base: Annotated[float, ABOVE_1] = 10000.0
@@ -71,7 +74,7 @@ class ModelConfig:
     rope_original_length: Annotated[int, POSITIVE] = 1024
     """Sequences longer than this raise the rotary base."""
     value_embedding_layers: Annotated[tuple[int, ...], Mark.LAYERS] = (10, 11)
-    """Layers, from 0, whose values receive the shared value embedding; none leaves it out."""
+    """Layers, from 0 or from the end (-1), whose values receive the shared value embedding; none leaves it out."""
     value_embedding_dim: Annotated[int, POSITIVE] = 128
     """Width of the value-embedding table."""
     ln_scale: bool = True

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jgolf.config import ModelConfig
+from jgolf.config import ModelConfig, resolved
 from jgolf.model.network import GPT
 
 Params = dict[str, Array]
@@ -19,7 +19,7 @@ Params = dict[str, Array]
 @cache
 def _definition(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State, dict[str, tuple]]:
     """The static half of the network, its abstract state, and path → key tuple of each parameter."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: GPT(config)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: GPT(resolved(config))))
     flat = flax.traverse_util.flatten_dict(nnx.to_pure_dict(state))
     return graphdef, state, {"/".join(map(str, keys)): keys for keys in flat}
 

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.demo import build_demo
+from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_OK, JgolfError
 from jgolf.progress import counted, table_console
 from jgolf.run_dir import RESULTS_FILE
@@ -118,7 +119,16 @@ def _make_runs(options: SweepOptions, base: Config) -> list[SweepRun]:
         runs = make_runs(base, options.seeds, options.set)
     if any(run.config.train.time_cap_s for run in runs):
         raise JgolfError("--set train.time_cap_s: there is no time cap in a sweep; vary train.steps instead")
-    return [dataclasses.replace(run, config=configs.with_absolute_paths(run.config)) for run in runs]
+    if base.data.build_demo and not all(run.config.model.vocab_size for run in runs):
+        build_demo(base.data.dir)  # its tokenizer is asked
+    return [_resolved(run) for run in runs]
+
+
+def _resolved(run: SweepRun) -> SweepRun:
+    """The run as its folder's config.json has it, whatever the working directory."""
+    config = configs.with_absolute_paths(run.config)
+    model = resolved_for(config.data, config.model)
+    return dataclasses.replace(run, config=dataclasses.replace(config, model=model))
 
 
 def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:
