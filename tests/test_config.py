@@ -9,6 +9,7 @@ from jgolf.config import Config, Mark
 from jgolf.config.marks import bounds
 from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
+from tests.conftest import RECIPE
 
 
 @pytest.mark.parametrize("name", configs.config_names())
@@ -56,7 +57,7 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
     ],
 )
 def test_senseless_settings_are_refused_by_name(name, value, expected):
-    config = configs.replace(Config(), name, value)
+    config = configs.replace(RECIPE, name, value)
     with pytest.raises(ConfigError) as error:
         configs.validate(config)
     reported = {"average.ema_decay": "average.export", "model.model_dim": "model.num_heads"}.get(name, name)
@@ -65,7 +66,7 @@ def test_senseless_settings_are_refused_by_name(name, value, expected):
 
 
 def test_all_problems_are_reported_at_once():
-    config = configs.replace(configs.replace(Config(), "train.steps", -1), "model.num_layers", 0)
+    config = configs.replace(configs.replace(RECIPE, "train.steps", -1), "model.num_layers", 0)
     with pytest.raises(ConfigError) as error:
         configs.validate(config)
     assert "train.steps is -1" in str(error.value)
@@ -81,7 +82,7 @@ def test_replace_reaches_every_leaf_and_nothing_else():
 
 def test_stored_config_with_unknown_or_mistyped_settings_is_refused(tmp_path):
     path = tmp_path / "config.json"
-    values = dataclasses.asdict(Config())
+    values = dataclasses.asdict(RECIPE)
     path.write_text(json.dumps(values | {"colour": "red"}))
     with pytest.raises(ConfigError, match="colour"):
         configs.read_json(path)

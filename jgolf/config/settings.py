@@ -1,7 +1,10 @@
 """Every setting of a run, as a tree of frozen dataclasses: its type, its bound, what it does.
 
-A new setting is one field here. Its annotation bears a `Bound` where it is a number, and the marks that apply
-(`jgolf.config.marks`); its docstring is its help on the command line.
+The defaults are a plain transformer that trains: every technique is off, and what only matters to one that is on
+has its usual value. Recipes are composed of parts (`jgolf.config.parts`).
+
+A new setting is one field here, off by default: its annotation bears a `Bound` if it is a number, and the marks that
+apply (`jgolf.config.marks`); its docstring is its help on the command line.
 """
 
 from __future__ import annotations
@@ -43,9 +46,9 @@ FLOATING_POINT = Bound(lambda form: form in ("fp16", "fp32"), "fp16 or fp32")
 class ModelConfig:
     """The network."""
 
-    vocab_size: Annotated[int, VOCABULARY] = 1024
+    vocab_size: Annotated[int, VOCABULARY] = 0
     """Number of pieces of the tokenizer; 0 takes it from the tokenizer."""
-    num_layers: Annotated[int, POSITIVE] = 12
+    num_layers: Annotated[int, POSITIVE] = 9
     """Blocks; the first half encode, the second half decode."""
     model_dim: Annotated[int, POSITIVE] = 512
     """Width of the residual stream."""
@@ -53,37 +56,37 @@ class ModelConfig:
     """Query heads."""
     num_kv_heads: Annotated[int, POSITIVE] = 4
     """Key/value heads; each serves num_heads / num_kv_heads query heads."""
-    mlp_multiple: Annotated[float, ABOVE_0] = 3.0
+    mlp_multiple: Annotated[float, ABOVE_0] = 2.0
     """Hidden width of the MLP as a multiple of model_dim."""
-    tie_embeddings: bool = True
+    tie_embeddings: bool = False
     """Use the token embedding as the output head."""
-    bigram_buckets: Annotated[int, BUCKETS] = 10240
+    bigram_buckets: Annotated[int, BUCKETS] = 0
     """Rows of the hashed bigram table; 0 leaves it out."""
     bigram_dim: Annotated[int, POSITIVE] = 128
     """Width of the bigram table, projected to model_dim where they differ."""
-    smear_gate: bool = True
+    smear_gate: bool = False
     """Blend every position's embedding with the one before it."""
-    unet_skips: bool = True
+    unet_skips: bool = False
     """Add encoder outputs to the decoder layers, last in, first out."""
-    xsa_layers: Annotated[tuple[int, ...], Mark.LAYERS] = (8, 9, 10, 11)
+    xsa_layers: Annotated[tuple[int, ...], Mark.LAYERS] = ()
     """Layers, from 0 or from the end (-1), whose attention output loses its component along its own value (XSA)."""
-    rope_dims: Annotated[int, OFF_OR_MORE] = 16
+    rope_dims: Annotated[int, OFF_OR_MORE] = 0
     """Dimensions of each head that are rotated; 0 rotates all."""
     rope_base: Annotated[float, ABOVE_1] = 10000.0
     """Base of the rotary frequencies."""
     rope_original_length: Annotated[int, POSITIVE] = 1024
     """Sequences longer than this raise the rotary base."""
-    value_embedding_layers: Annotated[tuple[int, ...], Mark.LAYERS] = (10, 11)
+    value_embedding_layers: Annotated[tuple[int, ...], Mark.LAYERS] = ()
     """Layers, from 0 or from the end (-1), whose values receive the shared value embedding; none leaves it out."""
     value_embedding_dim: Annotated[int, POSITIVE] = 128
     """Width of the value-embedding table."""
-    ln_scale: bool = True
+    ln_scale: bool = False
     """Scale each block's normalised inputs by 1 / sqrt(layer + 1)."""
-    q_gain: Annotated[float, OFF_OR_MORE] = 1.5
+    q_gain: Annotated[float, OFF_OR_MORE] = 0.0
     """Initial gain of every query head; 0 leaves the gain out."""
-    logit_softcap: Annotated[float, OFF_OR_MORE] = 30.0
+    logit_softcap: Annotated[float, OFF_OR_MORE] = 0.0
     """Logits are softcap * tanh(logits / softcap); 0 leaves them as they are."""
-    orthogonal_init: bool = True
+    orthogonal_init: bool = False
     """Orthogonal matrices at the start; otherwise normal with std 1 / sqrt(inputs)."""
     embedding_init_std: Annotated[float, NOT_NEGATIVE] = 0.005
     """Standard deviation of the token embedding at the start."""
@@ -117,15 +120,15 @@ class ModelConfig:
 class MuonConfig:
     """Muon: momentum, then orthogonalization, for the matrices."""
 
-    learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.025
+    learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.04
     """Learning rate before the schedule's multiplier."""
-    momentum: Annotated[float, DECAY, Mark.TRACED] = 0.99
+    momentum: Annotated[float, DECAY, Mark.TRACED] = 0.95
     """Momentum after its warm-up."""
-    momentum_warmup_start: Annotated[float, DECAY, Mark.TRACED] = 0.92
+    momentum_warmup_start: Annotated[float, DECAY, Mark.TRACED] = 0.85
     """Momentum at step 0."""
-    momentum_warmup_steps: Annotated[int, NOT_NEGATIVE] = 1500
+    momentum_warmup_steps: Annotated[int, NOT_NEGATIVE] = 0
     """Steps over which the momentum rises linearly; 0 starts at its full value."""
-    weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.04
+    weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.0
     """Decoupled weight decay."""
     newton_schulz_steps: Annotated[int, NOT_NEGATIVE] = 5
     """Iterations of the orthogonalization."""
@@ -137,9 +140,9 @@ class MuonConfig:
 class AdamWConfig:
     """AdamW for the tables, vectors and scalars."""
 
-    token_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.035
+    token_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.05
     """Learning rate of the embedding tables before the schedule's multiplier."""
-    scalar_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.025
+    scalar_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.04
     """Learning rate of everything else that Muon does not update."""
     matrix_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.002
     """Learning rate of the matrices where `optim.matrices` is adamw."""
@@ -149,7 +152,7 @@ class AdamWConfig:
     """Decay of the second moment."""
     epsilon: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.04
+    weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.0
     """Decoupled weight decay."""
 
 
@@ -159,9 +162,9 @@ class OptimConfig:
 
     muon: MuonConfig = field(default_factory=MuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
-    matrices: Literal["muon", "adamw"] = "muon"
+    matrices: Literal["muon", "adamw"] = "adamw"
     """What updates the matrices."""
-    grad_clip: Annotated[float, OFF_OR_MORE, Mark.TRACED] = 0.3
+    grad_clip: Annotated[float, OFF_OR_MORE, Mark.TRACED] = 0.0
     """Largest global norm of the gradients; 0 does not clip."""
 
 
@@ -171,15 +174,15 @@ class TrainConfig:
 
     steps: Annotated[int, tyro.conf.arg(aliases=["--steps"]), NOT_NEGATIVE] = 20000
     """Optimizer steps, unless the time cap comes first."""
-    time_cap_s: Annotated[float, OFF_OR_MORE] = 600.0
+    time_cap_s: Annotated[float, OFF_OR_MORE] = 0.0
     """Training time in seconds after which the run ends; 0 for no cap."""
-    warmdown_steps: Annotated[int, NOT_NEGATIVE, Mark.TRACED] = 3500
+    warmdown_steps: Annotated[int, NOT_NEGATIVE, Mark.TRACED] = 0
     """Last steps, or their worth of time under a cap, in which the learning rate falls to 0."""
-    batch_tokens: Annotated[int, POSITIVE] = 786_432
+    batch_tokens: Annotated[int, POSITIVE] = 524_288
     """Tokens of one optimizer step, over all devices."""
-    seq_len: Annotated[int, POSITIVE] = 2048
+    seq_len: Annotated[int, POSITIVE] = 1024
     """Tokens of one sequence."""
-    num_ranks: Annotated[int, POSITIVE] = 8
+    num_ranks: Annotated[int, POSITIVE] = 1
     """Parts of a micro-step, each of consecutive tokens: the order of the data, whatever the number of devices."""
     accumulation: Annotated[int, POSITIVE] = 1
     """Micro-steps of one optimizer step."""
@@ -206,13 +209,13 @@ class TrainConfig:
 class AverageConfig:
     """Averages of the parameters over training."""
 
-    ema_decay: Annotated[float, DECAY_OR_OFF, Mark.TRACED_ABOVE_0] = 0.997
+    ema_decay: Annotated[float, DECAY_OR_OFF, Mark.TRACED_ABOVE_0] = 0.0
     """Decay of the exponential moving average, every step; 0 leaves it out."""
-    swa_start: Annotated[float, MULTIPLIER, Mark.TRACED_ABOVE_0] = 0.2
+    swa_start: Annotated[float, MULTIPLIER, Mark.TRACED_ABOVE_0] = 0.0
     """SWA sums parameters while the learning-rate multiplier is below this; 0 leaves it out."""
     swa_every: Annotated[int, POSITIVE] = 50
     """Steps between two parameter sets of the SWA."""
-    export: Annotated[Average, Mark.AFTER_TRAINING] = "ema"
+    export: Annotated[Average, Mark.AFTER_TRAINING] = "raw"
     """The weights that are exported unless the command line says otherwise."""
 
 
@@ -220,9 +223,9 @@ class AverageConfig:
 class QuantizeConfig:
     """Storage of the exported weights."""
 
-    mlp: StorageForm = "int5"
+    mlp: StorageForm = "int8"
     """MLP matrices."""
-    attention: StorageForm = "int6"
+    attention: StorageForm = "int8"
     """Attention matrices and table projections."""
     embedding: Annotated[StorageForm, Mark.AFTER_TRAINING] = "fp16"
     """The token embedding and an untied head."""
@@ -234,19 +237,13 @@ class QuantizeConfig:
     """Matrices and tables of at most small_size values."""
     small_size: Annotated[int, NOT_NEGATIVE, Mark.AFTER_TRAINING] = 65_536
     """Most values of a matrix or table that is stored in the form of `small`."""
-    clip_percentiles: Annotated[tuple[float, ...], QUANTILES, Mark.AFTER_TRAINING] = (
-        0.999,
-        0.9995,
-        0.9999,
-        0.99999,
-        1.0,
-    )
+    clip_percentiles: Annotated[tuple[float, ...], QUANTILES, Mark.AFTER_TRAINING] = (1.0,)
     """Quantiles of a row's magnitudes tried as its clip; the best for the whole matrix is taken."""
-    table_clip_percentile: Annotated[float, QUANTILE, Mark.AFTER_TRAINING] = 0.9999984
+    table_clip_percentile: Annotated[float, QUANTILE, Mark.AFTER_TRAINING] = 1.0
     """Quantile of a table row's magnitudes at which Int8 tables are clipped."""
-    scale_floor: bool = True
+    scale_floor: bool = False
     """Keep every row's step at 1 / levels or more, as the reference does."""
-    late_qat_start: Annotated[float, MULTIPLIER, Mark.TRACED] = 0.15
+    late_qat_start: Annotated[float, MULTIPLIER, Mark.TRACED] = 0.0
     """Train on quantized weights while the learning-rate multiplier is below this; 0 never does."""
 
 
@@ -278,7 +275,7 @@ class EvaluateConfig:
 class Config:
     """A whole run."""
 
-    name: str = "pr592"
+    name: str = "plain"
     """What the run is called; its folder is runs/NAME unless --run-dir says otherwise."""
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

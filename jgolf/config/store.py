@@ -9,6 +9,7 @@ import json
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import dacite
@@ -37,11 +38,30 @@ def load(name: str) -> Config:
     Raises:
       ConfigError: there is none, or it cannot be used.
     """
-    path = Path(name)
-    if path.suffix == ".json":
-        return read_json(path)
-    if path.suffix != ".py":
-        path = config_folder() / f"{name}.py"
+    if Path(name).suffix == ".json":
+        return read_json(name)
+    module = load_module(name)
+    path = Path(module.__file__)
+    try:
+        found = module.config() if callable(getattr(module, "config", None)) else None
+    except (Exception, SystemExit) as error:  # the user's own code may do anything
+        raise ConfigError(f"{path}: cannot be used: {_error_in_file(error, path)}") from None
+    if not isinstance(found, Config):
+        what = "no such function" if found is None else f"one that returns a {type(found).__name__}"
+        raise ConfigError(f"{path}: expected a function config() that returns a jgolf.config.Config, found {what}")
+    try:
+        return from_dict(to_dict(found))  # types are checked, and lists become tuples
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def load_module(name: str) -> ModuleType:
+    """The file in which a config is written, as a module: a name in configs/, or a path of such a .py file.
+
+    Raises:
+      ConfigError: there is none, or it cannot be run.
+    """
+    path = Path(name) if Path(name).suffix == ".py" else config_folder() / f"{name}.py"
     if not path.is_file():
         known = ", ".join(config_names())
         near = difflib.get_close_matches(name, config_names(), n=1)
@@ -53,16 +73,9 @@ def load(name: str) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        found = module.config() if callable(getattr(module, "config", None)) else None
-    except (Exception, SystemExit) as error:  # the user's own code may do anything
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path}: cannot be used: {_error_in_file(error, path)}") from None
-    if not isinstance(found, Config):
-        what = "no such function" if found is None else f"one that returns a {type(found).__name__}"
-        raise ConfigError(f"{path}: expected a function config() that returns a jgolf.config.Config, found {what}")
-    try:
-        return from_dict(to_dict(found))  # types are checked, and lists become tuples
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return module
 
 
 def _error_in_file(error: BaseException, path: Path) -> str:

@@ -14,8 +14,10 @@ from jgolf.config import ModelConfig
 from jgolf.evaluate.score import last_token_losses
 from jgolf.model import attention, heads, network
 from jgolf.model.functional import Params, loss, parameter_shapes, token_losses
+from tests.conftest import RECIPE
 
-CONFIG = ModelConfig(
+CONFIG = dataclasses.replace(
+    RECIPE.model,
     vocab_size=64,
     num_layers=2,
     model_dim=32,

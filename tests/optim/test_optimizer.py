@@ -8,18 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from jgolf.config import MuonConfig, OptimConfig
 from jgolf.model.functional import loss
 from jgolf.optim.optimizer import clip_by_global_norm, global_norm, make_optimizer
-from tests.conftest import params_of, relative_distances
+from tests.conftest import RECIPE, params_of, relative_distances
 
 EMA_DECAY = 0.997
 
 
 def six_steps(golden, model, arrays, dtype):
     # The golden run warms its momentum up over four steps.
-    muon = MuonConfig(momentum_warmup_steps=4, newton_schulz_dtype=dtype)
-    optimizer = make_optimizer(dataclasses.replace(OptimConfig(), muon=muon))
+    muon = dataclasses.replace(RECIPE.optim.muon, momentum_warmup_steps=4, newton_schulz_dtype=dtype)
+    optimizer = make_optimizer(dataclasses.replace(RECIPE.optim, muon=muon))
     params = params_of(np.load(golden / "tiny" / "model.npz"), "params/")
     state, ema = optimizer.init(params), params
 
@@ -69,7 +68,7 @@ def test_clipping_is_pytorch_s(max_norm):
 
 def test_adamw_groups_match_a_numpy_derivation(tiny):
     matrix = "blocks/0/mlp/up_proj/kernel"
-    config = OptimConfig(grad_clip=0.0, matrices="adamw")
+    config = dataclasses.replace(RECIPE.optim, grad_clip=0.0, matrices="adamw")
     params = {"embed/embedding": jnp.full((3, 2), 0.5), "smear/gate": jnp.full((2,), -1.0), matrix: jnp.ones((2, 3))}
     optimizer = make_optimizer(config)
     state = optimizer.init(params)

@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jgolf.config import MuonConfig, TrainConfig
 from jgolf.optim.schedule import learning_rate_multiplier, momentum_schedule
+from tests.conftest import RECIPE
 
-BY_STEPS = TrainConfig(steps=100, warmdown_steps=40, time_cap_s=0.0)
-BY_TIME = TrainConfig(steps=20_000, warmdown_steps=3500, time_cap_s=600.0)
+BY_STEPS = dataclasses.replace(RECIPE.train, steps=100, warmdown_steps=40, time_cap_s=0.0)
+BY_TIME = dataclasses.replace(RECIPE.train, steps=20_000, warmdown_steps=3500, time_cap_s=600.0)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,9 @@ def test_no_warmdown_is_full_rate_to_the_end():
 
 
 def test_momentum_warm_up():
-    momentum = momentum_schedule(MuonConfig())
+    momentum = momentum_schedule(RECIPE.optim.muon)
     found = [float(momentum(step)) for step in (0, 750, 1500, 9000)]
     np.testing.assert_allclose(found, [0.92, 0.955, 0.99, 0.99], rtol=1e-6)
-    assert float(momentum_schedule(MuonConfig(momentum_warmup_steps=0))(0)) == pytest.approx(0.99)
+    assert float(
+        momentum_schedule(dataclasses.replace(RECIPE.optim.muon, momentum_warmup_steps=0))(0)
+    ) == pytest.approx(0.99)
