@@ -118,7 +118,7 @@ def test_what_nothing_tells_is_the_recipes_and_printed():
 
 def test_the_recipe_itself_needs_no_config():
     for name in ("pr592", "pr414", "baseline"):
-        model = configs.load(name).model
+        model = configs.resolved(configs.load(name).model)
         found, _ = resolve(model, None)
         assert found == model, name
 
@@ -151,6 +151,7 @@ def test_a_runs_config_and_a_configs_name(tmp_path):
     assert found == config
     assert notices == []
     recipe = configs.load("pr414")
+    recipe = dataclasses.replace(recipe, model=configs.resolved(recipe.model))
     assert reference_config.resolve(parameter_shapes(recipe.model), "pr414", "x.pt") == (recipe, [])
 
 
