@@ -91,3 +91,21 @@ def test_the_size_of_the_vocabulary_is_the_tokenizers(nano_data, tmp_path):
 def test_a_network_of_unknown_vocabulary_is_not_built():
     with pytest.raises(ConfigError, match=r"model\.vocab_size is 0, .*expected that number"):
         parameter_shapes(dataclasses.replace(NANO, vocab_size=0))
+
+
+def test_a_sweep_asks_the_tokenizer_too(nano_data, tmp_path, capsys):
+    config = configs.replace_all(
+        nano_config(nano_data, steps=1, warmdown_steps=1, batch_tokens=256, num_ranks=1),
+        {"model.vocab_size": 0, "model.xsa_layers": (-1,), "evaluate.max_tokens": 256},
+    )
+    configs.write_json(config, tmp_path / "config.json")
+    out = tmp_path / "sweep"
+    assert main(["sweep", str(tmp_path / "config.json"), "--set", "model.num_layers=1,2", "--out", str(out)]) == 2
+    assert "model.value_embedding_layers is (1,)" in capsys.readouterr().err
+    command = ["sweep", str(tmp_path / "config.json"), "--model.value-embedding-layers", "-1", "--out", str(out)]
+    assert main([*command, "--set", "model.num_layers=1,2"]) == 0
+    found = [configs.read_json(path).model for path in sorted(out.glob("runs/*/config.json"))]
+    assert [(model.vocab_size, model.xsa_layers) for model in found] == [
+        (NANO.vocab_size, (0,)),
+        (NANO.vocab_size, (1,)),
+    ]

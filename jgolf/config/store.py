@@ -16,7 +16,7 @@ import dacite
 
 from jgolf import files
 from jgolf.config import versions
-from jgolf.config.settings import Config
+from jgolf.config.settings import Config, DataConfig
 from jgolf.errors import ConfigError
 
 
@@ -168,10 +168,10 @@ def choices(name: str, kind: type = Config) -> tuple[str, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
-def with_absolute_paths(config: Config) -> Config:
+def with_absolute_paths(data: DataConfig) -> DataConfig:
     """The data's paths as they hold from any working directory: a run's config is read from others."""
-    paths = {"data.dir": config.data.dir, "data.tokenizer": config.data.tokenizer}
-    return replace_all(config, {name: str(Path(path).absolute()) if path else "" for name, path in paths.items()})
+    paths = {"dir": data.dir, "tokenizer": data.tokenizer}
+    return replace_all(data, {name: str(Path(path).absolute()) if path else "" for name, path in paths.items()})
 
 
 def replace(config: Any, name: str, value: Any) -> Any:

@@ -127,9 +127,9 @@ def _make_runs(options: SweepOptions, base: Config, parts: Sequence[Part]) -> li
 
 def _resolved(run: SweepRun) -> SweepRun:
     """The run as its folder's config.json has it, whatever the working directory."""
-    config = configs.with_absolute_paths(run.config)
-    model = resolved_for(config.data, config.model)
-    return dataclasses.replace(run, config=dataclasses.replace(config, model=model))
+    data = configs.with_absolute_paths(run.config.data)
+    model = resolved_for(data, run.config.model)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, data=data, model=model))
 
 
 def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:
