@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from jgolf.config import ModelConfig
 from jgolf.data.tokenizer import ByteTables
 from jgolf.evaluate.score import bits_per_byte, sliding_score, standard_score
 from jgolf.model.functional import apply
 from jgolf.model.initial import init
-from tests.conftest import GOLDEN, params_of
+from tests.conftest import GOLDEN, RECIPE, params_of
 
-SMALL = ModelConfig(
+SMALL = dataclasses.replace(
+    RECIPE.model,
     num_layers=2,
     model_dim=320,
     num_heads=5,
