@@ -69,7 +69,7 @@ def test_senseless_settings_are_refused_by_name(name, value, expected):
 
 
 def test_a_warmdown_has_one_length():
-    config = configs.replace(Config(), "train.warmdown_fraction", 0.85)
+    config = configs.replace(RECIPE, "train.warmdown_fraction", 0.85)
     with pytest.raises(ConfigError, match=r"train\.warmdown_steps is 3500: expected 0 .*warmdown_fraction, 0\.85"):
         configs.validate(config)
     configs.validate(configs.replace(config, "train.warmdown_steps", 0))
@@ -119,17 +119,6 @@ def test_stored_config_with_unknown_or_mistyped_settings_is_refused(tmp_path):
         configs.read_json(path)
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         configs.read_json(tmp_path)
-
-
-def test_stored_config_with_one_weight_decay_for_all_of_adamw(tmp_path):
-    """As files were before AdamW's groups had their own, and before the head was a group."""
-    path = tmp_path / "config.json"
-    adamw = {"token_learning_rate": 0.035, "scalar_learning_rate": 0.03, "weight_decay": 0.01}
-    path.write_text(json.dumps({"optim": {"adamw": adamw}}))
-    found = configs.read_json(path).optim.adamw
-    decays = (found.token_weight_decay, found.scalar_weight_decay, found.head_weight_decay, found.matrix_weight_decay)
-    assert decays == (0.01,) * 4
-    assert found.head_learning_rate == found.scalar_learning_rate == 0.03
 
 
 def test_config_from_a_file_of_ones_own(tmp_path: Path):

@@ -89,7 +89,7 @@ def mean_loss_and_grads(
             return jax.value_and_grad(partial(loss, model, looped=looped, piece_length=piece_length))
 
         if not model.loop_layers or isinstance(looped, bool):
-            return of(bool(looped))(params, x, y)
+            return of(looped is not False)(params, x, y)
         # Outside of the gradient: inside, either way would keep what both need.
         return jax.lax.cond(looped, of(True), of(False), params, x, y)
 
