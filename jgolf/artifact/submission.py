@@ -10,9 +10,6 @@ and what the challenge counts is the bytes of these files and of the artifact.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -116,20 +113,9 @@ def write(folder: Path, submitter: Submitter, result: Mapping[str, Any], run_dir
         "README.md": _readme(submitter, result).encode(),
         "submission.json": (json.dumps(_summary(submitter, result), indent=2, ensure_ascii=False) + "\n").encode(),
     }
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise files.writing_error(folder, error) from error
-    try:
+    with files.atomic_folder(folder) as temporary:
         for name, data in contents.items():
             files.write_bytes(temporary / name, data)
-        temporary.chmod(0o755)
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise files.writing_error(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _summary(submitter: Submitter, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -225,7 +225,7 @@ class DataConfig:
     tokenizer: Annotated[str, tyro.conf.arg(aliases=["--tokenizer"])] = ""
     """SentencePiece model; empty takes the only *.model in dir, or in its ../../tokenizers."""
     build_demo: bool = False
-    """Build the demo corpus in dir where it is missing."""
+    """Build the demo corpus first where dir is data/demo, its own folder, and that is missing."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jgolf import config as configs
 from jgolf.config import Config
-from jgolf.data.demo import build_demo
+from jgolf.data.demo import build_missing_demo
 from jgolf.errors import EXIT_OK, JgolfError
 from jgolf.progress import counted, table_console
 from jgolf.run_dir import RESULTS_FILE
@@ -89,8 +89,7 @@ def _run(options: SweepOptions) -> None:
         raise JgolfError(f"{out}: already holds a sweep; go on with it by --resume, or choose another --out")
     folder = SweepFolder(out, runs)
     if folder.new:
-        if base.data.build_demo:
-            build_demo(base.data.dir)
+        build_missing_demo(base)
         folder.make_ready()
     there = f", {len(folder.results)} of them there already" if folder.results else ""
     steps = " or ".join(map(str, sorted({run.config.train.steps for run in runs})))

@@ -17,9 +17,8 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from jgolf import compiling
 from jgolf import config as configs
 from jgolf.config import Config
-from jgolf.data.demo import build_demo
-from jgolf.data.shards import TokenStream, find_shards
-from jgolf.data.tokenizer import find_tokenizer
+from jgolf.data.demo import build_missing_demo
+from jgolf.data.run_data import run_tokenizer, training_tokens
 from jgolf.errors import ConfigError, JgolfError
 from jgolf.evaluate.validation import Validation
 from jgolf.load import load_params
@@ -80,14 +79,13 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
     config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))))
     if config.data.build_demo:
         if peers.is_first:
-            build_demo(config.data.dir)
+            build_missing_demo(config)
         peers.barrier("demo")
-        build_demo(config.data.dir)  # on hosts that do not share the first one's folders
-    train_shards = find_shards(config.data.dir, "train")
+        build_missing_demo(config)  # on hosts that do not share the first one's folders
     config = _with_found_data(config)
     mesh = make_mesh()
     validation = Validation.open(config)
-    source = BatchSource(config, TokenStream(train_shards, config.model.vocab_size), mesh)
+    source = BatchSource(config, training_tokens(config), mesh)
     initial = load_params(init_from, config.model) if init_from and peers.is_first else None
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints) if peers.is_first else None
@@ -176,9 +174,8 @@ def _check_same_state(config: Config, run_dir: Path) -> None:
 
 def _with_found_data(config: Config) -> Config:
     """The settings with the paths of the data and of the tokenizer that is found there."""
-    config = configs.with_absolute_paths(config)
-    tokenizer = find_tokenizer(config.data.dir, config.data.tokenizer).resolve()
-    return configs.replace(config, "data.tokenizer", str(tokenizer))
+    tokenizer = run_tokenizer(config).path.resolve()
+    return configs.replace(configs.with_absolute_paths(config), "data.tokenizer", str(tokenizer))
 
 
 def _first_state(
