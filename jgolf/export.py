@@ -314,7 +314,7 @@ def _averages_table(averages: dict[str, dict[str, Any]]) -> Table:
 
 def _parse(argv: list[str], prog: str) -> ExportOptions:
     """Parses with the run's own settings as the defaults, where the command line names a run."""
-    run_dir = next((Path(word) for word in argv if (Path(word) / CONFIG_FILE).is_file()), None)
+    run_dir = _named_run(argv)
     if run_dir is None:
         default = ExportOptions(run_dir=tyro.MISSING)
     else:
@@ -332,6 +332,16 @@ def _parse(argv: list[str], prog: str) -> ExportOptions:
             f"{options.run_dir}: not a run directory: there is no {CONFIG_FILE} in it; python train.py makes one"
         )
     return options
+
+
+def _named_run(argv: list[str]) -> Path | None:
+    """The run that the positional argument names; None where it names none, which the parser will tell."""
+    words = [word for word in argv if word not in ("-h", "--help")]
+    try:
+        options = tyro.cli(ExportOptions, default=ExportOptions(tyro.MISSING), args=words, console_outputs=False)
+    except SystemExit:
+        return None
+    return options.run_dir if (options.run_dir / CONFIG_FILE).is_file() else None
 
 
 def _check_numbers(options: ExportOptions) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jgolf import config as configs
+from jgolf import export as export_module
 from jgolf.artifact import submission
 from jgolf.artifact.scoring import read_artifact
 from jgolf.cli import main
@@ -141,6 +142,35 @@ def test_averages_that_a_run_does_not_have(nano_data, tmp_path):
     code, result, shown = export(run, "--compare-averages", "--max-tokens", 500)
     assert code == 0 and "no parameters were summed" in result["averages"]["ema+swa"]["missing"]
     assert "none" in shown and "val_bpb" in result["averages"]["raw"]
+
+
+def test_a_run_that_asked_for_the_demo_but_had_other_data(nano_data, run):
+    config = configs.read_json(run / "config.json")
+    configs.write_json(configs.replace(config, "data.build_demo", True), run / "config.json")
+    code, result, _ = export(run, "--max-tokens", 500)
+    assert code == 0 and "compressors_bpb" not in result
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--author", "OLD", "NEW"],
+        ["NEW", "--author", "OLD"],
+        ["--blurb=OLD", "NEW", "--max-tokens", "5"],
+        ["--submission", "OLD", "--", "NEW"],
+        ["--quantize.clip-percentiles", "0.9", "1.0", "--name", "OLD", "NEW"],
+    ],
+)
+def test_the_settings_are_those_of_the_run_that_is_exported(words, tmp_path, capsys):
+    for name, form in (("OLD", "int4"), ("NEW", "int7")):
+        config = dataclasses.replace(CONFIG, quantize=QuantizeConfig(mlp=form), average=AverageConfig(export="raw"))
+        configs.write_json(config, tmp_path / name / "config.json")
+    words = [word.replace("OLD", str(tmp_path / "OLD")).replace("NEW", str(tmp_path / "NEW")) for word in words]
+    options = export_module._parse(words, "export.py")
+    assert (options.run_dir, options.quantize.mlp, options.average) == (tmp_path / "NEW", "int7", "raw")
+    with pytest.raises(SystemExit):
+        export_module._parse(["--help", *words], "export.py")
+    assert "(default: int7)" in capsys.readouterr().out
 
 
 # --- budget ----------------------------------------------------------------------------------

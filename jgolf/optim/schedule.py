@@ -15,7 +15,7 @@ def learning_rate_multiplier(train: TrainConfig, step: Int[Array, ""], elapsed_s
 
     By steps: 1 until `warmdown_steps` before the last, then linear to 0. Under a time cap: the same with
     the time that remains over the time that `warmdown_steps` steps take at the mean pace so far. With
-    both, the lower of the two.
+    both, the lower of the two. Without a warmdown it is 1 throughout.
     """
     warmdown = jnp.maximum(jnp.asarray(train.warmdown_steps, jnp.float32), 1.0)
     step = jnp.asarray(step, jnp.float32)
@@ -24,7 +24,7 @@ def learning_rate_multiplier(train: TrainConfig, step: Int[Array, ""], elapsed_s
         mean_s = elapsed_s / jnp.maximum(step, 1.0)
         remaining_s = jnp.maximum(train.time_cap_s - elapsed_s, 0.0)
         multiplier = jnp.minimum(multiplier, remaining_s / jnp.maximum(warmdown * mean_s, 1e-9))
-    return multiplier
+    return jnp.where(jnp.asarray(train.warmdown_steps) > 0, multiplier, 1.0)
 
 
 def momentum_schedule(muon: MuonConfig) -> Callable[[Int[Array, ""]], Float[Array, ""]]:

@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,9 +33,18 @@ def test_steps_and_cap_together_take_the_lower():
     assert float(learning_rate_multiplier(both, 50, 600.0)) == 0.0
 
 
-def test_no_warmdown_is_full_rate_to_the_end():
-    config = dataclasses.replace(BY_STEPS, warmdown_steps=0)
-    assert [float(learning_rate_multiplier(config, step, 0.0)) for step in (0, 99)] == [1.0, 1.0]
+@pytest.mark.parametrize("time_cap_s", [0.0, 600.0])
+@pytest.mark.parametrize(
+    ("step", "elapsed_s"), [(0, 0.0), (1, 0.12), (99, 11.9), (99, 594.0), (50, 599.9), (99, 600.0), (99, 601.0)]
+)
+def test_no_warmdown_is_full_rate_to_the_end(time_cap_s, step, elapsed_s):
+    config = dataclasses.replace(BY_STEPS, warmdown_steps=0, time_cap_s=time_cap_s)
+    assert float(learning_rate_multiplier(config, step, elapsed_s)) == 1.0
+
+    def in_a_sweep(warmdown_steps):  # where it is an argument of the compiled program
+        return learning_rate_multiplier(dataclasses.replace(config, warmdown_steps=warmdown_steps), step, elapsed_s)
+
+    assert float(jax.jit(in_a_sweep)(0)) == 1.0
 
 
 def test_momentum_warm_up():
