@@ -9,7 +9,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,9 +25,11 @@ from rich.table import Table
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.demo import demo_is_due
-from jgolf.data.run_data import run_tokenizer, training_tokens, validation_tokens
-from jgolf.data.shards import TokenStream
+from jgolf.data.run_data import run_tokenizer, training_tokens
+from jgolf.data.shards import TokenStream, find_shards
+from jgolf.data.tokenizer import Tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
+from jgolf.evaluate.validation import Validation
 from jgolf.load import load_params
 from jgolf.model.attention import attention_kernel, causal_attention
 from jgolf.model.functional import parameter_shapes
@@ -230,15 +232,19 @@ def data(config: Config) -> Iterator[Check]:
     except JgolfError as error:
         yield Check("data", "missing", str(error))
         return
-    for name, find, text in (
-        ("tokenizer", run_tokenizer, lambda found: f"{found.path}: {found.vocab_size:,} pieces"),
-        ("train tokens", training_tokens, lambda found: _training_text(config, found)),
-        ("val tokens", validation_tokens, lambda found: f"{config.data.dir}: {len(found):,}"),
-    ):
-        try:
-            yield Check(name, "ok", text(find(config)))
-        except JgolfError as error:
-            yield Check(name, "missing", str(error))
+    tokenizer = _found("tokenizer", lambda: _tokenizer_text(run_tokenizer(config)))
+    yield tokenizer
+    yield _found("train tokens", lambda: _training_text(config, training_tokens(config)))
+    if tokenizer.verdict == "ok":
+        yield _found("val tokens", lambda: _validation_text(Validation.open(config)))
+
+
+def _found(name: str, find: Callable[[], str]) -> Check:
+    """The check that finds what `find` tells; missing where it raises instead."""
+    try:
+        return Check(name, "ok", find())
+    except JgolfError as error:
+        return Check(name, "missing", str(error))
 
 
 def _demo_to_be_built(folder: Path) -> Check:
@@ -246,6 +252,10 @@ def _demo_to_be_built(folder: Path) -> Check:
     if not os.access(parent, os.W_OK):
         return Check("data", "missing", f"{parent}: cannot be written to, and the demo is to be built in {folder}")
     return Check("data", "ok", f"{folder} will be built when it is needed")
+
+
+def _tokenizer_text(found: Tokenizer) -> str:
+    return f"{found.path}: {found.vocab_size:,} pieces"
 
 
 def _training_text(config: Config, tokens: TokenStream) -> str:
@@ -256,13 +266,19 @@ def _training_text(config: Config, tokens: TokenStream) -> str:
     )
 
 
+def _validation_text(validation: Validation) -> str:
+    data_dir = validation.config.data.dir
+    return f"{data_dir}: {len(TokenStream(find_shards(data_dir, 'val'))):,}"
+
+
 def run_folder(run_dir: Path, resume: bool) -> Check:
     """That a run can begin, or go on, where it is to be."""
-    try:
+
+    def text() -> str:
         check_run_dir(run_dir, resume)
-    except JgolfError as error:
-        return Check("run folder", "missing", str(error))
-    return Check("run folder", "ok", f"{run_dir}: {'holds the run' if resume else 'free'}")
+        return f"{run_dir}: {'holds the run' if resume else 'free'}"
+
+    return _found("run folder", text)
 
 
 def disk(config: Config, run_dir: Path) -> Check:
@@ -280,20 +296,17 @@ def disk(config: Config, run_dir: Path) -> Check:
 
 def first_parameters(config: Config, init_from: str) -> Check:
     """That the parameters to begin with can be read, and are those of the network."""
-    try:
-        load_params(init_from, config.model)
-    except JgolfError as error:
-        return Check("--init-from", "missing", str(error))
-    return Check("--init-from", "ok", f"{init_from}: parameters of this network")
+    return _found("--init-from", lambda: f"{init_from}: {counted(len(load_params(init_from, config.model)), 'array')}")
 
 
 def writers(names: Sequence[WriterName]) -> Check:
     """That what is to take the metrics is installed."""
-    try:
+
+    def text() -> str:
         require_writers(names)
-    except JgolfError as error:
-        return Check("--writers", "missing", str(error))
-    return Check("--writers", "ok", ", ".join(names))
+        return ", ".join(names)
+
+    return _found("--writers", text)
 
 
 def host_memory(config: Config) -> Check:

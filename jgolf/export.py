@@ -27,7 +27,7 @@ from jgolf.artifact import container, size, submission
 from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
 from jgolf.config import Average, Config, DataConfig, EvaluateConfig, QuantizeConfig
-from jgolf.data.run_data import training_tokens
+from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.evaluate.score import bits_per_byte, scoring_model, standard_score
@@ -251,7 +251,7 @@ def _compress(
 
 def _calibration_tokens(config: Config, options: ExportOptions) -> np.ndarray:
     """Training text from all over the split: int32 [sequences, train.seq_len]."""
-    stream = training_tokens(config)
+    stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
     seq_len = config.train.seq_len
     wanted = options.calibration_tokens or CALIBRATION_TOKENS.get(jax.default_backend(), MANY_CALIBRATION_TOKENS)
     starts = np.linspace(0, max(0, len(stream) - seq_len), max(1, wanted // seq_len)).astype(int)

@@ -264,6 +264,7 @@ def score_in(folder, nano_data, *options, tokenizer="nano.model"):
 
 def test_a_submission_scores_itself(run, nano_data, tmp_path):
     options = ["--submission", tmp_path / "made", "--author", "Ada Lovelace", "--name", "Née à Londres", "--blurb", "b"]
+    (run / "train.log").write_bytes(b"step:8/8 \xff\n/home/ada/x: lost\n")
     code, result, shown = export(run, *options, "--github-id", "ada")
     assert code == 0 and "ready to submit" in shown
 
@@ -273,7 +274,8 @@ def test_a_submission_scores_itself(run, nano_data, tmp_path):
     assert story | {"model.jgolf", "score.py", "jgolf/artifact/scoring.py"} <= set(written)
     counted = sum(path.stat().st_size for name, path in written.items() if name not in story)
     assert counted == result["total_bytes"]
-    assert written["train.log"].read_bytes() == (run / "train.log").read_bytes()
+    assert written["train.log"].read_bytes() == b"step:8/8 \xff\nx: lost\n"
+    assert not any(str(tmp_path) in written[name].read_text(errors="replace") for name in story)
     assert f"{result['sliding_val_bpb']:.6f}" in written["README.md"].read_text()
     summary = json.loads(written["submission.json"].read_text())
     assert summary["author"] == "Ada Lovelace" and summary["github_id"] == "ada" and summary["name"] == "Née à Londres"
@@ -288,6 +290,23 @@ def test_a_submission_scores_itself(run, nano_data, tmp_path):
     for name in ("val_loss", "val_bpb", "sliding_val_loss", "sliding_val_bpb"):
         assert scores[name] == pytest.approx(result[name], abs=1e-6)
     assert (scores["tokens"], scores["bytes"]) == (len_of_standard_rows(result), pytest.approx(scores["bytes"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "published"),
+    [
+        ("python train.py --resume --run-dir secret/runs/x", "python train.py --resume --run-dir x"),
+        ("--run-dir /home/ada/runs/x", "--run-dir x"),
+        ("--run-dir='/home/ada/my runs/x y'", "--run-dir=x y"),
+        ("error in '~/my runs/x/config.json'", "error in config.json"),
+        ("~/x/train.log: cannot be written", "train.log: cannot be written"),
+        ("data.dir ../../ada/tokens (was /mnt/tokens/), seed 3", "data.dir tokens (was tokens), seed 3"),
+        ("/home/ada/data/x_val_000000.bin: no tokens", "x_val_000000.bin: no tokens"),
+        ("step:3/20 train_loss:6.1/2 tok/s 1 / 2 and/or 'a/b' it's 5/s, that's 7/s", None),
+    ],
+)
+def test_a_submission_names_no_folders(line, published):
+    assert submission.without_folders(f"a\n{line}\nb\n") == f"a\n{published or line}\nb\n"
 
 
 def len_of_standard_rows(result):

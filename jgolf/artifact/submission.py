@@ -10,6 +10,7 @@ and what the challenge counts is the bytes of these files and of the artifact.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from jgolf.artifact.scoring import main
 if __name__ == "__main__":
     sys.exit(main([str(Path(__file__).with_name("model.jgolf")), *sys.argv[1:]]))
 '''
+_PATHS = re.compile(r"""(?<=--run-dir )\S+|(?<![^\s=:(\['"])(?:~|\.{1,2})?/[^\s'",;:)\]]+|'(?:~|\.{1,2})?/[^'\n]*'""")
 README_TEXT = """# {name}
 
 {blurb}
@@ -109,13 +111,20 @@ def write(folder: Path, submitter: Submitter, result: Mapping[str, Any], run_dir
     contents = {
         **code_files(),
         ARTIFACT_NAME: artifact,
-        LOG_NAME: (run_dir / LOG_NAME).read_bytes(),
+        LOG_NAME: without_folders((run_dir / LOG_NAME).read_bytes().decode(errors="surrogateescape")).encode(
+            errors="surrogateescape"
+        ),
         "README.md": _readme(submitter, result).encode(),
         "submission.json": (json.dumps(_summary(submitter, result), indent=2, ensure_ascii=False) + "\n").encode(),
     }
     with files.atomic_folder(folder) as temporary:
         for name, data in contents.items():
             files.write_bytes(temporary / name, data)
+
+
+def without_folders(log: str) -> str:
+    """The log with every path of its machine cut to its last name: folders are the submitter's own affair."""
+    return _PATHS.sub(lambda found: found[0].strip("'").rstrip("/").rpartition("/")[2], log)
 
 
 def _summary(submitter: Submitter, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from jgolf.config import Config
-from jgolf.data.run_data import run_tokenizer, validation_tokens
-from jgolf.data.tokenizer import ByteTables, Tokenizer
+from jgolf.data.shards import TokenStream, find_shards
+from jgolf.data.tokenizer import ByteTables, Tokenizer, find_tokenizer, load_tokenizer
+from jgolf.errors import DataError
 from jgolf.evaluate.score import Score, sliding_score, standard_score
 from jgolf.model.functional import Params
 
@@ -28,8 +29,16 @@ class Validation:
         Raises:
           DataError: it is missing, damaged, of another vocabulary, or too short for one sequence.
         """
-        tokenizer = run_tokenizer(config)
-        return cls(config, validation_tokens(config), tokenizer)
+        tokenizer_path = find_tokenizer(config.data.dir, config.data.tokenizer)
+        tokenizer = load_tokenizer(tokenizer_path, config.model.vocab_size)
+        stream = TokenStream(find_shards(config.data.dir, "val"), config.model.vocab_size)
+        if len(stream) <= config.train.seq_len:
+            raise DataError(
+                f"{config.data.dir}: the validation split has {len(stream)} tokens, expected at least "
+                f"{config.train.seq_len + 1}, one sequence of train.seq_len and its last target; pack more documents "
+                "into it or shorten train.seq_len"
+            )
+        return cls(config, stream.take(0, len(stream)), tokenizer)
 
     def standard(self, params: Params, max_tokens: int = 0, **how) -> Score:
         """Scores rows of `train.seq_len`; see `standard_score`.

@@ -194,7 +194,7 @@ def test_errors_come_before_training(config, tmp_path, capsys):
         assert main(["sweep", str(path), "--set", f"{name}=1,2", "--out", str(tmp_path)]) == 2
         assert "there is no time cap in a sweep" in capsys.readouterr().err
     assert main(["sweep", "pr592", "--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "none")]) == 2
-    assert "no such data folder" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert "no tokenizer" in capsys.readouterr().err and not (tmp_path / "none").exists()
     (tmp_path / "results.json").write_text("{}")
     assert main(["sweep", str(path), "--out", str(tmp_path)]) == 2
     assert "already holds a sweep" in capsys.readouterr().err
