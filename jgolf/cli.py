@@ -16,6 +16,7 @@ from jgolf import __version__
 from jgolf.bench import cli as bench_cli
 from jgolf.data import cli as data_cli
 from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
+from jgolf.options import PATHS
 
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
@@ -71,7 +72,8 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
     try:
         function = getattr(importlib.import_module(module), name)
         parse = getattr(function, "parse_and_call", None)
-        result = parse(prog, argv) if parse else tyro.cli(function, prog=prog, args=argv)
+        with PATHS:
+            result = parse(prog, argv) if parse else tyro.cli(function, prog=prog, args=argv)
         return EXIT_OK if result is None else int(result)
     except JgolfError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -36,7 +36,7 @@ def load(name: str) -> Config:
     Raises:
       ConfigError: there is none, or it cannot be used.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix == ".json":
         return read_json(path)
     if path.suffix != ".py":

@@ -12,6 +12,7 @@ import tyro
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.errors import JgolfError
+from jgolf.options import PathText
 from jgolf.run_dir import CONFIG_FILE, LOG_FILE
 from jgolf.train.writers import WriterName, require_writers
 
@@ -25,7 +26,7 @@ class TrainOptions:
     config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
     run_dir: Path | None = None
     """Folder of the run: settings, log, metrics, checkpoints; runs/NAME by default."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Take the first parameters from a run, an artifact or a PyTorch checkpoint."""
     resume: bool = False
     """Go on from the newest checkpoint in the run's folder, with the run's own settings."""
