@@ -21,7 +21,7 @@ from jgolf.options import PATHS
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
     "train": ("jgolf.train.cli:train", "train a model"),
-    "export": ("jgolf.export:export", "quantize a run, pack it into an artifact and score that"),
+    "export": ("jgolf.export_cli:export", "quantize a run, pack it into an artifact and score that"),
     "evaluate": ("jgolf.evaluate.cli:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),
     "sweep": ("jgolf.sweep.cli:sweep", "train many runs at once: seeds, learning rates, any setting"),
     "report": ("jgolf.report.cli:report", "draw runs, the PyTorch reference's too, on one page"),
@@ -45,6 +45,8 @@ TAKE_CONFIG = ("train", "sweep", "doctor")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; see `jgolf.errors` for what the codes mean."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[0:1] == ["help"] and len(argv) > 1:
+        argv = [*argv[1:], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         _print_verbs("jgolf", {verb: text for verb, (_, text) in VERBS.items()})
         return EXIT_OK if argv else EXIT_BAD_INPUT

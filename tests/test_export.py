@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jgolf import config as configs
-from jgolf import export as export_module
+from jgolf import export_cli
 from jgolf.artifact import submission
 from jgolf.artifact.scoring import read_artifact
 from jgolf.cli import main
@@ -152,6 +152,23 @@ def test_a_run_that_asked_for_the_demo_but_had_other_data(nano_data, run):
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--calibration-tokens", "64"], "--calibration-tokens: expected with --budget"),
+        (["--github-id", "ada"], "--github-id: expected with --submission"),
+        (
+            ["--evaluate.max-tokens", "64"],
+            "--evaluate.max-tokens: counts in training only, which is over; --max-tokens",
+        ),
+        (["--quantize.late-qat-start", "0"], "--quantize.late-qat-start: counts in training only"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(words, told, run):
+    code, result, shown = export(run, *words)
+    assert code == 2 and result is None and told in shown
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["--author", "OLD", "NEW"],
@@ -166,10 +183,10 @@ def test_the_settings_are_those_of_the_run_that_is_exported(words, tmp_path, cap
         config = dataclasses.replace(CONFIG, quantize=QuantizeConfig(mlp=form), average=AverageConfig(export="raw"))
         configs.write_json(config, tmp_path / name / "config.json")
     words = [word.replace("OLD", str(tmp_path / "OLD")).replace("NEW", str(tmp_path / "NEW")) for word in words]
-    options = export_module._parse(words, "export.py")
+    options = export_cli._parse(words, "export.py")
     assert (options.run_dir, options.quantize.mlp, options.average) == (tmp_path / "NEW", "int7", "raw")
     with pytest.raises(SystemExit):
-        export_module._parse(["--help", *words], "export.py")
+        export_cli._parse(["--help", *words], "export.py")
     assert "(default: int7)" in capsys.readouterr().out
 
 

@@ -6,7 +6,7 @@ import sys
 PROGRAM = """
 import contextlib, io, sys
 from jgolf.cli import main
-for words in (["train"], ["sweep"], ["report"], ["compare"], ["data", "pack"], ["data", "inspect"]):
+for words in (["train"], ["sweep"], ["export"], ["report"], ["compare"], ["data", "pack"], ["data", "inspect"]):
     with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
         main([*words, "--help"])
     assert "usage" in shown.getvalue(), words
