@@ -16,6 +16,7 @@ from jgolf.config import Config, load
 from jgolf.data import demo as demo_module
 from jgolf.data.shards import write_shard
 from jgolf.data.train_tokenizer import train_tokenizer
+from jgolf.model.kernels import door
 from jgolf.train.cli import TrainOptions
 
 
@@ -98,26 +99,27 @@ def test_settings_that_make_no_sense():
 def test_settings_from_which_nothing_follows(name):
     found = checks(configs.replace(load("demo"), name, 0))
     assert found["settings"].verdict == "missing" and name in found["settings"].found
-    assert "batch" not in found and "data" in found
+    assert "batch" not in found and "run folder" in found
 
 
-def test_cudnn_where_it_cannot_run():
-    found = checks(configs.replace(load("demo"), "model.attention", "cudnn"))
-    assert found["attention"].verdict == "missing" and "expected an NVIDIA GPU" in found["attention"].found
+def test_attention_that_cudnn_cannot_run(monkeypatch):
+    monkeypatch.setattr(door, "gpu", lambda: "an NVIDIA GPU")
+    found = checks(load("demo"))["attention"]
+    assert found.verdict == "warning" and "bfloat16, not in float32" in found.found
 
 
 @pytest.mark.parametrize(
     ("trial", "verdict", "expected"),
     [
-        (lambda config: 0.01, "ok", "agrees with XLA within 0.01"),
+        (lambda config: 0.01, "ok", "agrees with ordinary JAX within 0.01"),
         (lambda config: 0.5, "missing", "off by 0.5"),
-        (lambda config: 1 / 0, "missing", "cuDNN's kernel fails: division by zero"),
+        (lambda config: 1 / 0, "missing", "the kernel of cuDNN fails: division by zero"),
     ],
 )
-def test_cudnn_is_tried(trial, verdict, expected, monkeypatch):
-    monkeypatch.setattr(doctor, "attention_kernel", lambda model: "cudnn")
-    monkeypatch.setattr(doctor, "cudnn_error", trial)
-    found = checks(load("demo"))["attention"]
+def test_a_kernel_is_tried(trial, verdict, expected, monkeypatch):
+    monkeypatch.setattr(door, "gpu", lambda: "an NVIDIA GPU")
+    monkeypatch.setattr(doctor, "attention_error", trial)
+    found = checks(configs.replace(load("demo"), "model.compute_dtype", "bfloat16"))["attention"]
     assert found.verdict == verdict and expected in found.found
 
 
@@ -159,17 +161,19 @@ def no_demo(monkeypatch):
         ("--data cut --model.vocab-size 320", "the shard is cut off"),
         ("--data high --model.vocab-size 320", "has the id 400, expected ids below 320"),
         ("--data unread --model.vocab-size 320", "no train shards"),
+        ("--data short --model.vocab-size 320 --train.documents True", "no shard holds"),
     ],
 )
 def test_training_starts_where_the_doctor_says_so(options, found, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     make_data(Path("mine"), 320)
-    for name in ("cut", "high", "unread"):
+    for name in ("cut", "high", "unread", "short"):
         shutil.copytree("mine", name)
     shard = Path("cut/fineweb_val_000000.bin")
     shard.write_bytes(shard.read_bytes()[:-1])
     write_shard("high/fineweb_train_000000.bin", [1, 400, 2])
     Path("unread/fineweb_train_000000.bin").unlink()
+    write_shard("short/fineweb_train_000000.bin", np.arange(100))
     configs.write_json(load("demo"), Path("runs/there/config.json"))
     words = ["demo", *SMALL.split(), *options.split()]
     ready = main(["doctor", *words])

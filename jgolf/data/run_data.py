@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jgolf.config import Config
+from jgolf.data.batches import BatchOrder
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 
@@ -21,11 +22,11 @@ def run_tokenizer(config: Config) -> Tokenizer:
 
 
 def training_tokens(config: Config) -> TokenStream:
-    """The training split; the ids of its first shard are checked, those of the others as they are reached.
+    """The training split, of which a first row can be had; ids of further shards are checked as these are reached.
 
     Raises:
-      DataError: it is missing, damaged, empty, or of another vocabulary.
+      DataError: it is missing, damaged, empty, of another vocabulary, or too short for a batch of whole documents.
     """
     stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
-    stream.take(0, 1)
+    BatchOrder.from_config(config.train).rows(stream, 0, slice(1))
     return stream

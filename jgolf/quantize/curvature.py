@@ -25,8 +25,8 @@ from jgolf import rules
 from jgolf.config import ModelConfig
 from jgolf.evaluate.score import Progress
 from jgolf.model.functional import Params, apply
-from jgolf.model.layers import bigram_hash
-from jgolf.model.network import token_nll
+from jgolf.model.embeddings import bigram_hash
+from jgolf.model.head import token_nll
 
 Sums = dict[str, tuple[Float[Array, " rows"], Float[Array, "columns columns"]]]
 """Path → both factors, summed over sequences."""
