@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +15,6 @@ from jgolf import __version__
 from jgolf.bench import cli as bench_cli
 from jgolf.data import cli as data_cli
 from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
-from jgolf.options import PATHS
 
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
@@ -70,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(prog: str, target: str, argv: list[str]) -> int:
+    import tyro  # takes longer to import than the list of verbs to print
+
+    from jgolf.options import PATHS
+
     module, _, name = target.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
