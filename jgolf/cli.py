@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +19,7 @@ from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
     "train": ("jgolf.train.cli:train", "train a model"),
-    "export": ("jgolf.export:export", "quantize a run, pack it into an artifact and score that"),
+    "export": ("jgolf.export_cli:export", "quantize a run, pack it into an artifact and score that"),
     "evaluate": ("jgolf.evaluate.cli:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),
     "sweep": ("jgolf.sweep.cli:sweep", "train many runs at once: seeds, learning rates, any setting"),
     "report": ("jgolf.report.cli:report", "draw runs, the PyTorch reference's too, on one page"),
@@ -44,6 +43,8 @@ TAKE_CONFIG = ("train", "sweep", "doctor")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; see `jgolf.errors` for what the codes mean."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[0:1] == ["help"] and len(argv) > 1:
+        argv = [*argv[1:], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         _print_verbs("jgolf", {verb: text for verb, (_, text) in VERBS.items()})
         return EXIT_OK if argv else EXIT_BAD_INPUT
@@ -67,11 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(prog: str, target: str, argv: list[str]) -> int:
+    import tyro  # takes longer to import than the list of verbs to print
+
+    from jgolf.options import PATHS
+
     module, _, name = target.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
         parse = getattr(function, "parse_and_call", None)
-        result = parse(prog, argv) if parse else tyro.cli(function, prog=prog, args=argv)
+        with PATHS:
+            result = parse(prog, argv) if parse else tyro.cli(function, prog=prog, args=argv)
         return EXIT_OK if result is None else int(result)
     except JgolfError as error:
         print(f"error: {error}", file=sys.stderr)

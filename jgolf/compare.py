@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
+from jgolf.options import PathText
 from jgolf.progress import counted
 from jgolf.report.history import History, read_history
 
@@ -38,7 +39,7 @@ _WHERE = {
 class CompareOptions:
     """Options of a comparison."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="A… -- B…")]
+    runs: Annotated[tuple[PathText, ...], tyro.conf.Positional, tyro.conf.arg(metavar="A… -- B…")]
     """Runs A, then --, then runs B: run directories, or logs of the PyTorch reference."""
     score: ScoreName = "auto"
     """Which loss; auto takes the sliding one of the artifacts, or the last validation where no run was exported."""
@@ -167,8 +168,8 @@ def compare(argv: list[str], prog: str = "jgolf compare") -> int:
             raise JgolfError(f"--{name} {value:g}: expected a chance between 0 and 1")
     if not 0 <= options.margin < math.inf:
         raise JgolfError(f"--margin {options.margin:g}: expected 0 nats or more")
-    b_paths = [word for word in after if word in options.runs]
-    a_paths = options.runs[: len(options.runs) - len(b_paths)]
+    count_a = len(tyro.cli(CompareOptions, args=before, default=CompareOptions(runs=())).runs)
+    a_paths, b_paths = options.runs[:count_a], options.runs[count_a:]
     if not dashes or len(a_paths) < 2 or len(b_paths) < 2:
         raise JgolfError(
             f"found {counted(len(a_paths), 'run')} in A and {len(b_paths)} in B: expected at least two "

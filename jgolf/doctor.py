@@ -9,7 +9,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -25,17 +24,24 @@ from rich.table import Table
 
 from jgolf import config as configs
 from jgolf.config import Config
+from jgolf.data.demo import demo_is_due
+from jgolf.data.run_data import run_tokenizer, training_tokens
 from jgolf.data.shards import TokenStream, find_shards
-from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
+from jgolf.data.tokenizer import Tokenizer
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
+from jgolf.evaluate.validation import Validation
+from jgolf.load import load_params
 from jgolf.model import functional
 from jgolf.model.functional import parameter_shapes
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name, causal_attention, kernel_for
 from jgolf.progress import counted
+from jgolf.train.cli import TrainOptions, read_command
 from jgolf.train.mesh import device_batch_order
+from jgolf.train.run import check_run_dir
 from jgolf.train.step import init_state
+from jgolf.train.writers import WriterName, require_writers
 
 Verdict = Literal["ok", "optional", "warning", "missing"]
 STYLES: dict[Verdict, str] = {"ok": "green", "optional": "dim", "warning": "yellow", "missing": "bold red"}
@@ -50,6 +56,10 @@ EXTRAS = {
 }
 """Extra → its module, and what needs it."""
 DEFAULT_CONFIG = "pr592"
+PURPOSE = (
+    "Check this machine for a run of train.py with the same options: devices, attention, data, room, packages, and say "
+    "what to do about each. The exit status is 1 if something that the run needs is missing."
+)
 ATTENTION_TOLERANCE = 0.05  # bfloat16 against float32, at values around 1
 
 
@@ -72,31 +82,23 @@ class Check:
 
 def doctor(argv: list[str], prog: str = "jgolf doctor") -> int:
     """Parses the command line, checks, and prints what was found; the exit code is 1 if something is missing."""
-    name, rest = configs.leading_name(argv)
-    settings = tyro.cli(
-        Config,
-        default=configs.load(name or DEFAULT_CONFIG),
-        prog=f"{prog} [CONFIG]",
-        args=rest,
-        config=(tyro.conf.FlagConversionOff,),
-        description=(
-            "Check this machine: devices, attention, data, room, packages, and say what to do about each. CONFIG is "
-            f"the run to check for ({DEFAULT_CONFIG} by default), with any setting as train.py takes it, such as "
-            f"{prog} pr592 --data data/mine. The exit status is 1 if something that it needs is missing."
-        ),
-    )
+    options, run_dir = read_command(argv, prog, PURPOSE, DEFAULT_CONFIG)
+    for option in ("coordinator", "num_processes", "process_id"):
+        if getattr(options, option) is not None:
+            raise JgolfError(f"--{option.replace('_', '-')}: the doctor checks this machine by itself; leave this out")
     console = Console()
-    table = Table(box=box.SIMPLE, title=f"jgolf doctor for {settings.name}")
+    table = Table(box=box.SIMPLE, title=f"jgolf doctor for {options.config.name}")
     for column in ("check", "verdict"):
         table.add_column(column, no_wrap=True)
     table.add_column("found, and what to do", overflow="fold")
     missing = 0
-    for check in run_checks(settings):
+    for check in run_checks(options, run_dir):
         missing += check.verdict == "missing"
         advice = f"\n→ {check.advice}" if check.advice else ""
         table.add_row(check.name, f"[{STYLES[check.verdict]}]{check.verdict}[/]", escape(check.found + advice))
     console.print(table)
-    command = shlex.join(["python", "train.py", name or DEFAULT_CONFIG, *rest])
+    named = [] if configs.leading_name(argv)[0] or options.resume else [DEFAULT_CONFIG]
+    command = shlex.join(["python", "train.py", *named, *argv])
     print(f"{counted(missing, 'thing')} missing" if missing else f"ready to train: {command}")
     return EXIT_CHECK_FAILED if missing else EXIT_OK
 
@@ -104,8 +106,9 @@ def doctor(argv: list[str], prog: str = "jgolf doctor") -> int:
 doctor.parse_and_call = lambda prog, argv: doctor(argv, prog)
 
 
-def run_checks(config: Config) -> Iterator[Check]:
+def run_checks(options: TrainOptions, run_dir: Path) -> Iterator[Check]:
     """All checks, in order."""
+    config = options.config
     yield packages()
     config = _with_known_vocabulary(config)
     sense = settings(config)
@@ -117,11 +120,16 @@ def run_checks(config: Config) -> Iterator[Check]:
         yield batch(config)
         yield attention(config)
         yield device_memory(config)
-    yield tokenizer(config)
-    yield from (shards(config, split) for split in ("train", "val"))
     if makes_sense:
-        yield disk(config)
+        yield from data(config)
+    yield run_folder(run_dir, options.resume)
+    if makes_sense:
+        yield disk(config, run_dir)
         yield host_memory(config)
+        if options.init_from is not None:
+            yield first_parameters(config, options.init_from)
+    if options.writers:
+        yield writers(options.writers)
     yield from extras()
 
 
@@ -225,38 +233,67 @@ def device_memory(config: Config) -> Check:
     return Check("device memory", "ok", text)
 
 
-def tokenizer(config: Config) -> Check:
-    """The tokenizer of the config's data."""
-    if _demo_to_be_built(config):
-        return Check("tokenizer", "ok", f"{config.data.dir} will be built when it is needed")
+def data(config: Config) -> Iterator[Check]:
+    """The tokenizer and the tokens of both splits, opened as a run opens them."""
     try:
-        path = find_tokenizer(config.data.dir, config.data.tokenizer)
-        found = load_tokenizer(path, config.model.vocab_size or None)
+        if demo_is_due(config):
+            yield _demo_to_be_built(Path(config.data.dir))
+            return
     except JgolfError as error:
-        return Check("tokenizer", "missing", str(error))
-    return Check("tokenizer", "ok", f"{found.path}: {found.vocab_size:,} pieces")
+        yield Check("data", "missing", str(error))
+        return
+    tokenizer = _found("tokenizer", lambda: _tokenizer_text(run_tokenizer(config)))
+    yield tokenizer
+    yield _found("train tokens", lambda: _training_text(config, training_tokens(config)))
+    if tokenizer.verdict == "ok":
+        yield _found("val tokens", lambda: _validation_text(Validation.open(config)))
 
 
-def shards(config: Config, split: str) -> Check:
-    """The tokens of one split."""
-    name = f"{split} tokens"
-    if _demo_to_be_built(config):
-        return Check(name, "ok", f"{config.data.dir} will be built when it is needed")
+def _found(name: str, find: Callable[[], str]) -> Check:
+    """The check that finds what `find` tells; missing where it raises instead."""
     try:
-        paths = find_shards(config.data.dir, split)
-        count = len(TokenStream(paths))
+        return Check(name, "ok", find())
     except JgolfError as error:
         return Check(name, "missing", str(error))
-    text = f"{config.data.dir}: {count:,} in {len(paths)} shard(s)"
-    if split == "train":
-        passes = config.train.steps * config.train.batch_tokens / max(count, 1)
-        text += f"; {config.train.steps:,} steps pass over them {passes:.2g} times"
-    return Check(name, "ok", text)
 
 
-def disk(config: Config) -> Check:
-    """Room for checkpoints where runs go."""
-    folder = next(parent for parent in (Path("runs").absolute(), *Path("runs").absolute().parents) if parent.exists())
+def _demo_to_be_built(folder: Path) -> Check:
+    parent = _nearest_folder(folder)
+    if not os.access(parent, os.W_OK):
+        return Check("data", "missing", f"{parent}: cannot be written to, and the demo is to be built in {folder}")
+    return Check("data", "ok", f"{folder} will be built when it is needed")
+
+
+def _tokenizer_text(found: Tokenizer) -> str:
+    return f"{found.path}: {found.vocab_size:,} pieces"
+
+
+def _training_text(config: Config, tokens: TokenStream) -> str:
+    passes = config.train.steps * config.train.batch_tokens / len(tokens)
+    return (
+        f"{config.data.dir}: {len(tokens):,} in {counted(len(tokens.paths), 'shard')}; {config.train.steps:,} steps "
+        f"pass over them {passes:.2g} times"
+    )
+
+
+def _validation_text(validation: Validation) -> str:
+    data_dir = validation.config.data.dir
+    return f"{data_dir}: {len(TokenStream(find_shards(data_dir, 'val'))):,}"
+
+
+def run_folder(run_dir: Path, resume: bool) -> Check:
+    """That a run can begin, or go on, where it is to be."""
+
+    def text() -> str:
+        check_run_dir(run_dir, resume)
+        return f"{run_dir}: {'holds the run' if resume else 'free'}"
+
+    return _found("run folder", text)
+
+
+def disk(config: Config, run_dir: Path) -> Check:
+    """Room for checkpoints in the run's folder."""
+    folder = _nearest_folder(run_dir)
     free = shutil.disk_usage(folder).free
     need = (config.train.keep_checkpoints + 1) * state_bytes(config)
     text = f"{folder}: {_gb(free)} free; {config.train.keep_checkpoints + 1} checkpoints take {_gb(need)}"
@@ -265,6 +302,21 @@ def disk(config: Config) -> Check:
     if not os.access(folder, os.W_OK):
         return Check("disk", "missing", f"{folder}: cannot be written to", "choose another --run-dir")
     return Check("disk", "ok", text)
+
+
+def first_parameters(config: Config, init_from: str) -> Check:
+    """That the parameters to begin with can be read, and are those of the network."""
+    return _found("--init-from", lambda: f"{init_from}: {counted(len(load_params(init_from, config.model)), 'array')}")
+
+
+def writers(names: Sequence[WriterName]) -> Check:
+    """That what is to take the metrics is installed."""
+
+    def text() -> str:
+        require_writers(names)
+        return ", ".join(names)
+
+    return _found("--writers", text)
 
 
 def host_memory(config: Config) -> Check:
@@ -301,8 +353,9 @@ def _with_known_vocabulary(config: Config) -> Config:
         return config
 
 
-def _demo_to_be_built(config: Config) -> bool:
-    return config.data.build_demo and not Path(config.data.dir).exists()
+def _nearest_folder(path: Path) -> Path:
+    """The folder that is there already in which `path` is, or would be made."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
 
 
 def _has_nvidia_driver() -> bool:

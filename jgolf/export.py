@@ -6,38 +6,35 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from jgolf import compiling, files
-from jgolf import config as configs
 from jgolf.artifact import container, size, submission
 from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
-from jgolf.config import Average, Config, DataConfig, EvaluateConfig, QuantizeConfig
+from jgolf.config import Average, Config
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.evaluate.score import bits_per_byte, scoring_model, standard_score
 from jgolf.evaluate.validation import Validation
+from jgolf.export_cli import ExportOptions
 from jgolf.progress import activity, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import StoredTensor, dequantize
-from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, RESULT_FILE
+from jgolf.run_dir import ARTIFACT_FILE, RESULT_FILE
 from jgolf.train.averages import averaged_params
 from jgolf.train.checkpoint import load_state
 from jgolf.train.step import TrainState
@@ -48,54 +45,12 @@ CALIBRATION_TOKENS = {"cpu": 32_768}  # where a full-size model takes seconds a 
 MANY_CALIBRATION_TOKENS = 262_144  # on anything else
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of an export; the run's own settings are the defaults."""
+def export_and_tell(config: Config, options: ExportOptions) -> int:
+    """Exports, prints what came of it, writes the submission if one is asked for; returns the exit code.
 
-    run_dir: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    average: Average = "ema"
-    """Weights to export."""
-    compare_averages: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Quantize, pack and score every average of the run, side by side."""
-    max_tokens: int = 0
-    """Score about this many validation tokens only; 0 for all (on a CPU, a full-size model takes hours)."""
-    codec: container.CodecName = "zstd"
-    """Coding of the quantized levels; range is smaller and needs the extra entropy."""
-    budget: int | None = None
-    """Ignore the storage forms of matrices and choose all steps so that artifact and code fill this many bytes."""
-    calibration_tokens: int = 0
-    """Training tokens from which a budgeted export learns how much the loss minds an error in each weight; more are
-    better; 0 for 262,144, and on a CPU 32,768 (minutes for a full-size model)."""
-    limit_bytes: int = size.LIMIT_BYTES
-    """Largest total of artifact and code; past it the exit status is 1."""
-    submission: Path | None = None
-    """Folder to make with all that a submission to the challenge holds; needs --author and --name."""
-    author: str = ""
-    """Who submits."""
-    github_id: str = ""
-    """The submitter's name on GitHub."""
-    name: str = ""
-    """What the submission is called."""
-    blurb: str = ""
-    """What the submission does, in a sentence or two."""
-    quantize: Annotated[QuantizeConfig, tyro.conf.FlagConversionOff] = field(default_factory=QuantizeConfig)
-    evaluate: Annotated[EvaluateConfig, tyro.conf.FlagConversionOff] = field(default_factory=EvaluateConfig)
-    data: Annotated[DataConfig, tyro.conf.FlagConversionOff] = field(default_factory=DataConfig)
-
-
-def export(argv: list[str], prog: str = "export.py") -> int:
-    """Parses the command line and exports; returns the exit code."""
-    options = _parse(argv, prog)
-    config = dataclasses.replace(
-        configs.read_json(options.run_dir / CONFIG_FILE),
-        quantize=options.quantize,
-        evaluate=options.evaluate,
-        data=options.data,
-    )
-    configs.validate(config)
-    _check_numbers(options)
-    _check_submission(options)
+    Raises:
+      JgolfError: see `export_run`.
+    """
     try:
         result, report = export_run(config, options)
     except KeyboardInterrupt:
@@ -117,9 +72,6 @@ def export(argv: list[str], prog: str = "export.py") -> int:
         submission.write(options.submission, submitter, result, options.run_dir, data)
         print(f"{options.submission}: ready to submit")
     return EXIT_OK
-
-
-export.parse_and_call = lambda prog, argv: export(argv, "export.py" if sys.argv[0].endswith("export.py") else prog)
 
 
 def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], size.SizeReport]:
@@ -309,49 +261,7 @@ def _averages_table(averages: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-# --- command line ----------------------------------------------------------------------------
-
-
-def _parse(argv: list[str], prog: str) -> ExportOptions:
-    """Parses with the run's own settings as the defaults, where the command line names a run."""
-    run_dir = next((Path(word) for word in argv if (Path(word) / CONFIG_FILE).is_file()), None)
-    if run_dir is None:
-        default = ExportOptions(run_dir=tyro.MISSING)
-    else:
-        config = configs.read_json(run_dir / CONFIG_FILE)
-        default = ExportOptions(
-            run_dir, config.average.export, quantize=config.quantize, evaluate=config.evaluate, data=config.data
-        )
-    description = (
-        "Quantize a run's weights, pack them into an artifact, read that back from the disk and score it. The settings "
-        f"of the run are the defaults: {prog} RUN_DIR --help shows them. Example: {prog} runs/demo --budget 16000000"
-    )
-    options = tyro.cli(ExportOptions, default=default, prog=prog, args=argv, description=description)
-    if not (options.run_dir / CONFIG_FILE).is_file():
-        raise JgolfError(
-            f"{options.run_dir}: not a run directory: there is no {CONFIG_FILE} in it; python train.py makes one"
-        )
-    return options
-
-
-def _check_numbers(options: ExportOptions) -> None:
-    """Raises JgolfError, before any work, where a count makes no sense."""
-    for name in ("max_tokens", "calibration_tokens", "limit_bytes", "budget"):
-        value = getattr(options, name)
-        if value is not None and value < 0:
-            raise JgolfError(f"--{name.replace('_', '-')} {value}: expected 0 or more")
-
-
-def _check_submission(options: ExportOptions) -> None:
-    """Raises JgolfError, before any work, where a submission is asked for that cannot be written."""
-    if options.submission is None:
-        return
-    missing = [f"--{name}" for name in ("author", "name") if not getattr(options, name).strip()]
-    if missing:
-        raise JgolfError(f"--submission needs {' and '.join(missing)}: who submits, and what it is called")
-    if options.max_tokens:
-        raise JgolfError("--submission: scored on the whole validation split; leave --max-tokens out")
-    submission.check_folder(options.submission, options.run_dir)
+# --- what is printed ---------------------------------------------------------------------------
 
 
 def _advice(config: Config, options: ExportOptions, report: size.SizeReport) -> str:
@@ -385,8 +295,7 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
 
 
 def _demo_text(config: Config) -> bytes | None:
-    if not config.data.build_demo:
-        return None
-    from jgolf.data.demo import validation_text
+    """The validation text where it is the demo's, which lies beside its tokens."""
+    from jgolf.data.demo import is_demo, validation_text
 
-    return validation_text(config.data.dir)
+    return validation_text(config.data.dir) if is_demo(config.data.dir) else None

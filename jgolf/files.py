@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -48,6 +49,32 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Writes `text` as UTF-8 to `path`, all or nothing."""
     write_bytes(path, text.encode())
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a new folder that becomes `path` when the block ends without an error.
+
+    Until then it has a temporary name beside `path`, which may be an empty folder, but hold nothing.
+
+    Raises:
+      JgolfError: the disk is full, `path` holds something, or the folder around it cannot be written to.
+    """
+    path = Path(path)
+    target = path.resolve()  # an empty folder may be linked to
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise writing_error(path, error) from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise writing_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def writing_error(path: str | Path, error: OSError) -> JgolfError:

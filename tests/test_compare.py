@@ -123,6 +123,17 @@ def test_options_may_follow_the_second_side(tmp_path):
     assert main(["compare", *a, "--", *b, "--margin", "0.02"]) == 1
 
 
+def test_what_is_a_run_is_told_by_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_side(Path("a"), BETTER)
+    write_side(Path("b"), WORSE)
+    Path("b/2").rename("sliding")  # a run that is called as the value of an option is
+    Path("b/1").rename("0.001")
+    a = ["a/0", "a/1", "a/2"]
+    assert main(["compare", "--margin", "0.001", *a, "--", "b/0", "0.001", "sliding", "--score", "sliding"]) == 0
+    assert main(["compare", "--score", "sliding", *a, "--", "b/0", "sliding", "0.001", "--margin", "0.001"]) == 0
+
+
 def test_runs_without_artifacts_compare_by_their_last_validation(tmp_path, capsys):
     a = [write_run(tmp_path / f"a{i}", None, loss) for i, loss in enumerate(BETTER)]
     b = [write_run(tmp_path / f"b{i}", None, loss) for i, loss in enumerate(WORSE)]

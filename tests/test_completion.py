@@ -15,7 +15,7 @@ CASES = {
     ("data", "pack", "--sp"): {"--split"},
     ("data", "pack", "--split", ""): {"train", "val"},
     ("train", "pr"): {"pr414", "pr592"},
-    ("train", "demo", "--model.num-l"): {"--model.num-layers"},
+    ("train", "demo", "--model.num-la"): {"--model.num-layers"},
     ("train", "demo", "--model.compute-dtype", ""): {"bfloat16", "float32"},
     ("sweep", "demo", "--se"): {"--seeds", "--set", "--seed"},
     ("export", "--av"): {"--average"},

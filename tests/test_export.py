@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jgolf import config as configs
+from jgolf import export_cli
 from jgolf.artifact import submission
 from jgolf.artifact.scoring import read_artifact
 from jgolf.cli import main
@@ -148,6 +149,52 @@ def test_averages_that_a_run_does_not_have(nano_data, tmp_path):
     assert "none" in shown and "val_bpb" in result["averages"]["raw"]
 
 
+def test_a_run_that_asked_for_the_demo_but_had_other_data(nano_data, run):
+    config = configs.read_json(run / "config.json")
+    configs.write_json(configs.replace(config, "data.build_demo", True), run / "config.json")
+    code, result, _ = export(run, "--max-tokens", 500)
+    assert code == 0 and "compressors_bpb" not in result
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--calibration-tokens", "64"], "--calibration-tokens: expected with --budget"),
+        (["--github-id", "ada"], "--github-id: expected with --submission"),
+        (
+            ["--evaluate.max-tokens", "64"],
+            "--evaluate.max-tokens: counts in training only, which is over; --max-tokens",
+        ),
+        (["--quantize.late-qat-start", "0"], "--quantize.late-qat-start: counts in training only"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(words, told, run):
+    code, result, shown = export(run, *words)
+    assert code == 2 and result is None and told in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--author", "OLD", "NEW"],
+        ["NEW", "--author", "OLD"],
+        ["--blurb=OLD", "NEW", "--max-tokens", "5"],
+        ["--submission", "OLD", "--", "NEW"],
+        ["--quantize.clip-percentiles", "0.9", "1.0", "--name", "OLD", "NEW"],
+    ],
+)
+def test_the_settings_are_those_of_the_run_that_is_exported(words, tmp_path, capsys):
+    for name, form in (("OLD", "int4"), ("NEW", "int7")):
+        config = dataclasses.replace(CONFIG, quantize=QuantizeConfig(mlp=form), average=AverageConfig(export="raw"))
+        configs.write_json(config, tmp_path / name / "config.json")
+    words = [word.replace("OLD", str(tmp_path / "OLD")).replace("NEW", str(tmp_path / "NEW")) for word in words]
+    options = export_cli._parse(words, "export.py")
+    assert (options.run_dir, options.quantize.mlp, options.average) == (tmp_path / "NEW", "int7", "raw")
+    with pytest.raises(SystemExit):
+        export_cli._parse(["--help", *words], "export.py")
+    assert "(default: int7)" in capsys.readouterr().out
+
+
 # --- budget ----------------------------------------------------------------------------------
 
 
@@ -239,6 +286,7 @@ def score_in(folder, nano_data, *options, tokenizer="nano.model"):
 
 def test_a_submission_scores_itself(run, nano_data, tmp_path):
     options = ["--submission", tmp_path / "made", "--author", "Ada Lovelace", "--name", "Née à Londres", "--blurb", "b"]
+    (run / "train.log").write_bytes(b"step:8/8 \xff\n/home/ada/x: lost\n")
     code, result, shown = export(run, *options, "--github-id", "ada")
     assert code == 0 and "ready to submit" in shown
 
@@ -248,7 +296,8 @@ def test_a_submission_scores_itself(run, nano_data, tmp_path):
     assert story | {"model.jgolf", "score.py", "jgolf/artifact/scoring.py"} <= set(written)
     counted = sum(path.stat().st_size for name, path in written.items() if name not in story)
     assert counted == result["total_bytes"]
-    assert written["train.log"].read_bytes() == (run / "train.log").read_bytes()
+    assert written["train.log"].read_bytes() == b"step:8/8 \xff\nx: lost\n"
+    assert not any(str(tmp_path) in written[name].read_text(errors="replace") for name in story)
     assert f"{result['sliding_val_bpb']:.6f}" in written["README.md"].read_text()
     summary = json.loads(written["submission.json"].read_text())
     assert summary["author"] == "Ada Lovelace" and summary["github_id"] == "ada" and summary["name"] == "Née à Londres"
@@ -263,6 +312,23 @@ def test_a_submission_scores_itself(run, nano_data, tmp_path):
     for name in ("val_loss", "val_bpb", "sliding_val_loss", "sliding_val_bpb"):
         assert scores[name] == pytest.approx(result[name], abs=1e-6)
     assert (scores["tokens"], scores["bytes"]) == (len_of_standard_rows(result), pytest.approx(scores["bytes"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "published"),
+    [
+        ("python train.py --resume --run-dir secret/runs/x", "python train.py --resume --run-dir x"),
+        ("--run-dir /home/ada/runs/x", "--run-dir x"),
+        ("--run-dir='/home/ada/my runs/x y'", "--run-dir=x y"),
+        ("error in '~/my runs/x/config.json'", "error in config.json"),
+        ("~/x/train.log: cannot be written", "train.log: cannot be written"),
+        ("data.dir ../../ada/tokens (was /mnt/tokens/), seed 3", "data.dir tokens (was tokens), seed 3"),
+        ("/home/ada/data/x_val_000000.bin: no tokens", "x_val_000000.bin: no tokens"),
+        ("step:3/20 train_loss:6.1/2 tok/s 1 / 2 and/or 'a/b' it's 5/s, that's 7/s", None),
+    ],
+)
+def test_a_submission_names_no_folders(line, published):
+    assert submission.without_folders(f"a\n{line}\nb\n") == f"a\n{published or line}\nb\n"
 
 
 def len_of_standard_rows(result):

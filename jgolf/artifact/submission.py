@@ -10,9 +10,7 @@ and what the challenge counts is the bytes of these files and of the artifact.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +35,7 @@ from jgolf.artifact.scoring import main
 if __name__ == "__main__":
     sys.exit(main([str(Path(__file__).with_name("model.jgolf")), *sys.argv[1:]]))
 '''
+_PATHS = re.compile(r"""(?<=--run-dir )\S+|(?<![^\s=:(\['"])(?:~|\.{1,2})?/[^\s'",;:)\]]+|'(?:~|\.{1,2})?/[^'\n]*'""")
 README_TEXT = """# {name}
 
 {blurb}
@@ -112,24 +111,20 @@ def write(folder: Path, submitter: Submitter, result: Mapping[str, Any], run_dir
     contents = {
         **code_files(),
         ARTIFACT_NAME: artifact,
-        LOG_NAME: (run_dir / LOG_NAME).read_bytes(),
+        LOG_NAME: without_folders((run_dir / LOG_NAME).read_bytes().decode(errors="surrogateescape")).encode(
+            errors="surrogateescape"
+        ),
         "README.md": _readme(submitter, result).encode(),
         "submission.json": (json.dumps(_summary(submitter, result), indent=2, ensure_ascii=False) + "\n").encode(),
     }
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise files.writing_error(folder, error) from error
-    try:
+    with files.atomic_folder(folder) as temporary:
         for name, data in contents.items():
             files.write_bytes(temporary / name, data)
-        temporary.chmod(0o755)
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise files.writing_error(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def without_folders(log: str) -> str:
+    """The log with every path of its machine cut to its last name: folders are the submitter's own affair."""
+    return _PATHS.sub(lambda found: found[0].strip("'").rstrip("/").rpartition("/")[2], log)
 
 
 def _summary(submitter: Submitter, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from jgolf.config.marks import (
     Bound,
     Mark,
 )
+from jgolf.options import PathText
 
 StorageForm = Literal["int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
 Average = Literal["raw", "ema", "swa", "ema+swa"]
@@ -304,12 +305,12 @@ class QuantizeConfig:
 class DataConfig:
     """Where the tokens are."""
 
-    dir: Annotated[str, tyro.conf.arg(aliases=["--data"])] = "data/datasets/fineweb10B_sp1024"
+    dir: Annotated[PathText, tyro.conf.arg(aliases=["--data"])] = "data/datasets/fineweb10B_sp1024"
     """Folder of the shards, *_train_*.bin and *_val_*.bin."""
-    tokenizer: Annotated[str, tyro.conf.arg(aliases=["--tokenizer"])] = ""
+    tokenizer: Annotated[PathText, tyro.conf.arg(aliases=["--tokenizer"])] = ""
     """SentencePiece model; empty takes the only *.model in dir, or in its ../../tokenizers."""
     build_demo: bool = False
-    """Build the demo corpus in dir where it is missing."""
+    """Build the demo corpus first where dir is data/demo, its own folder, and that is missing."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def load(name: str) -> Config:
       ConfigError: there is none, or it cannot be used.
     """
     if Path(name).suffix == ".json":
-        return read_json(name)
+        return read_json(Path(name).expanduser())
     module = load_module(name)
     path = Path(module.__file__)
     try:
@@ -61,7 +61,9 @@ def load_module(name: str) -> ModuleType:
     Raises:
       ConfigError: there is none, or it cannot be run.
     """
-    path = Path(name) if Path(name).suffix == ".py" else config_folder() / f"{name}.py"
+    path = Path(name).expanduser()
+    if path.suffix != ".py":
+        path = config_folder() / f"{name}.py"
     if not path.is_file():
         known = ", ".join(config_names())
         near = difflib.get_close_matches(name, config_names(), n=1)

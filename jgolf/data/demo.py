@@ -17,13 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jgolf import files
+from jgolf.config import Config
 from jgolf.data.documents import read_documents
 from jgolf.data.pack import pack_documents
 from jgolf.data.train_tokenizer import train_tokenizer
-from jgolf.errors import DataError
+from jgolf.errors import DataError, JgolfError
 
+DEMO_FOLDER = Path("data/demo")
+"""The demo's own folder: runs that ask for the demo build it there, and nowhere else."""
 _MANIFEST = "demo.json"
-_FORMAT = 2  # of the corpus; a folder built with another one is built anew
+_FORMAT = 2  # of the corpus
 _TOKENIZER = "demo_1024_bpe.model"
 _VOCAB_SIZE = 1024
 _TOKENIZER_CHARS = 4000  # of each document; SentencePiece leaves longer ones out
@@ -37,44 +40,95 @@ _COPIED_WORDS = 20  # as many in a row, in two documents, are a copy
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "__pycache__"}
 
 
-def demo(out: Path = Path("data/demo")) -> None:
+def demo(out: Path = DEMO_FOLDER) -> None:
     """Build a small corpus, a tokenizer and shards from this Python's own documentation strings.
 
     Args:
-      out: Folder to build in.
+      out: Folder to build in, new or empty.
     """
     build_demo(out)
-    manifest = _complete_manifest(out)
+    manifest = _manifest(out)
     sizes = ", ".join(f"{name} {size:,} bytes" for name, size in sorted(manifest["files"].items()))
     print(f"{out}: from Python {manifest['python']}: {sizes}")
 
 
 def build_demo(out_dir: str | Path) -> None:
-    """Builds the demo corpus in `out_dir`, unless it is there and complete.
+    """Builds the demo corpus as the folder `out_dir`, whole or not at all, unless it is there and complete.
 
-    It leaves `train.txt` and `val.txt` (one document a line), the tokenizer, the shards of both splits, and
-    a manifest, written last. The same Python installation gives the same files.
+    It holds `train.txt` and `val.txt` (one document a line), the tokenizer, the shards of both splits, and
+    a manifest. The same Python installation gives the same files.
 
     Raises:
-      DataError: the standard library has too little text, or `out_dir` holds something else.
+      DataError: the standard library has too little text, or `out_dir` holds something else, which stays as it is.
     """
     out_dir = Path(out_dir)
-    if _complete_manifest(out_dir):
+    found = _what_is_not_the_demo(out_dir)
+    if found is None:
         return
-    if any(out_dir.glob("*.bin")) and not (out_dir / _MANIFEST).exists():
-        raise DataError(f"{out_dir}: holds shards that are not the demo's; choose another folder for the demo")
+    if _holds_anything(out_dir):
+        raise DataError(
+            f"{out_dir}: not empty, and not the complete demo corpus ({found}): choose a new folder for the demo, or "
+            "remove this one if nothing in it is needed"
+        )
     print(f"building the demo corpus in {out_dir} from the standard library's texts", flush=True)
-    _write_manifest(out_dir, {})  # marks the folder as the demo's, incomplete
     train, validation = _split(_documents(Path(sysconfig.get_paths()["stdlib"])))
-    files.write_text(out_dir / "train.txt", "\n".join(train) + "\n")
-    files.write_text(out_dir / "val.txt", "\n".join(validation) + "\n")
-    texts = (text[:_TOKENIZER_CHARS] for text in read_documents([out_dir / "train.txt"]))
-    files.write_bytes(out_dir / _TOKENIZER, train_tokenizer(texts, _VOCAB_SIZE))
-    paths = [out_dir / "train.txt", out_dir / "val.txt", out_dir / _TOKENIZER]
+    try:
+        with files.atomic_folder(out_dir) as folder:
+            _fill(folder, train, validation)
+    except JgolfError:
+        if _what_is_not_the_demo(out_dir) is not None:  # else another process was faster
+            raise
+
+
+def _fill(folder: Path, train: list[str], validation: list[str]) -> None:
+    """Writes the files of the corpus, given the documents of both splits."""
+    files.write_text(folder / "train.txt", "\n".join(train) + "\n")
+    files.write_text(folder / "val.txt", "\n".join(validation) + "\n")
+    texts = (text[:_TOKENIZER_CHARS] for text in read_documents([folder / "train.txt"]))
+    files.write_bytes(folder / _TOKENIZER, train_tokenizer(texts, _VOCAB_SIZE))
+    paths = [folder / "train.txt", folder / "val.txt", folder / _TOKENIZER]
     for split in ("train", "val"):
-        summary = pack_documents([out_dir / f"{split}.txt"], out_dir / _TOKENIZER, out_dir, split, overwrite=True)
-        paths += summary.paths
-    _write_manifest(out_dir, {path.name: path.stat().st_size for path in paths})
+        paths += pack_documents([folder / f"{split}.txt"], folder / _TOKENIZER, folder, split).paths
+    sizes = {path.name: path.stat().st_size for path in paths}
+    manifest = {"format": _FORMAT, "python": sys.version.split()[0], "files": sizes}
+    files.write_text(folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def build_missing_demo(config: Config) -> None:
+    """Builds the demo corpus where a run with these settings needs it first; see `demo_is_due`.
+
+    Raises:
+      DataError: it cannot be built, or the run could not use it.
+    """
+    if demo_is_due(config):
+        build_demo(config.data.dir)
+
+
+def demo_is_due(config: Config) -> bool:
+    """Whether a run with these settings builds the demo first: in the demo's own folder, where nothing is yet.
+
+    Any other folder, and whatever lies in the demo's own one, is data as it is.
+
+    Raises:
+      DataError: it does, but could not use the demo.
+    """
+    folder = Path(config.data.dir)
+    if not config.data.build_demo or folder.resolve() != DEMO_FOLDER.resolve() or _holds_anything(folder):
+        return False
+    if config.model.vocab_size not in (0, _VOCAB_SIZE):
+        raise DataError(
+            f"{folder}: the demo, to be built there, has a tokenizer of {_VOCAB_SIZE} pieces, expected "
+            f"{config.model.vocab_size}: set model.vocab_size to {_VOCAB_SIZE}, or name data of your own with --data"
+        )
+    tokenizer = config.data.tokenizer
+    if tokenizer and Path(tokenizer).resolve() != (folder / _TOKENIZER).resolve():
+        raise DataError(f"--tokenizer {tokenizer}: the demo, to be built in {folder}, has its own: leave this out")
+    return True
+
+
+def is_demo(folder: str | Path) -> bool:
+    """Whether the folder holds the demo corpus as it was built."""
+    return _what_is_not_the_demo(Path(folder)) is None
 
 
 def validation_text(demo_dir: str | Path) -> bytes:
@@ -86,20 +140,30 @@ def validation_text(demo_dir: str | Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}; build it with `jgolf data demo`") from None
 
 
-def _write_manifest(out_dir: Path, sizes: dict[str, int]) -> None:
-    manifest = {"format": _FORMAT, "python": sys.version.split()[0], "files": sizes}
-    files.write_text(out_dir / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
+def _manifest(folder: Path) -> dict:
+    return json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
 
 
-def _complete_manifest(out_dir: Path) -> dict | None:
-    """The manifest, if all that it lists is there with the right size."""
+def _what_is_not_the_demo(folder: Path) -> str | None:
+    """What tells a folder from the demo's corpus as it was built; None where nothing does."""
     try:
-        manifest = json.loads((out_dir / _MANIFEST).read_text())
-        complete = manifest["format"] == _FORMAT and manifest["files"]
-        sizes = {name: (out_dir / name).stat().st_size for name in manifest["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return manifest if complete and sizes == manifest["files"] else None
+        manifest = _manifest(folder)
+        if manifest["format"] != _FORMAT or not manifest["files"]:
+            return f"{_MANIFEST} is of another version, or of a build that was not finished"
+        for name, size in manifest["files"].items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if (folder / name).stat().st_size != size:
+                return f"{name} is not as it was built"
+    except OSError:
+        return f"there is no {_MANIFEST}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{_MANIFEST} is not the demo's, or damaged"
+    return None
+
+
+def _holds_anything(folder: Path) -> bool:
+    return folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None)
 
 
 # --- text --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from jgolf import files
 from jgolf.data.shards import open_shard
 from jgolf.data.tokenizer import load_tokenizer
 from jgolf.errors import DataError, JgolfError, MissingExtraError
-from jgolf.progress import progress_bar
+from jgolf.progress import activity, progress_bar
 
 _SHARD = re.compile(r"(?:.*/)?(datasets/fineweb10B_([^/]+)/fineweb_(train|val)_\d+\.bin)")
 _TOKENIZER = re.compile(r"(?:.*/)?(tokenizers/fineweb_(\d+)_bpe\.model)")
@@ -82,6 +82,8 @@ def download_variant(
     hub = huggingface_hub.HfApi(endpoint=endpoint)
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        huggingface_hub.utils.logging.set_verbosity_error()  # what it tells of each attempt, the error sums up
     wanted = _choose(_published(hub, repo), variant, train_shards, repo)
     look = progress_bar("checking what is there")
     missing = [file for file in look(wanted, len(wanted)) if not _is_intact(out_dir / file.local_path, file)]
@@ -97,7 +99,8 @@ def download_variant(
 
 def _published(hub: Any, repo: str) -> list[RemoteFile]:
     """The shards and tokenizers of the repository, sorted by path."""
-    entries = _asked(repo, lambda: list(hub.list_repo_tree(repo, repo_type="dataset", recursive=True)))
+    with activity(f"asking the Hugging Face hub what {repo} holds"):  # for half a minute where it does not answer
+        entries = _asked(repo, lambda: list(hub.list_repo_tree(repo, repo_type="dataset", recursive=True)))
     found = []
     for entry in entries:
         match = _SHARD.fullmatch(entry.path) or _TOKENIZER.fullmatch(entry.path)

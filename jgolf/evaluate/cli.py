@@ -18,18 +18,19 @@ from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, JgolfError
 from jgolf.evaluate.score import sliding_score, standard_score
 from jgolf.load import LoadedModel, load_model
+from jgolf.options import PathText
 from jgolf.progress import progress_bar
 from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE
 
 
 def evaluate(
-    model: tyro.conf.Positional[str],
+    model: tyro.conf.Positional[PathText],
     tokens: tuple[Path, ...] = (),
     tokenizer: Path | None = None,
     seq_len: int | None = None,
     stride: int = 0,
     reference_windows: bool = False,
-    config: str | None = None,
+    config: PathText | None = None,
     average: Average | None = None,
     max_tokens: int = 0,
     batch_tokens: int = 65_536,

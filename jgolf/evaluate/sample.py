@@ -20,19 +20,20 @@ from jgolf.evaluate.score import scoring_model
 from jgolf.load import load_model
 from jgolf.model.context import rotary_base
 from jgolf.model.functional import Params, hidden, logits_of
+from jgolf.options import PathText
 
 SHORTEST_CONTEXT = 64
 
 
 def sample(
-    model: tyro.conf.Positional[str],
+    model: tyro.conf.Positional[PathText],
     prompt: str = "",
     tokens: int = 200,
     temperature: float = 0.8,
     top_k: int = 50,
     seed: int = 0,
     tokenizer: Path | None = None,
-    config: str | None = None,
+    config: PathText | None = None,
     average: Average | None = None,
 ) -> None:
     """Let a model continue a text.

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.config.parts import PARTS, Part, known_parts
-from jgolf.data.demo import build_demo
+from jgolf.data.demo import build_missing_demo
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_OK, JgolfError
 from jgolf.progress import counted, table_console
@@ -91,8 +91,7 @@ def _run(options: SweepOptions, parts: Sequence[Part]) -> None:
         raise JgolfError(f"{out}: already holds a sweep; go on with it by --resume, or choose another --out")
     folder = SweepFolder(out, runs)
     if folder.new:
-        if base.data.build_demo:
-            build_demo(base.data.dir)
+        build_missing_demo(base)
         folder.make_ready()
     there = f", {len(folder.results)} of them there already" if folder.results else ""
     steps = " or ".join(map(str, sorted({run.config.train.steps for run in runs})))
@@ -120,8 +119,8 @@ def _make_runs(options: SweepOptions, base: Config, parts: Sequence[Part]) -> li
         runs = make_runs(base, options.seeds, options.set)
     if any(run.config.train.time_cap_s for run in runs):
         raise JgolfError("--set train.time_cap_s: there is no time cap in a sweep; vary train.steps instead")
-    if base.data.build_demo and not all(run.config.model.vocab_size for run in runs):
-        build_demo(base.data.dir)  # its tokenizer is asked
+    if not all(run.config.model.vocab_size for run in runs):
+        build_missing_demo(base)  # its tokenizer is asked
     return [_resolved(run) for run in runs]
 
 

@@ -22,7 +22,7 @@ from jgolf.artifact.scoring import Artifact
 from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
 from jgolf.data.fingerprint import data_fingerprint
-from jgolf.data.shards import TokenStream, find_shards
+from jgolf.data.run_data import training_tokens
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.evaluate.validation import Validation
 from jgolf.model.functional import Params
@@ -108,7 +108,7 @@ def _train_group(
 ) -> Iterator[_Trained]:
     config = members[0][1].config
     validation = Validation.open(config)
-    stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
+    stream = training_tokens(config)
     order = device_batch_order(config, 1)
     data = data_fingerprint(config.data)
     for folder, run in members:  # before the work: it tells whether `out` can be written to

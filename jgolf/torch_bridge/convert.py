@@ -13,6 +13,7 @@ from jgolf.artifact.scoring import Artifact
 from jgolf.config import Config
 from jgolf.errors import JgolfError
 from jgolf.load import LoadedModel, load_model
+from jgolf.options import PathText
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import StoredTensor
 from jgolf.torch_bridge import checkpoint, names, reference_artifact
@@ -27,7 +28,7 @@ SUFFIXES = {
 def convert(
     source: tyro.conf.Positional[Path],
     destination: tyro.conf.Positional[Path],
-    config: str | None = None,
+    config: PathText | None = None,
     average: str | None = None,
     overwrite: bool = False,
 ) -> None:

@@ -15,6 +15,7 @@ from jgolf.data.tokenizer import load_tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
 from jgolf.evaluate.windows import sliding_windows, standard_windows
 from jgolf.load import load_model
+from jgolf.options import PathText
 from jgolf.progress import table_console
 from jgolf.torch_bridge.torch_extra import import_torch
 
@@ -24,7 +25,7 @@ def crosscheck(
     checkpoint: Path,
     tokens: tuple[Path, ...],
     tokenizer: Path,
-    config: str | None = None,
+    config: PathText | None = None,
     average: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     seq_len: int = 0,

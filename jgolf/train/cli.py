@@ -12,6 +12,7 @@ import tyro
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.errors import JgolfError
+from jgolf.options import PathText
 from jgolf.run_dir import CONFIG_FILE, LOG_FILE
 from jgolf.train.writers import WriterName, require_writers
 
@@ -25,7 +26,7 @@ class TrainOptions:
     config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
     run_dir: Path | None = None
     """Folder of the run: settings, log, metrics, checkpoints; runs/NAME by default."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Take the first parameters from a run, an artifact or a PyTorch checkpoint."""
     resume: bool = False
     """Go on from the newest checkpoint in the run's folder, with the run's own settings."""
@@ -41,9 +42,32 @@ class TrainOptions:
 
 def train(argv: list[str], prog: str = "train.py") -> int:
     """Parses the command line and trains; returns the exit code."""
+    options, run_dir = read_command(argv, prog, "Train a model.", DEFAULT_CONFIG)
+    require_writers(options.writers)
+    from jgolf.train import distributed, loop  # JAX starts only when there is something to train
+
+    launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
+    return loop.train(options.config, run_dir, options.init_from, options.resume, launch, options.writers)
+
+
+def read_command(argv: list[str], prog: str, purpose: str, default: str) -> tuple[TrainOptions, Path]:
+    """The options and the run's folder that a command line asks for, with the settings of a run to resume.
+
+    Args:
+      argv: a config's name, where there is one, and options.
+      prog: how the command is called.
+      purpose: what it is for, in a sentence.
+      default: the config where none is named.
+    """
     name, rest = configs.leading_name(argv)
-    base = configs.load(name or DEFAULT_CONFIG)
-    options = _parse(base, prog, rest)
+    base = configs.load(name or default)
+    description = (
+        f"{purpose} CONFIG is one of {', '.join(configs.config_names())} ({default} by default), a .py file with a "
+        "function config(), or a run's config.json. Every setting below can be changed by its name. "
+        f"Examples: {prog} demo --steps 100 --train.warmdown-steps 80; {prog} pr592 --data data/mine --run-dir "
+        f"runs/mine; {prog} --resume --run-dir runs/mine"
+    )
+    options = _parse(base, prog, description, rest)
     run_dir = options.run_dir or _default_run_dir(options.config)
     if options.resume:
         if options.run_dir is None and options.config.name == base.name and _is_config_of_run(Path(name)):
@@ -52,28 +76,14 @@ def train(argv: list[str], prog: str = "train.py") -> int:
             stored = configs.read_json(run_dir / CONFIG_FILE)
             if name and stored.name != options.config.name:
                 raise JgolfError(f"{run_dir}: a run of {stored.name}, not of {options.config.name}; leave out {name}")
-            options = _parse(stored, prog, rest)
-    require_writers(options.writers)
-    from jgolf.train import distributed, loop  # JAX starts only when there is something to train
-
-    launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
-    return loop.train(options.config, run_dir, options.init_from, options.resume, launch, options.writers)
+            options = _parse(stored, prog, description, rest)
+    return options, run_dir
 
 
-def _parse(base: Config, prog: str, argv: list[str]) -> TrainOptions:
+def _parse(base: Config, prog: str, description: str, argv: list[str]) -> TrainOptions:
     """The options, with the settings of `base` where the command line says nothing."""
-    return tyro.cli(
-        TrainOptions,
-        default=TrainOptions(config=base),
-        prog=f"{prog} [CONFIG]",
-        args=argv,
-        description=(
-            f"Train a model. CONFIG is one of {', '.join(configs.config_names())} ({DEFAULT_CONFIG} by default), a .py "
-            "file with a function config(), or a run's config.json. Every setting below can be changed by its name. "
-            f"Examples: {prog} demo --steps 100 --train.warmdown-steps 80; {prog} pr592 --data data/mine --run-dir "
-            f"runs/mine; {prog} --resume --run-dir runs/mine"
-        ),
-    )
+    default = TrainOptions(config=base)
+    return tyro.cli(TrainOptions, default=default, prog=f"{prog} [CONFIG]", args=argv, description=description)
 
 
 def _is_config_of_run(path: Path) -> bool:

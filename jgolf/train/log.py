@@ -45,8 +45,13 @@ class RunLog:
     def line(self, text: str) -> None:
         """A line on the console and in train.log."""
         if self._is_main:
-            print(text, flush=True)
+            self.say(text)
             self._write(LOG_FILE, text)
+
+    def say(self, text: str) -> None:
+        """A line on the console alone: what is true on this machine only, such as a path. A log may be published."""
+        if self._is_main:
+            print(text, flush=True)
 
     def line_once(self, event: str, text: str) -> None:
         """The line `event text`, unless the run, resumed or not, has said so before."""

@@ -133,7 +133,7 @@ class Loop:
             self._run.log.line(f"peak memory allocated: {peak_bytes / 1e9:.2f} GB")
         if not asked:
             return EXIT_OK
-        self._run.log.line(f"the run can be resumed: {how_to_resume(self._run.run_dir)}")
+        self._run.log.say(f"the run can be resumed: {how_to_resume(self._run.run_dir)}")
         return EXIT_INTERRUPTED if self._signals.received == signal.SIGINT else EXIT_OK
 
     def _must_stop(self) -> bool:

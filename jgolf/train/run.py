@@ -17,10 +17,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from jgolf import compiling
 from jgolf import config as configs
-from jgolf.config import Config, DataConfig
-from jgolf.data.demo import build_demo
-from jgolf.data.shards import TokenStream, find_shards
-from jgolf.data.tokenizer import find_tokenizer
+from jgolf.config import Config
+from jgolf.data.demo import build_missing_demo
+from jgolf.data.run_data import run_tokenizer, training_tokens
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import ConfigError, JgolfError
 from jgolf.evaluate.validation import Validation
@@ -81,17 +80,16 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
     config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))))
     if config.data.build_demo:
         if peers.is_first:
-            build_demo(config.data.dir)
+            build_missing_demo(config)
         peers.barrier("demo")
-        build_demo(config.data.dir)  # on hosts that do not share the first one's folders
-    train_shards = find_shards(config.data.dir, "train")
-    data = _found_data(config.data)
-    model = resolved_for(data, config.model)
+        build_missing_demo(config)  # on hosts that do not share the first one's folders
+    config = _with_found_data(config)
+    model = resolved_for(config.data, config.model)
     vocab_size = int(peers.agree("vocabulary", str(model.vocab_size)))  # hosts may hold tokenizers of their own
-    config = dataclasses.replace(config, data=data, model=dataclasses.replace(model, vocab_size=vocab_size))
+    config = dataclasses.replace(config, model=dataclasses.replace(model, vocab_size=vocab_size))
     mesh = make_mesh()
     validation = Validation.open(config)
-    source = BatchSource(config, TokenStream(train_shards, config.model.vocab_size), mesh)
+    source = BatchSource(config, training_tokens(config), mesh)
     initial = load_params(init_from, config.model) if init_from and peers.is_first else None
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints) if peers.is_first else None
@@ -179,10 +177,11 @@ def _check_same_state(config: Config, run_dir: Path) -> None:
     )
 
 
-def _found_data(data: DataConfig) -> DataConfig:
-    """The data's absolute paths, that of the tokenizer which is found there included."""
-    data = configs.with_absolute_paths(data)
-    return dataclasses.replace(data, tokenizer=str(find_tokenizer(data.dir, data.tokenizer).resolve()))
+def _with_found_data(config: Config) -> Config:
+    """The settings with the absolute paths of the data and of the tokenizer that is found there."""
+    data = configs.with_absolute_paths(config.data)
+    tokenizer = str(run_tokenizer(config).path.resolve())
+    return dataclasses.replace(config, data=dataclasses.replace(data, tokenizer=tokenizer))
 
 
 def _first_state(

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from jgolf.cli import main
 from jgolf.data import download as download_module
 from jgolf.data.download import download_variant
 from jgolf.data.shards import find_shards, open_shard, write_shard
@@ -13,7 +14,7 @@ from jgolf.data.tokenizer import find_tokenizer
 from jgolf.errors import DataError, JgolfError, MissingExtraError
 from tests.data.hub_stand_in import CUT_AFTER, REPO, HubStandIn
 
-pytest.importorskip("huggingface_hub")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 SHARDS = "datasets/fineweb10B_sp1024"
 TOKENIZER = "tokenizers/fineweb_1024_bpe.model"
 
@@ -146,12 +147,16 @@ def test_what_is_not_published(tmp_path, hub):
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_no_network(tmp_path):
+def test_no_network(tmp_path, monkeypatch, capfd):
     with HubStandIn({}) as closed:
-        endpoint = closed.endpoint
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", closed.endpoint)
         closed.shutdown()
-    with pytest.raises(JgolfError, match="the Hugging Face hub cannot be reached .*check the network"):
-        download_variant("sp1024", 1, tmp_path, REPO, endpoint)
+    monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)
+    huggingface_hub.utils.logging.set_verbosity_warning()  # as a new process has it
+    assert main(["data", "download", "--repo", REPO, "--out", str(tmp_path)]) == 2
+    asking, error = capfd.readouterr().err.splitlines()
+    assert asking == f"asking the Hugging Face hub what {REPO} holds"
+    assert error.startswith(f"error: {REPO}: the Hugging Face hub cannot be reached") and "check the network" in error
 
 
 def test_no_room(tmp_path, hub, monkeypatch):

@@ -1,0 +1,153 @@
+"""`export.py RUN_DIR [options]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jgolf import config as configs
+from jgolf.artifact import container, size, submission
+from jgolf.config import Average, Config, DataConfig, EvaluateConfig, QuantizeConfig
+from jgolf.errors import JgolfError
+from jgolf.run_dir import CONFIG_FILE
+
+IN_TRAINING_ONLY = {
+    "evaluate.max_tokens": "; --max-tokens scores fewer tokens here",
+    "quantize.late_qat_start": "",
+    "data.build_demo": "",
+}
+"""Settings that an export takes over from the run, though they change nothing any more, and what to give instead."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of an export; the run's own settings are the defaults."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    average: Average = "ema"
+    """Weights to export."""
+    compare_averages: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Quantize, pack and score every average of the run, side by side."""
+    max_tokens: int = 0
+    """Score about this many validation tokens only; 0 for all (on a CPU, a full-size model takes hours)."""
+    codec: container.CodecName = "zstd"
+    """Coding of the quantized levels; range is smaller and needs the extra entropy."""
+    budget: int | None = None
+    """Ignore the storage forms of matrices and choose all steps so that artifact and code fill this many bytes."""
+    calibration_tokens: int = 0
+    """Training tokens from which a budgeted export learns how much the loss minds an error in each weight; more are
+    better; 0 for 262,144, and on a CPU 32,768 (minutes for a full-size model)."""
+    limit_bytes: int = size.LIMIT_BYTES
+    """Largest total of artifact and code; past it the exit status is 1."""
+    submission: Path | None = None
+    """Folder to make with all that a submission to the challenge holds; needs --author and --name."""
+    author: str = ""
+    """Who submits."""
+    github_id: str = ""
+    """The submitter's name on GitHub."""
+    name: str = ""
+    """What the submission is called."""
+    blurb: str = ""
+    """What the submission does, in a sentence or two."""
+    quantize: Annotated[QuantizeConfig, tyro.conf.FlagConversionOff] = field(default_factory=QuantizeConfig)
+    evaluate: Annotated[EvaluateConfig, tyro.conf.FlagConversionOff] = field(default_factory=EvaluateConfig)
+    data: Annotated[DataConfig, tyro.conf.FlagConversionOff] = field(default_factory=DataConfig)
+
+
+def export(argv: list[str], prog: str = "export.py") -> int:
+    """Parses the command line and exports; returns the exit code."""
+    options, config = read_command(argv, prog)
+    from jgolf.export import export_and_tell  # JAX starts only when there is something to export
+
+    return export_and_tell(config, options)
+
+
+export.parse_and_call = lambda prog, argv: export(argv, "export.py" if sys.argv[0].endswith("export.py") else prog)
+
+
+def read_command(argv: list[str], prog: str) -> tuple[ExportOptions, Config]:
+    """The options, and the run's settings with what they change; all is checked that can be before any work.
+
+    Raises:
+      JgolfError: there is no such run, or an option makes no sense, with others or in an export.
+    """
+    options = _parse(argv, prog)
+    trained = configs.read_json(options.run_dir / CONFIG_FILE)
+    config = dataclasses.replace(trained, quantize=options.quantize, evaluate=options.evaluate, data=options.data)
+    configs.validate(config)
+    _check_numbers(options)
+    _check_effects(options, trained, config)
+    _check_submission(options)
+    return options, config
+
+
+def _parse(argv: list[str], prog: str) -> ExportOptions:
+    """Parses with the run's own settings as the defaults, where the command line names a run."""
+    run_dir = _named_run(argv)
+    if run_dir is None:
+        default = ExportOptions(run_dir=tyro.MISSING)
+    else:
+        config = configs.read_json(run_dir / CONFIG_FILE)
+        default = ExportOptions(
+            run_dir, config.average.export, quantize=config.quantize, evaluate=config.evaluate, data=config.data
+        )
+    description = (
+        "Quantize a run's weights, pack them into an artifact, read that back from the disk and score it. The settings "
+        f"of the run are the defaults: {prog} RUN_DIR --help shows them. Example: {prog} runs/demo --budget 16000000"
+    )
+    options = tyro.cli(ExportOptions, default=default, prog=prog, args=argv, description=description)
+    if not (options.run_dir / CONFIG_FILE).is_file():
+        raise JgolfError(
+            f"{options.run_dir}: not a run directory: there is no {CONFIG_FILE} in it; python train.py makes one"
+        )
+    return options
+
+
+def _named_run(argv: list[str]) -> Path | None:
+    """The run that the positional argument names; None where it names none, which the parser will tell."""
+    words = [word for word in argv if word not in ("-h", "--help")]
+    try:
+        options = tyro.cli(ExportOptions, default=ExportOptions(tyro.MISSING), args=words, console_outputs=False)
+    except SystemExit:
+        return None
+    return options.run_dir if (options.run_dir / CONFIG_FILE).is_file() else None
+
+
+def _check_numbers(options: ExportOptions) -> None:
+    """Raises JgolfError, before any work, where a count makes no sense."""
+    for name in ("max_tokens", "calibration_tokens", "limit_bytes", "budget"):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise JgolfError(f"--{name.replace('_', '-')} {value}: expected 0 or more")
+
+
+def _check_effects(options: ExportOptions, trained: Config, config: Config) -> None:
+    """Raises JgolfError where an option would change nothing."""
+    if options.calibration_tokens and options.budget is None:
+        raise JgolfError("--calibration-tokens: expected with --budget, which learns from them")
+    if options.submission is None:
+        for name in ("author", "github_id", "name", "blurb"):
+            if getattr(options, name):
+                raise JgolfError(f"--{name.replace('_', '-')}: expected with --submission, which tells it")
+    was, now = configs.leaves(trained), configs.leaves(config)
+    for name, instead in IN_TRAINING_ONLY.items():
+        if now[name] != was[name]:
+            raise JgolfError(f"--{name.replace('_', '-')}: counts in training only, which is over{instead}")
+
+
+def _check_submission(options: ExportOptions) -> None:
+    """Raises JgolfError, before any work, where a submission is asked for that cannot be written."""
+    if options.submission is None:
+        return
+    missing = [f"--{name}" for name in ("author", "name") if not getattr(options, name).strip()]
+    if missing:
+        raise JgolfError(f"--submission needs {' and '.join(missing)}: who submits, and what it is called")
+    if options.max_tokens:
+        raise JgolfError("--submission: scored on the whole validation split; leave --max-tokens out")
+    submission.check_folder(options.submission, options.run_dir)
