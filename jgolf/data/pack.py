@@ -237,4 +237,3 @@ def _write_shards(folder: Path, split: Split, pieces: Iterator[np.ndarray], shar
 def _next_tokens(pieces: Iterator[np.ndarray]) -> np.ndarray:
     """The next piece that holds tokens; an empty one at the end."""
     return next((piece for piece in pieces if len(piece)), np.empty(0, TOKEN_TYPE))
-

@@ -37,8 +37,8 @@ def open_shard(path: str | Path, vocab_size: int | None = None) -> np.ndarray:
     path = Path(path)
     if files.settle(path.parent):
         raise DataError(
-            f"{path.parent}: its shards were being replaced when that was interrupted; they are complete now, but may be "
-            "others than were named: run the command again"
+            f"{path.parent}: its shards were being replaced when that was interrupted; they are complete now, but "
+            "perhaps others than were named: run the command again"
         )
     try:
         file_bytes = path.stat().st_size

@@ -29,6 +29,8 @@ class TrainOptions:
     """Take the first parameters from a run, an artifact or a PyTorch checkpoint."""
     resume: bool = False
     """Go on from the newest checkpoint in the run's folder, with the run's own settings."""
+    skip_damaged: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --resume: set a damaged newest checkpoint aside, and go on from the newest that is whole."""
     writers: tuple[WriterName, ...] = ()
     """Write the metrics to these, too, in the run's folder: tensorboard, wandb (offline)."""
     coordinator: str | None = None
@@ -53,11 +55,15 @@ def train(argv: list[str], prog: str = "train.py") -> int:
             if name and stored.name != options.config.name:
                 raise JgolfError(f"{run_dir}: a run of {stored.name}, not of {options.config.name}; leave out {name}")
             options = _parse(stored, prog, rest)
+    if options.skip_damaged and not options.resume:
+        raise JgolfError("--skip-damaged is about checkpoints that are there: it goes with --resume")
     require_writers(options.writers)
     from jgolf.train import distributed, loop  # JAX starts only when there is something to train
 
     launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
-    return loop.train(options.config, run_dir, options.init_from, options.resume, launch, options.writers)
+    return loop.train(
+        options.config, run_dir, options.init_from, options.resume, launch, options.writers, options.skip_damaged
+    )
 
 
 def _parse(base: Config, prog: str, argv: list[str]) -> TrainOptions:
