@@ -11,6 +11,7 @@ import tyro
 
 from jgolf import config as configs
 from jgolf.config import Config
+from jgolf.config.same_run import changes
 from jgolf.errors import JgolfError
 from jgolf.run_dir import CONFIG_FILE, LOG_FILE
 from jgolf.train.writers import WriterName, require_writers
@@ -54,7 +55,9 @@ def train(argv: list[str], prog: str = "train.py") -> int:
             stored = configs.read_json(run_dir / CONFIG_FILE)
             if name and stored.name != options.config.name:
                 raise JgolfError(f"{run_dir}: a run of {stored.name}, not of {options.config.name}; leave out {name}")
-            options = _parse(stored, prog, rest)
+            given, options = options.config, _parse(stored, prog, rest)
+            if name:
+                _tell_what_does_not_count(name, given, options.config)
     if options.skip_damaged and not options.resume:
         raise JgolfError("--skip-damaged is about checkpoints that are there: it goes with --resume")
     require_writers(options.writers)
@@ -80,6 +83,14 @@ def _parse(base: Config, prog: str, argv: list[str]) -> TrainOptions:
             f"runs/mine; {prog} --resume --run-dir runs/mine"
         ),
     )
+
+
+def _tell_what_does_not_count(name: str, given: Config, stored: Config) -> None:
+    """Says in what a run that goes on, with its own settings, is not what its config's name stands for now."""
+    differing = [change for group in changes(given, stored) for change in group if not change.name.startswith("data.")]
+    if differing:
+        settings = ", ".join(f"{change.name} {change.now} (not {change.was})" for change in differing)
+        print(f"note: --resume takes the run's own settings, not those of {name}: {settings}", file=sys.stderr)
 
 
 def _is_config_of_run(path: Path) -> bool:

@@ -158,10 +158,13 @@ def test_a_damaged_checkpoint_and_changed_settings_as_a_user_meets_them(runs: Ru
         output.count("\n") == 1 and "20: damaged" in output and "--resume --skip-damaged goes on from step 10" in output
     )
 
+    edited = configs.replace(nano_config(runs.data_dir, checkpoint_every_steps=10), "optim.grad_clip", 1.0)
+    configs.write_json(edited, tmp_path / "lr=[1e-3].json")  # which the run was begun with
     output = finish(runs.train(run_dir, "--resume", "--skip-damaged", "--train.validate-every=5"))
     assert f"damaged, and set aside: {run_dir / 'checkpoints' / '20.damaged'}\n" in output
     assert "changed by --resume: train.validate_every: was 10, now 5\n" in output
     assert "resumed after step 10\n" in output
+    assert "the run's own settings, not those of" in output and ": optim.grad_clip 0.3 (not 1.0)\n" in output
     assert metrics(run_dir, "train_loss") == whole
     assert list(metrics(run_dir, "val_bpb")) == [0, 10, 15, 20]
     assert (run_dir / "config.until-step-10.json").read_bytes() == before
