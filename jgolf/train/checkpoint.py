@@ -23,7 +23,7 @@ from jgolf import config as configs
 from jgolf import files
 from jgolf.config import Average, Config
 from jgolf.config.same_run import changes
-from jgolf.errors import ArtifactError, JgolfError
+from jgolf.errors import ArtifactError, ConfigError, JgolfError
 from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.averages import averaged_params
 from jgolf.train.record import NotARecord, Record, checked_clock, checksums
@@ -85,8 +85,8 @@ class Checkpoints:
                     f"{self._folder}: cannot be used for checkpoints: {self._reason(error)}; move away what is in it "
                     "and is no checkpoint"
                 ) from error
-            self._thread = stack.enter_context(ThreadPoolExecutor(1, "checkpoints"))
             self._open = stack.pop_all()
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._saving: Future[None] | None = None
         self._not_read_back: tuple[int, dict[str, Any]] | None = None
 
@@ -191,9 +191,11 @@ class Checkpoints:
         self._tell_if_unchecked(step)
         return TrainState(**_on_device(found["weights"]), opt_state=())
 
-    def record(self) -> Record | None:
-        """What the newest checkpoint says of itself; None where it is of a time when none did."""
-        return self._read_record(self._newest())
+    def made_with(self) -> tuple[Config | None, str]:
+        """Settings of the newest checkpoint, and its data's fingerprint; None and "" where it does not say."""
+        step = self._newest()
+        record = self._read_record(step)
+        return (self._config_of(record), record.data) if record else (None, "")
 
     def set_damaged_aside(self, config: Config) -> list[Path]:
         """Renames the checkpoints after the newest good one, so that a run goes on from that; their new paths.
@@ -245,9 +247,8 @@ class Checkpoints:
         if record is not None and config is not None:
             self._check_settings(step, record, config)
         restores = {part: ocp.args.StandardRestore(jax.tree.map(_like, tree)) for part, tree in like.items()}
-        with self._naming_the_damage(
-            step, "cannot be restored: damaged" + (f", or {OTHER_SETTINGS}" if record is None else "")
-        ):
+        what = "cannot be restored: damaged"
+        with self._naming_the_damage(step, what if record else f"{what}, or {OTHER_SETTINGS}"):
             found = self._manager.restore(step, args=ocp.args.Composite(**restores))
             differing = [name for part in like for name in record.differing(found[part], part)] if record else []
             if differing:
@@ -256,9 +257,8 @@ class Checkpoints:
             elapsed_s = record.elapsed_s if record else self._read_clock(step)
         wanted = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), like)
         if jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), {part: found[part] for part in like}) != wanted:
-            raise ArtifactError(
-                f"{self._folder / str(step)}: cannot be restored: {OTHER_SETTINGS}: arrays of other shapes"
-            )
+            path = self._folder / str(step)
+            raise ArtifactError(f"{path}: cannot be restored: {OTHER_SETTINGS}: its arrays have other shapes")
         return found, elapsed_s
 
     def _read_record(self, step: int) -> Record | None:
@@ -268,8 +268,14 @@ class Checkpoints:
             record = Record.from_json(self._read_json(step, RECORD))
             if record.step != step:
                 raise NotARecord(f"it is of step {record.step}")
-            record.config()
             return record
+
+    def _config_of(self, record: Record) -> Config | None:
+        try:
+            return None if record.settings is None else configs.from_dict(record.settings)
+        except ConfigError as error:
+            path = self._folder / str(record.step)
+            raise ArtifactError(f"{path}: made by another version of jgolf, with other settings: {error}") from None
 
     def _read_clock(self, step: int) -> float:
         content = self._read_json(step, CLOCK)
@@ -280,7 +286,7 @@ class Checkpoints:
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _check_settings(self, step: int, record: Record, config: Config) -> None:
-        was = record.config()
+        was = self._config_of(record)
         others = changes(was, config)[0] if was else []
         if others:
             raise ArtifactError(

@@ -13,10 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jgolf import config as configs
-from jgolf.config import Config
-from jgolf.errors import ConfigError
-
 OWN_CHECKSUM = "sha256"
 
 
@@ -64,15 +60,6 @@ class Record:
         except TypeError as error:
             raise NotARecord(str(error)) from None
         return dataclasses.replace(record, elapsed_s=checked_clock(record.elapsed_s))
-
-    def config(self) -> Config | None:
-        """The settings, None where they are not known."""
-        if self.settings is None:
-            return None
-        try:
-            return configs.from_dict(self.settings)
-        except ConfigError as error:
-            raise NotARecord(f"its settings: {error}") from None
 
     def differing(self, arrays: Any, part: str) -> list[str]:
         """Names of the arrays of a part of the state that are not what was written, are missing, or are too many."""

@@ -32,10 +32,10 @@ def changed_settings(config: Config, data: str, run_dir: Path, checkpoints: Chec
     if step is None:
         refused, allowed = changes(stored, config)
         return refused + allowed
-    record = checkpoints.record()
-    was = (record and record.config()) or stored
+    was, trained_on = checkpoints.made_with()
+    was = was or stored
     refused, allowed = changes(was, config)
-    if data != ((record and record.data) or _fingerprint_where_known(was, config, data)):
+    if data != (trained_on or _fingerprint_where_known(was, config, data)):
         refused.append(
             Change("data", f"{was.data.dir}, as it was then", f"{config.data.dir} with {config.data.tokenizer}")
         )

@@ -169,3 +169,14 @@ def test_settings_that_are_not_those_of_the_checkpoint(config: Config, run_dir: 
         load_weights(run_dir)
     configs.write_json(configs.replace(config, "quantize.mlp", "int8"), run_dir / "config.json")
     load_weights(run_dir)
+
+
+def test_a_record_of_settings_that_are_not_known_here(
+    config: Config, states: dict[int, TrainState], tmp_path: Path
+) -> None:
+    with contextlib.closing(Checkpoints(tmp_path, 2, config)) as checkpoints:
+        checkpoints._settings["later"] = 1
+        checkpoints.save(jax.device_put(states[10]), 10, 1.0)
+        checkpoints.finish()
+        with pytest.raises(ArtifactError, match="10: made by another version of jgolf.*no setting is called later"):
+            checkpoints.restore(config)
