@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, SingleDeviceSharding
-from orbax.checkpoint.options import MultiprocessingOptions
 
 from jgolf import config as configs
 from jgolf import files
@@ -28,7 +27,7 @@ from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.averages import averaged_params
 from jgolf.train.record import NotARecord, Record, checked_clock, checksums
 from jgolf.train.step import TrainState, new_state
-from jgolf.train.storage import plain_path, reason, silence, unused, whole_steps
+from jgolf.train.storage import manager_options, plain_path, reason, silence, unused, whole_steps
 
 FOLDER = "checkpoints"
 PARTS = ("weights", "optimizer")
@@ -79,7 +78,9 @@ class Checkpoints:
             self._plain_folder = stack.enter_context(plain_path(self._folder))
             try:
                 items = (*PARTS, RECORD, CLOCK)
-                self._manager = ocp.CheckpointManager(self._plain_folder, options=_options(keep), item_names=items)
+                self._manager = ocp.CheckpointManager(
+                    self._plain_folder, options=manager_options(keep), item_names=items
+                )
             except Exception as error:  # of any kind, Orbax's own
                 raise ArtifactError(
                     f"{self._folder}: cannot be used for checkpoints: {self._reason(error)}; move away what is in it "
@@ -123,7 +124,7 @@ class Checkpoints:
         self._saving = self._thread.submit(self._write, _copied(_one_device_of(state)), step, elapsed_s)
 
     def _write(self, state: TrainState, step: int, elapsed_s: float) -> None:
-        parts = dict(zip(PARTS, _parts(jax.device_get(state)), strict=True))
+        parts = _parts(jax.device_get(state))
         arrays = {name: value for part, tree in parts.items() for name, value in checksums(tree, part).items()}
         record = Record(step, elapsed_s, arrays, self._settings, self._data)
         saves = {part: ocp.args.StandardSave(tree) for part, tree in parts.items()}
@@ -177,19 +178,24 @@ class Checkpoints:
         Raises:
           ArtifactError: there is none, it is damaged, or it is of another model.
         """
-        step = self._newest()
-        weights, optimizer = _parts(abstract_state(config, _one_device()))
-        found, elapsed_s = self._read(step, {"weights": weights, "optimizer": optimizer}, config)
-        self._tell_if_unchecked(step)
-        return TrainState(**_on_device(found["weights"]), opt_state=_on_device(found["optimizer"])), elapsed_s
+        found, elapsed_s = self._restore(config, PARTS)
+        return TrainState(**found["weights"], opt_state=found["optimizer"]), elapsed_s
 
     def restore_weights(self, config: Config) -> TrainState:
         """The newest checkpoint, on one device, without its optimizer state."""
-        step = self._newest()
-        weights, _ = _parts(abstract_state(config, _one_device()))
-        found, _ = self._read(step, {"weights": weights}, config)
-        self._tell_if_unchecked(step)
-        return TrainState(**_on_device(found["weights"]), opt_state=())
+        found, _ = self._restore(config, ("weights",))
+        return TrainState(**found["weights"], opt_state=())
+
+    def _restore(self, config: Config, parts: Sequence[str]) -> tuple[dict[str, Any], float]:
+        step, like = self._newest(), _abstract_parts(config)
+        found, elapsed_s = self._read(step, {part: like[part] for part in parts}, config)
+        if not (self._folder / str(step) / RECORD).exists():
+            print(
+                f"note: {self._folder / str(step)} holds no checksums, as those of earlier versions do: damage to its "
+                "values would not be seen",
+                file=sys.stderr,
+            )
+        return jax.device_put(found, _one_device()), elapsed_s
 
     def made_with(self) -> tuple[Config | None, str]:
         """Settings of the newest checkpoint, and its data's fingerprint; None and "" where it does not say."""
@@ -203,7 +209,7 @@ class Checkpoints:
         Raises:
           ArtifactError: all are damaged, and nothing was renamed; or the newest that is not is of another model.
         """
-        like = dict(zip(PARTS, _parts(abstract_state(config, _one_device())), strict=True))
+        like = _abstract_parts(config)
         damaged: list[int] = []
         for step in reversed(whole_steps(self._folder)):
             try:
@@ -249,14 +255,15 @@ class Checkpoints:
         restores = {part: ocp.args.StandardRestore(jax.tree.map(_like, tree)) for part, tree in like.items()}
         what = "cannot be restored: damaged"
         with self._naming_the_damage(step, what if record else f"{what}, or {OTHER_SETTINGS}"):
-            found = self._manager.restore(step, args=ocp.args.Composite(**restores))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**restores))
+            found = {part: restored[part] for part in like}
             differing = [name for part in like for name in record.differing(found[part], part)] if record else []
             if differing:
                 more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
                 raise NotARecord(f"{differing[0]}{more}: not the values that were written")
             elapsed_s = record.elapsed_s if record else self._read_clock(step)
         wanted = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), like)
-        if jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), {part: found[part] for part in like}) != wanted:
+        if jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found) != wanted:
             path = self._folder / str(step)
             raise ArtifactError(f"{path}: cannot be restored: {OTHER_SETTINGS}: its arrays have other shapes")
         return found, elapsed_s
@@ -309,14 +316,6 @@ class Checkpoints:
             )
             raise DamagedError(f"{self._folder / str(step)}: {what}: {self._reason(error)}; {way_out}") from error
 
-    def _tell_if_unchecked(self, step: int) -> None:
-        if not (self._folder / str(step) / RECORD).exists():
-            print(
-                f"note: {self._folder / str(step)} holds no checksums, as those of earlier versions do: damage to its "
-                "values would not be seen",
-                file=sys.stderr,
-            )
-
     def _reason(self, error: BaseException) -> str:
         return reason(error).replace(str(self._plain_folder), str(self._folder))
 
@@ -325,19 +324,6 @@ class Checkpoints:
         with self._open, contextlib.suppress(Exception):  # `check` and `finish` tell what could not be written
             self._thread.shutdown()
             self._manager.close()
-
-
-def _options(keep: int | None) -> ocp.CheckpointManagerOptions:
-    me = jax.process_index()
-    return ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        read_only=keep is None,
-        cleanup_tmp_directories=keep is not None,
-        create=False,
-        multiprocessing_options=MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
-        ),
-    )
 
 
 def _one_device_of(state: TrainState) -> TrainState:
@@ -353,10 +339,6 @@ def _copied(state: TrainState) -> TrainState:
 def _like(leaf: Any) -> np.ndarray:
     """An array of the leaf's shape and type that takes no memory: Orbax restores one into the host's."""
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
-
-
-def _on_device(arrays: Any) -> Any:
-    return jax.device_put(arrays, _one_device())
 
 
 def _one_device() -> SingleDeviceSharding:
@@ -398,6 +380,12 @@ def abstract_state(config: Config, sharding: NamedSharding | SingleDeviceShardin
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
-def _parts(state: TrainState) -> tuple[dict[str, Any], Any]:
+def _abstract_parts(config: Config) -> dict[str, Any]:
+    return _parts(abstract_state(config, _one_device()))
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The state by the PARTS of a checkpoint."""
     weights = state._asdict()
-    return weights, weights.pop("opt_state")
+    optimizer = weights.pop("opt_state")
+    return {"weights": weights, "optimizer": optimizer}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import re
@@ -14,11 +15,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
+
 from jgolf.errors import ArtifactError
 
 LINGERS_S = 5.0
 """How long silence is kept after an error."""
+_LOGGERS = ("absl", "asyncio")
 _PATTERN_CHARACTERS = set("*?[]") | ({"\\"} - {os.sep})
+
+
+def manager_options(keep: int | None) -> ocp.CheckpointManagerOptions:
+    """For one process that writes by itself and keeps so many checkpoints; None for one that only reads."""
+    me = jax.process_index()
+    return ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        read_only=keep is None,
+        cleanup_tmp_directories=keep is not None,
+        create=False,
+        multiprocessing_options=MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        ),
+    )
 
 
 @contextlib.contextmanager
@@ -65,7 +85,7 @@ class _Silence:
             yield
         except BaseException:
             # Reads and writes beside the one that failed are on their way still, and no one can wait for them.
-            timer = threading.Timer(LINGERS_S, self._leave)
+            timer = threading.Timer(LINGERS_S, lambda: (gc.collect(), self._leave()))
             timer.daemon = True
             timer.start()
             raise
@@ -75,7 +95,8 @@ class _Silence:
         with self._lock:
             self._users += 1
             if self._users == 1:
-                logging.getLogger("absl").addFilter(_is_not_of_orbax)
+                for name in _LOGGERS:
+                    logging.getLogger(name).addFilter(_is_not_of_orbax)
                 # What fails ends Orbax's event loop, and all that is on its way then fails to report to that.
                 self._hook_before, self._hook = sys.unraisablehook, but_for_closed_loops(sys.unraisablehook)
                 sys.unraisablehook = self._hook
@@ -84,7 +105,8 @@ class _Silence:
         with self._lock:
             self._users -= 1
             if not self._users:
-                logging.getLogger("absl").removeFilter(_is_not_of_orbax)
+                for name in _LOGGERS:
+                    logging.getLogger(name).removeFilter(_is_not_of_orbax)
                 if sys.unraisablehook is self._hook:
                     sys.unraisablehook = self._hook_before
 
@@ -94,7 +116,10 @@ silence = _Silence()
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in Path(record.pathname).parts
+    """Whether it is neither of Orbax nor, in asyncio's words, of a read or write that Orbax began and left alone."""
+    text = record.getMessage()
+    left_alone = "never retrieved" in text and ("_wrap_awaitable" in text or "orbax" in text)
+    return not left_alone and "orbax" not in Path(record.pathname).parts
 
 
 def but_for_closed_loops(hook: Callable[[sys.UnraisableHookArgs], Any]) -> Callable[[sys.UnraisableHookArgs], None]:

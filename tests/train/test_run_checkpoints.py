@@ -209,11 +209,18 @@ def test_only_what_follows_a_failed_write_is_not_shown() -> None:
     assert shown == [other]
 
 
-def test_the_process_is_left_as_it_was(
-    opened: Opened, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    absl = logging.getLogger("absl")
-    before = sys.unraisablehook, list(absl.filters), absl.level
+def test_the_process_is_left_as_it_was(opened: Opened, config: Config, tmp_path: Path) -> None:
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "")]
+
+    def settings() -> list:
+        return [sys.unraisablehook, *((logger.level, logger.disabled, list(logger.filters)) for logger in loggers)]
+
+    def wait_until_no_one_is_silenced() -> None:
+        while storage.silence._users:
+            time.sleep(0.01)
+
+    wait_until_no_one_is_silenced()
+    before = settings()
     first = opened(tmp_path, keep=1)
     assert sys.unraisablehook is not before[0]
     second = opened(tmp_path)
@@ -221,8 +228,8 @@ def test_the_process_is_left_as_it_was(
     with pytest.raises(ArtifactError):
         second.restore(config)
     second.close()
-    time.sleep(0.1)
-    assert (sys.unraisablehook, absl.filters, absl.level) == before
+    wait_until_no_one_is_silenced()
+    assert settings() == before
 
 
 def test_another_model_is_refused(opened: Opened, config: Config, state: TrainState, tmp_path: Path) -> None:
