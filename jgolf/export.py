@@ -129,8 +129,9 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
     if text is not None:
         result["compressors_bpb"] = compressor_bits_per_byte(text[: sliding.bytes] if options.max_tokens else text)
     result["seconds"] = clock.seconds
-    os.replace(options.run_dir / UNSCORED_FILE, options.run_dir / ARTIFACT_FILE)
-    files.write_text(options.run_dir / RESULT_FILE, json.dumps(result, indent=1) + "\n")
+    with files.all_or_nothing((options.run_dir / ARTIFACT_FILE).parent, "export") as new:
+        files.write_text(new / RESULT_FILE.name, json.dumps(result, indent=1) + "\n")
+        os.replace(options.run_dir / UNSCORED_FILE, new / ARTIFACT_FILE.name)
     return result, dataclasses.replace(report, limit_bytes=options.limit_bytes)
 
 

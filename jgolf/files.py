@@ -1,17 +1,22 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, nor half of several that belong together."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from jgolf.errors import JgolfError
+
+_STAGING = ".replacing-"
+_JOURNAL = "complete.json"
+"""In a folder of files that replace others: names what goes. Once it is there, the replacement will be finished."""
 
 
 @contextlib.contextmanager
@@ -28,10 +33,16 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        file = open(temporary, "wb")  # noqa: SIM115 – closed below, on both ways out
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):  # that what is left cannot be written either is no news
+                file.close()
+            raise
+        file.close()
         os.replace(temporary, path)
     except OSError as error:
         raise writing_error(path, error) from error
@@ -75,6 +86,90 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise writing_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+# --- several files ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def all_or_nothing(folder: str | Path, what: str, gone: Sequence[str] = ()) -> Iterator[Path]:
+    """Yields a folder to make and fill with files that then replace those in `folder`, all of them or none.
+
+    When the block ends without an error, a journal that lists the files is written; from then on they count.
+    They are renamed one after another, and where the process is killed meanwhile, `settle` does the rest.
+
+    Args:
+      folder: where the files go; it is made where it is missing.
+      what: names the set: two processes that replace different sets in one folder do not meet.
+      gone: names in `folder` that are removed, unless they are replaced.
+
+    Raises:
+      JgolfError: the folder cannot be written to; unless the journal is there, nothing was changed in it.
+    """
+    folder = Path(folder)
+    settle(folder)
+    staging = folder / f"{_STAGING}{what}"
+    shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed before all was there
+    try:
+        yield staging
+        try:
+            names = sorted(path.name for path in staging.iterdir())
+            journal = {"files": names, "gone": sorted(set(gone) - set(names))}
+            write_text(staging / _JOURNAL, json.dumps(journal))
+            _finish(folder, staging, journal)
+        except OSError as error:
+            raise writing_error(folder, error) from error
+    finally:
+        if not (staging / _JOURNAL).exists():
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def settle(folder: str | Path) -> bool:
+    """Does the rest of what `all_or_nothing` had begun in `folder` when it was killed; whether there was any.
+
+    Raises:
+      JgolfError: it cannot be done.
+    """
+    pending = sorted(Path(folder).glob(f"{_STAGING}*/{_JOURNAL}"))
+    for path in pending:
+        try:
+            _finish(Path(folder), path.parent, _read_journal(path))
+        except FileNotFoundError:
+            continue  # another process was quicker
+        except OSError as error:
+            raise JgolfError(
+                f"{folder}: some of its files were being replaced when that was interrupted, and the rest, in "
+                f"{path.parent.name}, cannot be moved into place: {error.strerror or error}; make the folder writable, "
+                "then run the command again"
+            ) from error
+    return bool(pending)
+
+
+def _read_journal(path: Path) -> dict[str, list[str]]:
+    try:
+        journal = json.loads(path.read_text(encoding="utf-8"))
+        if all(Path(name).name == name for names in (journal["files"], journal["gone"]) for name in names):
+            return journal
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise JgolfError(
+        f"{path}: not a list of files to be moved into {path.parents[1]}, or damaged: remove {path.parent}, and make "
+        "these files again"
+    )
+
+
+def _finish(folder: Path, staging: Path, journal: dict[str, list[str]]) -> None:
+    """Renames what a journal lists. Each part may have been done before, or be done by another process now."""
+    for name in journal["gone"]:
+        (folder / name).unlink(missing_ok=True)
+    for name in journal["files"]:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(staging / name, folder / name)
+    (staging / _JOURNAL).unlink(missing_ok=True)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+# --- errors ----------------------------------------------------------------------------------
 
 
 def writing_error(path: str | Path, error: OSError) -> JgolfError:

@@ -7,7 +7,6 @@ import functools
 import itertools
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from collections import deque
@@ -95,6 +94,7 @@ def pack_documents(
     tokenizer = load_tokenizer(tokenizer_path)
     if shard_tokens < 1:
         raise DataError(f"--shard-tokens {shard_tokens}: expected at least 1")
+    files.settle(out_dir)
     old_shards = sorted(out_dir.glob(f"*_{split}_*.bin"))
     if old_shards and not overwrite:
         raise DataError(
@@ -104,20 +104,15 @@ def pack_documents(
     has_tokenizer = _holds_tokenizer(out_dir, tokenizer)
 
     totals = _Totals()
-    staging = out_dir / f".packing-{split}"
-    try:
-        shutil.rmtree(staging, ignore_errors=True)  # left by a pack that was killed
+    with files.all_or_nothing(out_dir, split, gone=[path.name for path in old_shards]) as staging:
         with byte_progress(f"packing {split}", sum(Path(path).stat().st_size for path in documents)) as advance:
             pieces = _tokenized(documents, tokenizer.path, workers or _usable_cores(), advance, totals)
             with contextlib.closing(pieces):
                 names = _write_shards(staging, split, pieces, shard_tokens)
         if not names:
             raise DataError(f"no documents in {', '.join(str(path) for path in documents)}")
-        _publish(staging, out_dir, names, old_shards)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    if not has_tokenizer:
-        files.write_bytes(out_dir / tokenizer.path.name, tokenizer.model_bytes)
+        if not has_tokenizer:
+            files.write_bytes(staging / tokenizer.path.name, tokenizer.model_bytes)
     paths = tuple(out_dir / name for name in names)
     return PackSummary(paths, totals.documents, totals.tokens, totals.text_bytes, time.monotonic() - start_s)
 
@@ -242,13 +237,3 @@ def _write_shards(folder: Path, split: Split, pieces: Iterator[np.ndarray], shar
 def _next_tokens(pieces: Iterator[np.ndarray]) -> np.ndarray:
     """The next piece that holds tokens; an empty one at the end."""
     return next((piece for piece in pieces if len(piece)), np.empty(0, TOKEN_TYPE))
-
-
-def _publish(staging: Path, out_dir: Path, names: list[str], old_shards: list[Path]) -> None:
-    try:
-        for path in old_shards:
-            path.unlink()
-        for name in names:
-            os.replace(staging / name, out_dir / name)
-    except OSError as error:
-        raise files.writing_error(out_dir, error) from error

@@ -37,6 +37,11 @@ def open_shard(path: str | Path, vocab_size: int | None = None) -> np.ndarray:
       DataError: the file is missing, is no shard, is cut off, or holds an id past the vocabulary.
     """
     path = Path(path)
+    if files.settle(path.parent):
+        raise DataError(
+            f"{path.parent}: its shards were being replaced when that was interrupted; they are complete now, but "
+            "perhaps others than were named: run the command again"
+        )
     try:
         file_bytes = path.stat().st_size
         header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
@@ -134,6 +139,7 @@ def find_shards(data_dir: str | Path, split: str) -> list[Path]:
       DataError: there is no such folder, or no such shard in it.
     """
     data_dir = Path(data_dir)
+    files.settle(data_dir)
     option = "" if split == "train" else f" --split {split}"
     commands = (
         "make it with `jgolf data demo` (from this machine's Python), `jgolf data download sp1024` (the challenge's "

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jgolf import files
 from jgolf.errors import JgolfError
 from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, LOG_FILE, METRICS_FILE, RESULT_FILE, RESULTS_FILE
 
@@ -117,6 +118,7 @@ def _read_folder(folder: Path) -> History:
         group = ", ".join(varied) or folder.resolve().parents[1].name
         name = f"{group}, {seed}"
     else:
+        files.settle((folder / RESULT_FILE).parent)
         result = _read_result(folder) if (folder / RESULT_FILE).is_file() else {}
     artifact = folder / ARTIFACT_FILE
     return _history(

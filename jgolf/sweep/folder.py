@@ -38,13 +38,14 @@ class SweepFolder:
     """
 
     def __init__(self, path: Path, runs: Sequence[SweepRun]):
-        """Reads what is there; changes nothing.
+        """Reads what is there.
 
         Raises:
           JgolfError: the results cannot be read, or some are of runs that are not in `runs`.
         """
         self.path = path
         self.runs = runs
+        files.settle(path)
         self.results, self.seconds = _read_results(path, runs) if (path / RESULTS_FILE).exists() else ([], 0.0)
         taken = {result.folder for result in self.results}
         done = {result.run.config for result in self.results}
@@ -81,8 +82,9 @@ class SweepFolder:
         }
         if WITHOUT in result.run.setting:
             content["worths"] = [dataclasses.asdict(worth) for worth in worths(results)]
-        files.write_text(self.path / CSV_FILE, _csv(content["runs"]))
-        files.write_text(self.path / RESULTS_FILE, json.dumps(_without_nan(content), indent=1) + "\n")
+        with files.all_or_nothing(self.path, "results") as new:
+            files.write_text(new / CSV_FILE, _csv(content["runs"]))
+            files.write_text(new / RESULTS_FILE, json.dumps(_without_nan(content), indent=1) + "\n")
         self.results = results
 
 

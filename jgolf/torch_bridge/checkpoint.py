@@ -43,8 +43,9 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 def write(path: str | Path, state: Mapping[str, np.ndarray]) -> None:
     """Writes arrays as a state dict, all or nothing."""
     torch = import_torch(f"writing {path}")
-    with files.atomic_write(path) as file:
-        torch.save({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, file)
+    buffer = io.BytesIO()  # torch hides a full disk behind an error of its own
+    torch.save({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, buffer)
+    files.write_bytes(path, buffer.getvalue())
 
 
 def load_safely(data: bytes, source: str) -> Any:

@@ -11,6 +11,7 @@ import tyro
 
 from jgolf import config as configs
 from jgolf.config import Config
+from jgolf.config.same_run import changes
 from jgolf.errors import JgolfError
 from jgolf.options import PathText
 from jgolf.run_dir import CONFIG_FILE, LOG_FILE
@@ -30,6 +31,8 @@ class TrainOptions:
     """Take the first parameters from a run, an artifact or a PyTorch checkpoint."""
     resume: bool = False
     """Go on from the newest checkpoint in the run's folder, with the run's own settings."""
+    skip_damaged: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --resume: set a damaged newest checkpoint aside, and go on from the newest that is whole."""
     writers: tuple[WriterName, ...] = ()
     """Write the metrics to these, too, in the run's folder: tensorboard, wandb (offline)."""
     coordinator: str | None = None
@@ -47,7 +50,9 @@ def train(argv: list[str], prog: str = "train.py") -> int:
     from jgolf.train import distributed, loop  # JAX starts only when there is something to train
 
     launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
-    return loop.train(options.config, run_dir, options.init_from, options.resume, launch, options.writers)
+    return loop.train(
+        options.config, run_dir, options.init_from, options.resume, launch, options.writers, options.skip_damaged
+    )
 
 
 def read_command(argv: list[str], prog: str, purpose: str, default: str) -> tuple[TrainOptions, Path]:
@@ -76,7 +81,11 @@ def read_command(argv: list[str], prog: str, purpose: str, default: str) -> tupl
             stored = configs.read_json(run_dir / CONFIG_FILE)
             if name and stored.name != options.config.name:
                 raise JgolfError(f"{run_dir}: a run of {stored.name}, not of {options.config.name}; leave out {name}")
-            options = _parse(stored, prog, description, rest)
+            given, options = options.config, _parse(stored, prog, description, rest)
+            if name:
+                _tell_what_does_not_count(name, given, options.config)
+    if options.skip_damaged and not options.resume:
+        raise JgolfError("--skip-damaged is about checkpoints that are there: it goes with --resume")
     return options, run_dir
 
 
@@ -84,6 +93,14 @@ def _parse(base: Config, prog: str, description: str, argv: list[str]) -> TrainO
     """The options, with the settings of `base` where the command line says nothing."""
     default = TrainOptions(config=base)
     return tyro.cli(TrainOptions, default=default, prog=f"{prog} [CONFIG]", args=argv, description=description)
+
+
+def _tell_what_does_not_count(name: str, given: Config, stored: Config) -> None:
+    """Says in what a run that goes on, with its own settings, is not what its config's name stands for now."""
+    differing = [change for group in changes(given, stored) for change in group if not change.name.startswith("data.")]
+    if differing:
+        settings = ", ".join(f"{change.name} {change.now} (not {change.was})" for change in differing)
+        print(f"note: --resume takes the run's own settings, not those of {name}: {settings}", file=sys.stderr)
 
 
 def _is_config_of_run(path: Path) -> bool:

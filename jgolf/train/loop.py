@@ -39,6 +39,7 @@ def train(
     resume: bool = False,
     launch: Launch | None = None,
     writers: Sequence[WriterName] = (),
+    skip_damaged: bool = False,
 ) -> int:
     """Trains to the end, or until asked to stop; returns the exit code.
 
@@ -50,7 +51,7 @@ def train(
     with (
         StopSignals(run_dir) as signals,
         joined(launch) as peers,
-        prepared_run(config, run_dir, init_from, resume, peers) as run,
+        prepared_run(config, run_dir, init_from, resume, peers, skip_damaged) as run,
     ):
         if not peers.is_first:
             return Loop(run, signals).run()
@@ -125,6 +126,8 @@ class Loop:
             self._save_checkpoint()
         if not self._asked_to_stop and self._validated_step != self._started:
             self._validate()
+        if self._run.checkpoints:
+            self._run.checkpoints.finish()  # before it is said that all is done
         asked = self._asked_to_stop
         reason = "asked to stop" if asked else "time cap reached" if self._cap_reached else "all steps done"
         self._run.log.line(f"stopping: {reason} train_time:{1000 * elapsed_s:.0f}ms step:{self._started}/{train.steps}")

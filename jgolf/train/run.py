@@ -13,15 +13,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from jgolf import compiling
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.demo import build_missing_demo
+from jgolf.data.fingerprint import data_fingerprint
 from jgolf.data.run_data import run_tokenizer, training_tokens
 from jgolf.data.vocabulary import resolved_for
-from jgolf.errors import ConfigError, JgolfError
+from jgolf.errors import JgolfError
 from jgolf.evaluate.validation import Validation
 from jgolf.load import load_params
 from jgolf.model.functional import Params, description
@@ -31,6 +32,7 @@ from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
 from jgolf.train.mesh import BatchSource, CompiledStep, make_mesh, replicate_from_first, replicated
 from jgolf.train.peers import Peers
+from jgolf.train.resume import changed_settings, keep_settings
 from jgolf.train.step import TrainState, init_state, new_state
 
 WARMUP_STEPS = 2
@@ -59,7 +61,9 @@ class Run:
 
 
 @contextlib.contextmanager
-def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: bool, peers: Peers) -> Iterator[Run]:
+def prepared_run(
+    config: Config, run_dir: Path, init_from: str | None, resume: bool, peers: Peers, skip_damaged: bool = False
+) -> Iterator[Run]:
     """Sets up a run and closes what it opened.
 
     Args:
@@ -68,6 +72,7 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
       init_from: a model file to take the first parameters from, read by the first process alone.
       resume: go on from the folder's newest checkpoint.
       peers: the processes of this run.
+      skip_damaged: where the newest checkpoint is damaged, go on from the newest that is not.
 
     Raises:
       JgolfError: the settings, the data, the folder or the file cannot be used; nothing was changed.
@@ -92,21 +97,28 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
     source = BatchSource(config, training_tokens(config), mesh)
     initial = load_params(init_from, config.model) if init_from and peers.is_first else None
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints) if peers.is_first else None
-        if checkpoints:
+        checkpoints, notes = None, []
+        if peers.is_first:
+            data = data_fingerprint(config.data)
+            checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints, config, data)
             stack.callback(checkpoints.close)
-        if checkpoints and resume and checkpoints.latest_step is not None:
-            _check_same_state(config, run_dir)
+            if resume and skip_damaged:
+                notes += [f"damaged, and set aside: {path}" for path in checkpoints.set_damaged_aside(config)]
+            if resume:
+                changed = changed_settings(config, data, run_dir, checkpoints)
+                notes += [f"changed by --resume: {change}" for change in changed]
         state, elapsed_s = _first_state(config, mesh, checkpoints if resume else None, initial, peers)
         first_step = int(state.step)
         if peers.is_first:
-            configs.write_json(config, run_dir / CONFIG_FILE)
+            keep_settings(config, run_dir, first_step)
         log = stack.enter_context(contextlib.closing(RunLog(run_dir, peers.is_first, first_step)))
         log.line(_description(config, mesh, state))
         if config.train.steps < config.train.warmdown_steps:
             log.line(_warmdown_notice(config))
         if resume:
             log.line(f"resumed after step {first_step}" if first_step else "no checkpoint yet: starting from step 0")
+            for note in notes:
+                log.line(note)
         first_is_validated = json.loads(peers.agree("validated", json.dumps(log.holds_validation(first_step))))
         clock = Clock(json.loads(peers.agree("clock", json.dumps(elapsed_s))))
         step = None
@@ -154,27 +166,6 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
         raise JgolfError(
             f"{run_dir}: already holds a run; go on with it by --resume, choose another --run-dir, or remove the folder"
         )
-
-
-def _check_same_state(config: Config, run_dir: Path) -> None:
-    """Raises ConfigError where settings were changed that decide what a checkpoint consists of."""
-    stored = configs.read_json(run_dir / CONFIG_FILE)
-    stored = configs.replace(stored, "model", configs.resolved(stored.model, config.model.vocab_size))
-    if (config.model, config.average, config.optim) == (stored.model, stored.average, stored.optim):
-        return
-    one_device = SingleDeviceSharding(jax.local_devices()[0])
-    if abstract_state(config, one_device) == abstract_state(stored, one_device):
-        return
-    before, now = configs.leaves(stored), configs.leaves(config)
-    changed = [
-        f"{name} {now[name]} (was {before[name]})"
-        for name in now
-        if now[name] != before[name] and name.startswith(("model.", "average.", "optim."))
-    ]
-    raise ConfigError(
-        f"{run_dir}: its checkpoints are of other parameters or averages than these settings ask for: "
-        f"{', '.join(changed)}; leave out what changes the network, or start another run"
-    )
 
 
 def _with_found_data(config: Config) -> Config:

@@ -1,4 +1,5 @@
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jgolf.errors import ArtifactError  # noqa: E402
+from jgolf.errors import ArtifactError, JgolfError  # noqa: E402
 from jgolf.torch_bridge import checkpoint  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -34,6 +35,17 @@ def test_write_then_read(tmp_path):
     read = checkpoint.read(tmp_path / "x.pt")
     assert {name: array.tolist() for name, array in read.items()} == {"a": [[0, 1, 2], [3, 4, 5]], "b": 3.0}
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_disk_that_is_full_is_named(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(JgolfError, match="x.pt: cannot be written: File too large"):
+            checkpoint.write(tmp_path / "x.pt", {"a": np.zeros(100_000, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bfloat16_is_read_exactly(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -36,6 +37,37 @@ def test_resumed_files_hold_each_step_once(tmp_path: Path) -> None:
     _write(log, 21, 40)
     for name in ("train.log", "metrics.jsonl"):
         assert (parts / name).read_text() == (whole / name).read_text()
+
+
+def test_what_is_not_ours_is_kept_and_counts_for_nothing(tmp_path: Path) -> None:
+    _write(RunLog(tmp_path), 1, 12)
+    with (tmp_path / "train.log").open("ab") as file:
+        file.write(b"a note in Latin-1: caf\xe9\n \t\nstep:" + b"9" * 5000 + b"\n")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        lines = ["[" * 100_000, '{"step": "5"}', '{"step": NaN}', '{"step": ' + "9" * 5000 + "}", "3", "{}"]
+        file.write("\n".join(lines) + "\n")
+    RunLog(tmp_path, resume_step=10)
+    assert (tmp_path / "train.log").read_bytes().endswith(b"caf\xe9\n \t\nstep:" + b"9" * 5000 + b"\n")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [*range(1, 11), 10]
+
+
+def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "train.log").mkdir()
+    with pytest.raises(JgolfError, match="train.log: cannot be read: Is a directory"):
+        RunLog(tmp_path, resume_step=10)
+
+
+def test_a_writer_that_cannot_close_hides_no_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    class Full:
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    log = RunLog(tmp_path)
+    log.attach(Full())
+    with pytest.raises(JgolfError, match="the first error"), contextlib.closing(log):
+        raise JgolfError("the first error")
+    assert "Full cannot be closed: [Errno 28]" in capsys.readouterr().err
 
 
 def test_lines_are_those_of_the_challenge(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Files that are replaced, whole or not at all, whenever the process is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jgolf import files
+from jgolf.data.shards import find_shards, open_shard, write_shard
+from jgolf.errors import DataError, JgolfError
+
+KILLED_AT_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from jgolf import files
+folder, killed_at = Path(sys.argv[1]), int(sys.argv[2])
+calls, rename = 0, os.replace
+def replace(source, target):
+    global calls
+    calls += 1
+    if calls == killed_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+os.replace = replace
+with files.all_or_nothing(folder, "set", gone=["old", "a"]) as new:
+    for name in "abc":
+        files.write_text(new / name, "new " + name)
+"""
+OLD = {"a": "old a", "b": "old b", "old": "old", "else": "not of the set"}
+NEW = {"a": "new a", "b": "new b", "c": "new c", "else": "not of the set"}
+RENAMES_BEFORE_THE_JOURNAL = 3  # of a, b and c to their names in the new folder; the fourth is the journal's
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("killed_at", range(1, 9))
+def test_killed_at_any_rename_all_or_nothing_is_there(tmp_path: Path, killed_at: int) -> None:
+    for name, text in OLD.items():
+        files.write_text(tmp_path / name, text)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", KILLED_AT_RENAME, str(tmp_path), str(killed_at)]
+    killed = subprocess.run(command, env=environment).returncode < 0
+    assert killed == (killed_at <= 7)  # seven renames in all
+    committed = killed_at > RENAMES_BEFORE_THE_JOURNAL + 1
+    assert files.settle(tmp_path) == (killed and committed)
+    assert contents(tmp_path) == (NEW if committed else OLD)
+    assert not files.settle(tmp_path)
+    with files.all_or_nothing(tmp_path, "set") as new:  # what the killed one left is no hindrance
+        files.write_text(new / "d", "d")
+    assert contents(tmp_path) == (NEW if committed else OLD) | {"d": "d"}
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_an_error_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "a", "old")
+    with pytest.raises(DataError), files.all_or_nothing(tmp_path, "set", gone=["a"]) as new:
+        files.write_text(new / "a", "new")
+        raise DataError("of the input")
+    assert contents(tmp_path) == {"a": "old"} and len(list(tmp_path.iterdir())) == 1
+
+
+def interrupted(folder: Path, journal: object) -> Path:
+    """What a process leaves that is killed after the journal and before the renames."""
+    staging = folder / ".replacing-train"
+    files.write_text(staging / "complete.json", json.dumps(journal))
+    return staging
+
+
+def test_half_a_set_of_shards_is_not_believed(tmp_path: Path) -> None:
+    old, kept = (tmp_path / f"x_train_{name}.bin" for name in ("old", "000001"))
+    for path in (old, kept):
+        write_shard(path, [1, 2])
+    staging = interrupted(tmp_path, {"files": ["x_train_000000.bin"], "gone": [old.name]})
+    write_shard(staging / "x_train_000000.bin", [3])
+    with pytest.raises(DataError, match="interrupted.*run the command again"):
+        open_shard(kept)  # named by itself: it may be one of the old ones
+    assert find_shards(tmp_path, "train") == [tmp_path / "x_train_000000.bin", kept]
+    assert open_shard(kept).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("journal", [{"files": ["../a"], "gone": []}, {"files": [], "gone": ["/a"]}, {}, [[]], 3])
+def test_a_journal_that_is_not_ours_moves_and_removes_nothing(tmp_path: Path, journal: object) -> None:
+    files.write_text(tmp_path / "a", "a")
+    interrupted(tmp_path / "data", journal)
+    with pytest.raises(JgolfError, match="complete.json: not a list of files"):
+        files.settle(tmp_path / "data")
+    assert contents(tmp_path) == {"a": "a"}
+
+
+def test_the_first_error_is_told(tmp_path: Path) -> None:
+    class Full:
+        """A file on a disk that is full when it is closed."""
+
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def close(self):
+            self._file.close()
+            raise OSError(28, "No space left on device")
+
+    opened = open
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("builtins.open", lambda *arguments: Full(opened(*arguments)))
+        with files.atomic_write(tmp_path / "a"):
+            raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
