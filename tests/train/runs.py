@@ -83,10 +83,10 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def finish(process: subprocess.Popen, exit_code: int = 0) -> str:
+def finish(process: subprocess.Popen, exit_code: int = 0, within_s: float = 300) -> str:
     """The rest of a process's output, once it has ended as expected."""
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=within_s)
     except subprocess.TimeoutExpired:
         process.kill()
         raise

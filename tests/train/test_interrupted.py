@@ -131,6 +131,28 @@ def test_two_processes_stop_together_and_one_goes_on(runs: Runs, tmp_path: Path)
     assert list(metrics(run_dir, "train_loss")) == list(range(1, last + 6))
 
 
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"checkpoint_every_steps": 1},
+        pytest.param({"checkpoint_every_s": 0.01}, marks=pytest.mark.slow),
+        {"checkpoint_every_steps": 5, "time_cap_s": 3.0, "warmdown_steps": 5},
+    ],
+)
+def test_two_processes_end_together_whenever_checkpoints_fall(runs: Runs, tmp_path: Path, train: dict) -> None:
+    """Only the first one saves, and sees a stop or the cap no earlier than the other for that."""
+    run_dir = tmp_path / "run"
+    pair = _pair(runs, run_dir, **{"steps": 100_000, "warmdown_steps": 150, "validate_every": 0} | train)
+    if "time_cap_s" not in train:
+        wait_for(pair[0], "step:7/")
+        pair[1].terminate()
+    output = finish(pair[0], within_s=90)
+    finish(pair[1], within_s=20)
+    last = max(metrics(run_dir, "train_loss"))
+    assert f"step:{last}/100000" in output.splitlines()[-2 if "can be resumed" in output else -1]
+    assert last in [int(path.name) for path in (run_dir / "checkpoints").iterdir()]
+
+
 @pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_others_name_a_process_that_was_killed(runs: Runs, tmp_path: Path, lost: int) -> None:
     pair = _pair(runs, tmp_path / "run", steps=100_000, warmdown_steps=150, validate_every=0)
