@@ -136,7 +136,10 @@ def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:
         print(text, flush=True)
 
     shown = _Shown(table_console(), base.train.log_every)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's wish, as good as Ctrl-C
+    stops = [signal.SIGTERM]  # a scheduler's wish, as good as Ctrl-C; and that of a terminal that is gone
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # what nohup sets
+        stops.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in stops}
     try:
         train_sweep(folder.new, folder.path, options.at_once, tell, shown, keep)
     except (Exception, KeyboardInterrupt):
@@ -145,7 +148,8 @@ def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:
         print(f"{done} have results in {folder.path}; {how}")
         raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class _Shown:

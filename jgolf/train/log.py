@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -45,7 +46,8 @@ class RunLog:
     def line(self, text: str) -> None:
         """A line on the console and in train.log."""
         if self._is_main:
-            print(text, flush=True)
+            with contextlib.suppress(OSError):  # a console that takes no more is no reason to stop
+                print(text, flush=True)
             self._write(LOG_FILE, text)
 
     def line_once(self, event: str, text: str) -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from jgolf import config as configs
 from jgolf.train.checkpoint import Checkpoints
+from jgolf.train.signals import StopSignals
 from jgolf.train.step import TrainState
 from tests.train.runs import ROOT, Runs, finish, free_port, metrics, nano_config, several, wait_for
 
@@ -66,7 +68,12 @@ def test_killed_five_times_ends_bit_identical(runs: Runs, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    ("number", "exit_code"),
+    [
+        (signal.SIGTERM, 0),
+        pytest.param(signal.SIGHUP, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_asked_to_stop_saves_and_says_how_to_go_on(
     runs: Runs, tmp_path: Path, number: signal.Signals, exit_code: int
@@ -90,6 +97,39 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     assert metrics(run_dir, "train_loss") == before
     output = finish(runs.train(run_dir, "--resume", "--model.num-layers=3", "--train.steps=200000"), 2)
     assert "other parameters or averages than these settings ask for: model.num_layers 3 (was 2)" in output
+
+
+def test_which_signals_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopSignals, "_leave", lambda self: None)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        before = signal.getsignal(number)
+        with StopSignals(tmp_path) as signals:
+            noted = threading.Event()
+            signals.on_stop(noted.set)
+            signal.raise_signal(number)
+            assert noted.wait(10) and signals.received == number
+        assert signal.getsignal(number) == before
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(tmp_path) as signals:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signals.received is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_goes_on_when_no_one_reads_it_any_more(runs: Runs, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = runs.train(run_dir)  # as with `2>&1 | head -1`
+    assert process.stdout.readline().startswith("nano:")
+    process.stdout.close()
+    assert process.wait(timeout=300) == 0
+    assert list(metrics(run_dir, "train_loss")) == list(range(1, 21))
+    assert "stopping: all steps done" in (run_dir / "train.log").read_text()
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["20"]
 
 
 def test_asked_to_stop_while_compiling(runs: Runs, tmp_path: Path) -> None:
