@@ -19,6 +19,7 @@ from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.demo import build_demo
 from jgolf.errors import EXIT_OK, JgolfError
+from jgolf.lock import locked
 from jgolf.progress import counted, table_console
 from jgolf.run_dir import RESULTS_FILE
 from jgolf.sweep.ablation import OFF, make_ablation, worths, worths_table
@@ -77,7 +78,7 @@ sweep.parse_and_call = lambda prog, argv: sweep(argv, prog)
 
 
 def _run(options: SweepOptions) -> None:
-    base, console = options.config, table_console()
+    base = options.config
     if options.at_once < 0:
         raise JgolfError(f"--at-once {options.at_once}: expected 0 (all) or more")
     if base.train.time_cap_s:
@@ -85,6 +86,12 @@ def _run(options: SweepOptions) -> None:
         base = configs.replace(base, "train.time_cap_s", 0.0)
     runs = _make_runs(options, base)
     out = options.out or Path("runs") / f"{'ablation' if options.ablate else 'sweep'}-{base.name}"
+    with locked(out, "wait for its end, or choose another --out"):
+        _run_in(out, options, base, runs)
+
+
+def _run_in(out: Path, options: SweepOptions, base: Config, runs: list[SweepRun]) -> None:
+    console = table_console()
     if (out / RESULTS_FILE).exists() and not options.resume:
         raise JgolfError(f"{out}: already holds a sweep; go on with it by --resume, or choose another --out")
     folder = SweepFolder(out, runs)

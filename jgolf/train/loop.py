@@ -22,7 +22,7 @@ from jgolf.train.checkpoint import FOLDER, whole_steps
 from jgolf.train.display import live_display
 from jgolf.train.distributed import Launch, joined
 from jgolf.train.mesh import StepReport
-from jgolf.train.run import Run, prepared_run
+from jgolf.train.run import Run, own_run_dir, prepared_run
 from jgolf.train.signals import StopSignals, how_to_resume
 from jgolf.train.step import StepMetrics
 from jgolf.train.writers import WriterName, open_writers
@@ -51,6 +51,7 @@ def train(
     with (
         StopSignals(run_dir) as signals,
         joined(launch) as peers,
+        own_run_dir(run_dir, resume, peers),
         prepared_run(config, run_dir, init_from, resume, peers) as run,
     ):
         if not peers.is_first:

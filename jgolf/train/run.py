@@ -23,6 +23,7 @@ from jgolf.data.tokenizer import find_tokenizer
 from jgolf.errors import ConfigError, JgolfError
 from jgolf.evaluate.validation import Validation
 from jgolf.load import load_params
+from jgolf.lock import locked
 from jgolf.model.attention import attention_kernel
 from jgolf.model.functional import Params
 from jgolf.run_dir import CONFIG_FILE
@@ -74,8 +75,6 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
     """
     started = time.perf_counter()
     configs.validate(config)
-    if peers.is_first:
-        check_run_dir(run_dir, resume)
     compiling.keep_programs()
     config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))))
     if config.data.build_demo:
@@ -135,6 +134,18 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
 def _is_over(config: Config, step: int, elapsed_s: float) -> bool:
     """Whether a run that goes on after this step has nothing left to train."""
     return step >= config.train.steps or 0 < config.train.time_cap_s <= elapsed_s
+
+
+@contextlib.contextmanager
+def own_run_dir(run_dir: Path, resume: bool, peers: Peers) -> Iterator[None]:
+    """Keeps a run's folder from other processes while the block runs; see `check_run_dir` for what it raises."""
+    if not peers.is_first:
+        yield
+        return
+    check_run_dir(run_dir, resume)
+    with locked(run_dir, "wait for its end or stop it, or choose another --run-dir"):
+        check_run_dir(run_dir, resume)  # again: another process may have begun a run, and ended, in between
+        yield
 
 
 def check_run_dir(run_dir: Path, resume: bool) -> None:

@@ -81,6 +81,8 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     run_dir = tmp_path / "run"
     process = runs.train(run_dir, steps=100_000, warmdown_steps=150, validate_every=100)
     wait_for(process, "step:7/")
+    beside = finish(runs.train(run_dir, "--resume"), 2)
+    assert f"{run_dir}: in use by process {process.pid} on " in beside
     process.send_signal(number)
     output = finish(process, exit_code)
     assert "asked to stop: what is trained is saved" in output
