@@ -13,6 +13,7 @@ from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.errors import JgolfError
 from jgolf.run_dir import CONFIG_FILE, LOG_FILE
+from jgolf.train.launch import launch_from_environment
 from jgolf.train.writers import WriterName, require_writers
 
 DEFAULT_CONFIG = "demo"
@@ -54,9 +55,9 @@ def train(argv: list[str], prog: str = "train.py") -> int:
                 raise JgolfError(f"{run_dir}: a run of {stored.name}, not of {options.config.name}; leave out {name}")
             options = _parse(stored, prog, rest)
     require_writers(options.writers)
-    from jgolf.train import distributed, loop  # JAX starts only when there is something to train
+    from jgolf.train import loop  # JAX starts only when there is something to train
 
-    launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
+    launch = launch_from_environment(options.coordinator, options.num_processes, options.process_id)
     return loop.train(options.config, run_dir, options.init_from, options.resume, launch, options.writers)
 
 

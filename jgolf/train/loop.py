@@ -20,7 +20,8 @@ from jgolf.evaluate.score import Progress
 from jgolf.progress import progress_bar
 from jgolf.train.checkpoint import FOLDER, whole_steps
 from jgolf.train.display import live_display
-from jgolf.train.distributed import Launch, joined
+from jgolf.train.distributed import joined
+from jgolf.train.launch import Launch
 from jgolf.train.mesh import StepReport
 from jgolf.train.run import Run, own_run_dir, prepared_run
 from jgolf.train.signals import StopSignals, how_to_resume
