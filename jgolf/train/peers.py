@@ -69,6 +69,16 @@ class Peers:
         self._client.key_value_set(f"{_AGREED}/{name}", value)
         return value
 
+    def exchange(self, name: str, value: str) -> list[str]:
+        """The `value` of each process, in their order; each `name` is good for one use."""
+        if self._client is None:
+            return [value]
+        self._client.key_value_set(f"{_AGREED}/{name}/{self.index}", value)
+        return [
+            self._client.blocking_key_value_get(f"{_AGREED}/{name}/{index}", 1000 * BARRIER_TIMEOUT_S)
+            for index in range(self.count)
+        ]
+
     def barrier(self, name: str) -> None:
         """Waits until every process is here; each `name` is good for one use."""
         if self._client is not None:

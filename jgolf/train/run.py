@@ -32,6 +32,7 @@ from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
 from jgolf.train.mesh import BatchSource, CompiledStep, make_mesh, replicate_from_first, replicated
 from jgolf.train.peers import Peers
+from jgolf.train.same_data import check_same_data
 from jgolf.train.step import TrainState, init_state, new_state
 
 WARMUP_STEPS = 2
@@ -84,6 +85,7 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
         build_demo(config.data.dir)  # on hosts that do not share the first one's folders
     train_shards = find_shards(config.data.dir, "train")
     config = _with_found_data(config)
+    check_same_data(config, peers)
     mesh = make_mesh()
     validation = Validation.open(config)
     source = BatchSource(config, TokenStream(train_shards, config.model.vocab_size), mesh)

@@ -55,7 +55,7 @@ class Runs:
             configs.write_json(nano_config(self.data_dir, **train), config)
         return self.start("train.py", str(config), "--run-dir", str(run_dir), *options, devices=devices)
 
-    def start(self, script: str | Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
+    def start(self, script: str | Path, *arguments: str, devices: int = 1, cwd: Path = ROOT) -> subprocess.Popen:
         """A Python script of this project."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_"))}
         environment |= {
@@ -65,7 +65,7 @@ class Runs:
         }
         return subprocess.Popen(
             [sys.executable, str(script), *arguments],
-            cwd=ROOT,
+            cwd=cwd,
             env=environment,
             text=True,
             stdout=subprocess.PIPE,

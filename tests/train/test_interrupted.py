@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from jgolf import config as configs
+from jgolf.data.shards import write_shard
 from jgolf.train.checkpoint import Checkpoints
 from jgolf.train.signals import StopSignals
 from jgolf.train.step import TrainState
@@ -222,6 +224,28 @@ def test_the_commands_in_the_documentation(runs: Runs, tmp_path: Path) -> None:
         script = script.replace(old, new)
     subprocess.run(["bash", "-euc", script], cwd=ROOT, check=True, timeout=240)
     assert max(metrics(tmp_path / "two", "val_bpb")) == 20
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_processes_with_other_data_say_so(runs: Runs, tmp_path: Path, split: str) -> None:
+    """On hosts of their own, the same path may hold other files."""
+    folders = [shutil.copytree(runs.data_dir, tmp_path / f"host{index}" / "data") for index in range(2)]
+    write_shard(folders[1] / f"nano_{split}_000001.bin", np.zeros(100, np.uint16))
+    configs.write_json(nano_config(Path("data")), tmp_path / "nano.json")
+    port = free_port()
+    pair = [
+        runs.start(
+            ROOT / "train.py",
+            *(str(tmp_path / "nano.json"), "--run-dir", str(tmp_path / "run"), *several(2, index, port)),
+            cwd=folder.parent,
+        )
+        for index, folder in enumerate(folders)
+    ]
+    for process in pair:
+        output = finish(process, 2, within_s=60)
+        assert "other data for process 1, on " in output and "expected the same shards" in output
+        assert ("2 train shards of 60,100" if split == "train" else "2 val shards of 6,100") in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_of_one_process_ends_the_others(runs: Runs, tmp_path: Path) -> None:
