@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ def train(argv: list[str], prog: str = "train.py") -> int:
     base = configs.load(name or DEFAULT_CONFIG)
     options = _parse(base, prog, rest)
     run_dir = options.run_dir or _default_run_dir(options.config)
+    run_dir = Path(os.path.expanduser(run_dir))  # the shell leaves --run-dir='~/x' as it is
     if options.resume:
         if options.run_dir is None and options.config.name == base.name and _is_config_of_run(Path(name)):
             run_dir = Path(name).parent

@@ -73,7 +73,6 @@ def test_killed_five_times_ends_bit_identical(runs: Runs, tmp_path: Path) -> Non
     ("number", "exit_code"),
     [
         (signal.SIGTERM, 0),
-        pytest.param(signal.SIGHUP, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )
@@ -123,17 +122,6 @@ def test_nohup_is_respected(tmp_path: Path) -> None:
         assert signals.received is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_a_run_goes_on_when_no_one_reads_it_any_more(runs: Runs, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    process = runs.train(run_dir)  # as with `2>&1 | head -1`
-    assert process.stdout.readline().startswith("nano:")
-    process.stdout.close()
-    assert process.wait(timeout=300) == 0
-    assert list(metrics(run_dir, "train_loss")) == list(range(1, 21))
-    assert "stopping: all steps done" in (run_dir / "train.log").read_text()
-    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["20"]
 
 
 def test_asked_to_stop_while_compiling(runs: Runs, tmp_path: Path) -> None:
