@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import secrets
 import socket
 import time
 from dataclasses import dataclass
@@ -43,8 +42,6 @@ class _Hello:
     num_processes: int
     host: str
     program: str
-    token: str = ""
-    """Of process 0, by which it knows itself."""
 
 
 def meet(launch: Launch, within_s: float = MEETING_S) -> None:
@@ -55,10 +52,7 @@ def meet(launch: Launch, within_s: float = MEETING_S) -> None:
     """
     program = f"jgolf {__version__} with JAX {jax.__version__}"
     hello = _Hello(launch.process_id, launch.num_processes, socket.gethostname(), program)
-    if launch.process_id == 0:
-        problem = _receive(launch, dataclasses.replace(hello, token=secrets.token_hex(8)), within_s)
-    else:
-        problem = _attend(launch, hello, within_s)
+    problem = (_receive if launch.process_id == 0 else _attend)(launch, hello, within_s)
     if problem:
         raise JgolfError(problem)
 
@@ -146,7 +140,10 @@ def _own_connection(launch: Launch, own: _Hello) -> socket.socket:
 
 def _next_hello(listener: socket.socket, deadline_s: float) -> tuple[socket.socket | None, _Hello | None]:
     """The next connection, and who that is; None where the time is over, and where it is another program's."""
-    listener.settimeout(max(0.01, deadline_s - time.monotonic()))
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        return None, None
+    listener.settimeout(left_s)
     try:
         connection, _ = listener.accept()
     except TimeoutError:
@@ -156,9 +153,11 @@ def _next_hello(listener: socket.socket, deadline_s: float) -> tuple[socket.sock
         hello = _Hello(**_read_line(connection))
     except TypeError:
         return connection, None
-    expected = {"process_id": int, "num_processes": int, "host": str, "program": str, "token": str}
-    is_whole = all(type(getattr(hello, name)) is kind for name, kind in expected.items())
-    return connection, hello if is_whole else None
+    numbers, texts = (hello.process_id, hello.num_processes), (hello.host, hello.program)
+    is_one = all(type(number) is int for number in numbers) and all(
+        isinstance(text, str) and text.isprintable() and len(text) < 256 for text in texts
+    )
+    return connection, hello if is_one else None
 
 
 def _has_left(connection: socket.socket) -> bool:
