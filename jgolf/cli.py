@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from jgolf import __version__
 from jgolf.bench import cli as bench_cli
 from jgolf.data import cli as data_cli
 from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
+from jgolf.output import outlives_its_readers
 
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
@@ -42,6 +42,18 @@ TAKE_CONFIG = ("train", "sweep", "doctor")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; see `jgolf.errors` for what the codes mean."""
+    with outlives_its_readers():
+        try:
+            exit_code = _run(argv)
+            sys.stdout.flush()
+            return exit_code
+        except OSError as error:  # of a file that no one expected to fail, standard output for one
+            name = f"{error.filename}: " if error.filename is not None else ""
+            print(f"error: {name}{error.strerror or error}", file=sys.stderr)
+            return EXIT_BAD_INPUT
+
+
+def _run(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[0:1] == ["help"] and len(argv) > 1:
         argv = [*argv[1:], "--help"]
@@ -82,13 +94,6 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
     except JgolfError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    except OSError as error:  # of a file that no one expected to fail
-        name = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
     except Exception as error:
         if not _is_out_of_memory(error):
             raise

@@ -29,6 +29,7 @@ from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.evaluate.score import bits_per_byte, scoring_model, standard_score
 from jgolf.evaluate.validation import Validation
 from jgolf.export_cli import ExportOptions
+from jgolf.lock import locked
 from jgolf.progress import activity, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
 from jgolf.quantize.curvature import curvature
@@ -51,13 +52,14 @@ def export_and_tell(config: Config, options: ExportOptions) -> int:
     Raises:
       JgolfError: see `export_run`.
     """
-    try:
-        result, report = export_run(config, options)
-    except KeyboardInterrupt:
-        print(f"{options.run_dir}: not exported; what an earlier export left there stays as it was")
-        raise
-    finally:
-        (options.run_dir / UNSCORED_FILE).unlink(missing_ok=True)
+    with locked(options.run_dir / ARTIFACT_FILE.parent, "wait for the end of that export"):
+        try:
+            result, report = export_run(config, options)
+        except KeyboardInterrupt:
+            print(f"{options.run_dir}: not exported; what an earlier export left there stays as it was")
+            raise
+        finally:
+            (options.run_dir / UNSCORED_FILE).unlink(missing_ok=True)
     console = Console()
     console.print(size.size_table(report))
     if options.compare_averages:

@@ -181,6 +181,13 @@ def test_bad_input_is_refused_in_words(words, code, expected, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_the_home_folder_in_a_run_s_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").write_text("a file")
+    done = run_here(ROOT / "train.py", "--run-dir=~/x", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and f"{tmp_path / 'x'}: a file, expected a folder" in done.stderr
+
+
 def test_a_folder_with_a_run_is_not_written_over(run_dir, demo_dir):
     before = (run_dir / "train.log").read_bytes()
     done = run_here(ROOT / "train.py", "--run-dir", run_dir, "--data", demo_dir, "--steps", "1", *SMALL, check=False)

@@ -21,6 +21,7 @@ from jgolf.config.parts import PARTS, Part, known_parts
 from jgolf.data.demo import build_missing_demo
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_OK, JgolfError
+from jgolf.lock import locked
 from jgolf.progress import counted, table_console
 from jgolf.run_dir import RESULTS_FILE
 from jgolf.sweep.ablation import make_ablation, worths, worths_table
@@ -79,7 +80,7 @@ sweep.parse_and_call = lambda prog, argv: sweep(argv, prog)
 
 
 def _run(options: SweepOptions, parts: Sequence[Part]) -> None:
-    base, console = options.config, table_console()
+    base = options.config
     if options.at_once < 0:
         raise JgolfError(f"--at-once {options.at_once}: expected 0 (all) or more")
     if base.train.time_cap_s:
@@ -87,6 +88,12 @@ def _run(options: SweepOptions, parts: Sequence[Part]) -> None:
         base = configs.replace(base, "train.time_cap_s", 0.0)
     runs = _make_runs(options, base, parts)
     out = options.out or Path("runs") / f"{'ablation' if options.ablate else 'sweep'}-{base.name}"
+    with locked(out, "wait for its end, or choose another --out"):
+        _run_in(out, options, base, runs, parts)
+
+
+def _run_in(out: Path, options: SweepOptions, base: Config, runs: list[SweepRun], parts: Sequence[Part]) -> None:
+    console = table_console()
     if (out / RESULTS_FILE).exists() and not options.resume:
         raise JgolfError(f"{out}: already holds a sweep; go on with it by --resume, or choose another --out")
     folder = SweepFolder(out, runs)
@@ -146,7 +153,10 @@ def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:
         print(text, flush=True)
 
     shown = _Shown(table_console(), base.train.log_every)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's wish, as good as Ctrl-C
+    stops = [signal.SIGTERM]  # a scheduler's wish, as good as Ctrl-C; and that of a terminal that is gone
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # what nohup sets
+        stops.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in stops}
     try:
         train_sweep(folder.new, folder.path, options.at_once, tell, shown, keep)
     except (Exception, KeyboardInterrupt):
@@ -155,7 +165,8 @@ def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:
         print(f"{done} have results in {folder.path}; {how}")
         raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class _Shown:

@@ -15,6 +15,7 @@ from jgolf.config.same_run import changes
 from jgolf.errors import JgolfError
 from jgolf.options import PathText
 from jgolf.run_dir import CONFIG_FILE, LOG_FILE
+from jgolf.train.launch import launch_from_environment
 from jgolf.train.writers import WriterName, require_writers
 
 DEFAULT_CONFIG = "demo"
@@ -47,9 +48,9 @@ def train(argv: list[str], prog: str = "train.py") -> int:
     """Parses the command line and trains; returns the exit code."""
     options, run_dir = read_command(argv, prog, "Train a model.", DEFAULT_CONFIG)
     require_writers(options.writers)
-    from jgolf.train import distributed, loop  # JAX starts only when there is something to train
+    from jgolf.train import loop  # JAX starts only when there is something to train
 
-    launch = distributed.launch_from_environment(options.coordinator, options.num_processes, options.process_id)
+    launch = launch_from_environment(options.coordinator, options.num_processes, options.process_id)
     return loop.train(
         options.config, run_dir, options.init_from, options.resume, launch, options.writers, options.skip_damaged
     )

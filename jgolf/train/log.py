@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -52,7 +53,8 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line on the console alone: what is true on this machine only, such as a path. A log may be published."""
         if self._is_main:
-            print(text, flush=True)
+            with contextlib.suppress(OSError):  # a console that takes no more is no reason to stop
+                print(text, flush=True)
 
     def line_once(self, event: str, text: str) -> None:
         """The line `event text`, unless the run, resumed or not, has said so before."""

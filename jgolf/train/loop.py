@@ -20,10 +20,12 @@ from jgolf.evaluate.score import Progress
 from jgolf.progress import progress_bar
 from jgolf.train.checkpoint import FOLDER, whole_steps
 from jgolf.train.display import live_display
-from jgolf.train.distributed import Launch, joined
+from jgolf.train.distributed import joined
+from jgolf.train.launch import Launch
 from jgolf.train.mesh import StepReport
-from jgolf.train.run import Run, prepared_run
+from jgolf.train.run import Run, own_run_dir, prepared_run
 from jgolf.train.signals import StopSignals, how_to_resume
+from jgolf.train.step import StepMetrics
 from jgolf.train.writers import WriterName, open_writers
 
 STEPS_IN_FLIGHT = 2
@@ -51,6 +53,7 @@ def train(
     with (
         StopSignals(run_dir) as signals,
         joined(launch) as peers,
+        own_run_dir(run_dir, resume, peers),
         prepared_run(config, run_dir, init_from, resume, peers, skip_damaged) as run,
     ):
         if not peers.is_first:
@@ -71,7 +74,8 @@ class Loop:
 
     Decisions that concern all processes are taken from reports that every process holds alike,
     `STEPS_IN_FLIGHT` steps after the fact, so all take the same ones at the same step and none waits for
-    another's clock. Checkpoints and logs are the first process's own affair.
+    another's clock. Checkpoints and logs are the first process's own affair: for these it reads a report as
+    early as it likes, but decides nothing from it before its time.
     """
 
     def __init__(self, run: Run, signals: StopSignals, show_validation: Progress = lambda batches, total: batches):
@@ -84,6 +88,7 @@ class Loop:
         self._started = run.first_step
         self._validated_step = run.first_step if run.first_is_validated else None
         self._in_flight: deque[StepReport] = deque()
+        self._undecided: deque[StepReport] = deque()
         self._asked_to_stop = False
         self._cap_reached = self._reaches_cap(run.first_step, run.clock.elapsed_s)
         self._saved_step = run.first_step
@@ -113,13 +118,12 @@ class Loop:
             )
             self._started += 1
             self._in_flight.append(report)
-            if len(self._in_flight) > STEPS_IN_FLIGHT:
-                self._read_report()
+            self._decide(but=STEPS_IN_FLIGHT)
             if self._checkpoint_due():
                 self._save_checkpoint()
 
     def _finish(self) -> int:
-        self._drain()
+        self._decide()
         self._run.clock.stop()
         train, elapsed_s = self._config.train, self._run.clock.elapsed_s
         if self._started > self._saved_step:
@@ -150,7 +154,7 @@ class Loop:
         return due and self._validated_step != self._started
 
     def _validate(self) -> None:
-        self._drain()
+        self._decide()
         with self._run.clock.paused():
             try:
                 score = self._run.validation.standard(
@@ -191,21 +195,31 @@ class Loop:
     def _save_checkpoint(self) -> None:
         if self._run.checkpoints is None:
             return
-        self._drain()  # what diverged must not be saved
+        self._read_reports()  # what diverged must not be saved
         began = time.perf_counter()
         self._run.checkpoints.save(self._state, self._started, self._run.clock.elapsed_s)
         blocked_ms = 1000 * (time.perf_counter() - began)
         self._run.log.line(f"checkpoint:saving step:{self._started} blocked:{blocked_ms:.0f}ms")
         self._saved_step, self._saved_s = self._started, self._run.clock.elapsed_s
 
-    def _drain(self) -> None:
-        while self._in_flight:
-            self._read_report()
+    def _decide(self, but: int = 0) -> None:
+        """Decides what follows from all steps but so many; every process does so at the same steps."""
+        self._read_reports(but)
+        while len(self._undecided) + len(self._in_flight) > but:
+            report = self._undecided.popleft()
+            self._asked_to_stop |= bool(report.stop_requested)
+            self._cap_reached |= self._reaches_cap(int(report.metrics.step) - 1, float(report.elapsed_s))
 
-    def _read_report(self) -> None:
-        """Waits for the oldest step in flight, logs it, and decides what follows from it."""
-        report = jax.device_get(self._in_flight.popleft())
-        metrics, elapsed_s = report.metrics, self._run.clock.elapsed_s
+    def _read_reports(self, but: int = 0) -> None:
+        """Waits for all steps in flight but so many, and logs them."""
+        while len(self._in_flight) > but:
+            report = jax.device_get(self._in_flight.popleft())
+            self._log(report.metrics)
+            self._undecided.append(report)
+
+    def _log(self, metrics: StepMetrics) -> None:
+        """Raises DivergedError where the step is not finite."""
+        elapsed_s = self._run.clock.elapsed_s
         step, loss, grad_norm = int(metrics.step), float(metrics.loss), float(metrics.grad_norm)
         self._check_finite(step, loss, grad_norm)
         where = f"step:{step} scale:{float(metrics.learning_rate_multiplier):.4f}"
@@ -225,8 +239,6 @@ class Loop:
         )
         train = self._config.train
         self._run.log.train_step(step, train.steps, loss, elapsed_s, train.log_every)
-        self._asked_to_stop |= bool(report.stop_requested)
-        self._cap_reached |= self._reaches_cap(step - 1, float(report.elapsed_s))
 
     def _reaches_cap(self, steps: int, elapsed_s: float) -> bool:
         """Whether the time cap will have been reached when the steps in flight, paid for already, are done."""

@@ -1,17 +1,15 @@
 """The processes of a run among themselves: agreeing on a text, and noticing when one is gone.
 
-JAX's own reaction to a lost process is to abort the others, with a stack trace of its runtime; or they
-wait in a collective operation for as long as its time-outs allow. Here, every process counts up a number
-in the key-value store of JAX's coordinator and watches the others' numbers.
+JAX's own reaction to a lost process is to abort the others, see `jgolf.train.runtime`; or they wait in a
+collective operation for as long as its time-outs allow. Here, every process counts up a number in the key-value
+store of JAX's coordinator and watches the others' numbers.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
-import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -20,12 +18,16 @@ from typing import Any, NoReturn
 import jax
 
 from jgolf.errors import EXIT_PROCESS_LOST, JgolfError
+from jgolf.train.launch import split_address
+from jgolf.train.runtime import RuntimeOutput
 
 BEAT_S = 1.0
 PATIENCE_S = 20.0
 """A process that is not heard from for so long is taken for lost."""
 HURRIED_PATIENCE_S = 5.0
 """The same, once a collective operation has failed."""
+LAST_LINES_S = 0.2
+"""For what was printed before to pass."""
 BARRIER_TIMEOUT_S = 24 * 3600
 """No more than a formality: a process that is gone is noticed long before."""
 
@@ -35,8 +37,16 @@ _PORTS, _BEATS, _FAILURES, _AGREED = "jgolf/port", "jgolf/beat", "jgolf/failed",
 class Peers:
     """The other processes of a run. As a context manager it watches them, and tells them of an error here."""
 
-    def __init__(self, client: Any = None, coordinator: str = "", index: int = 0, count: int = 1):
+    def __init__(
+        self,
+        client: Any = None,
+        coordinator: str = "",
+        index: int = 0,
+        count: int = 1,
+        output: RuntimeOutput | None = None,
+    ):
         """For several processes: the client of JAX's distributed runtime, and host:port of its service."""
+        self._output = output or RuntimeOutput()
         self._coordinator = coordinator
         self.index = index
         self.count = count
@@ -59,18 +69,29 @@ class Peers:
         self._client.key_value_set(f"{_AGREED}/{name}", value)
         return value
 
+    def exchange(self, name: str, value: str) -> list[str]:
+        """The `value` of each process, in their order; each `name` is good for one use."""
+        if self._client is None:
+            return [value]
+        self._client.key_value_set(f"{_AGREED}/{name}/{self.index}", value)
+        return [
+            self._client.blocking_key_value_get(f"{_AGREED}/{name}/{index}", 1000 * BARRIER_TIMEOUT_S)
+            for index in range(self.count)
+        ]
+
     def barrier(self, name: str) -> None:
         """Waits until every process is here; each `name` is good for one use."""
         if self._client is not None:
             self._client.wait_at_barrier(f"jgolf/{name}", 1000 * BARRIER_TIMEOUT_S)
 
     def __enter__(self) -> Peers:
-        _delay_abort()
-        self._publish_port()
+        self._output.on_fatal = lambda: self._ended.is_set() or self._leave(0, "its connection broke")
         self._contact_at = time.monotonic()
         self._heard_at = dict.fromkeys(range(self.count), self._contact_at)
+        self._ports: dict[int, tuple[str, int]] = {}
         for thread in self._threads:
             thread.start()
+        self._publish_port()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, where: object) -> None:
@@ -93,10 +114,15 @@ class Peers:
         self._ended.set()
         known = isinstance(error, JgolfError)
         text = f"error: {error}" if known else "".join(traceback.format_exception(error))
-        print(text, file=sys.stderr, flush=True)
-        self._client.key_value_set(f"{_FAILURES}/{self.index}", _first_line(error))
+        self._output.tell(text)
+        telling = threading.Thread(target=self._tell_others, args=(_first_line(error),), daemon=True)
+        telling.start()  # which may take long, where process 0 is the one that is gone
         time.sleep(3 * BEAT_S)  # with process 0, the store itself would be gone before the others can read it
         os._exit(error.exit_code if known else 1)
+
+    def _tell_others(self, text: str) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"{_FAILURES}/{self.index}", text)
 
     def _beat(self) -> None:
         """Says that this process is there, and listens to the others."""
@@ -108,9 +134,9 @@ class Peers:
                 self._client.key_value_set(f"{_BEATS}/{self.index}", str(count), allow_overwrite=True)
                 beats = self._client.key_value_dir_get(_BEATS)
                 failures = self._client.key_value_dir_get(_FAILURES)
-            except jax.errors.JaxRuntimeError as error:
+            except jax.errors.JaxRuntimeError:
                 if not self._ended.is_set():
-                    self._leave(0, f"it coordinates the others and cannot be reached: {_first_line(error)}")
+                    self._leave(0, "it coordinates the others and cannot be reached")
                 return
             self._contact_at = time.monotonic()
             for key, number in beats:
@@ -138,17 +164,19 @@ class Peers:
 
     def _publish_port(self) -> None:
         """Opens a port at which the others can see that this process exists, and learns of theirs."""
-        with socket.create_connection(_address(self._coordinator)) as connection:
+        with socket.create_connection(split_address(self._coordinator)) as connection:
             own_host, family = connection.getsockname()[0], connection.family
         self._listener = socket.create_server((own_host, 0), family=family)
         self._client.key_value_set(f"{_PORTS}/{self.index}", f"{own_host}:{self._listener.getsockname()[1]}")
         self._ports = {
-            index: _address(self._client.blocking_key_value_get(f"{_PORTS}/{index}", 1000 * BARRIER_TIMEOUT_S))
+            index: split_address(self._client.blocking_key_value_get(f"{_PORTS}/{index}", 1000 * BARRIER_TIMEOUT_S))
             for index in range(self.count)
         }
 
     def _is_gone(self, index: int) -> bool:
         """Whether a process has ended for certain: its host says that nobody listens at its port."""
+        if index not in self._ports:
+            return False
         try:
             socket.create_connection(self._ports[index], timeout=BEAT_S).close()
         except ConnectionRefusedError:
@@ -159,30 +187,23 @@ class Peers:
 
     def _leave(self, index: int, text: str) -> NoReturn:
         """Ends this process at once: its main thread may be waiting for the lost one for ever."""
-        print(
+        end_process(
+            self._output,
             f"error: process {index} of {self.count} is lost: {text}. Process {self.index} ends too. Start all of them "
             "again with --resume, to go on from the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
+            EXIT_PROCESS_LOST,
         )
-        os._exit(EXIT_PROCESS_LOST)
 
 
-def _delay_abort() -> None:
-    """Gives the watch time to say what happened where JAX's runtime aborts this process.
-
-    It does so as soon as a connection breaks, in a thread of its own. The C function
-    `sleep` becomes the handler of SIGABRT: that thread then sleeps for as many seconds as the signal's
-    number, 6, before it goes on to abort.
-    """
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+_ending = threading.Lock()
 
 
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    return host.strip("[]"), int(port)
+def end_process(output: RuntimeOutput, text: str, exit_code: int) -> NoReturn:
+    """Ends this process at once, with some last words; of several threads that want to, the first does."""
+    _ending.acquire()
+    time.sleep(LAST_LINES_S)
+    output.tell(text)
+    os._exit(exit_code)
 
 
 def _first_line(error: BaseException) -> str:

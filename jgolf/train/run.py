@@ -19,12 +19,12 @@ from jgolf import compiling
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.demo import build_missing_demo
-from jgolf.data.fingerprint import data_fingerprint
 from jgolf.data.run_data import run_tokenizer, training_tokens
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import JgolfError
 from jgolf.evaluate.validation import Validation
 from jgolf.load import load_params
+from jgolf.lock import locked
 from jgolf.model.functional import Params, description
 from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.checkpoint import Checkpoints, abstract_state
@@ -32,7 +32,6 @@ from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
 from jgolf.train.mesh import BatchSource, CompiledStep, make_mesh, replicate_from_first, replicated
 from jgolf.train.peers import Peers
-from jgolf.train.resume import changed_settings, keep_settings
 from jgolf.train.step import TrainState, init_state, new_state
 
 WARMUP_STEPS = 2
@@ -79,8 +78,6 @@ def prepared_run(
     """
     started = time.perf_counter()
     configs.validate(config)
-    if peers.is_first:
-        check_run_dir(run_dir, resume)
     compiling.keep_programs()
     config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))))
     if config.data.build_demo:
@@ -89,9 +86,8 @@ def prepared_run(
         peers.barrier("demo")
         build_missing_demo(config)  # on hosts that do not share the first one's folders
     config = _with_found_data(config)
-    model = resolved_for(config.data, config.model)
-    vocab_size = int(peers.agree("vocabulary", str(model.vocab_size)))  # hosts may hold tokenizers of their own
-    config = dataclasses.replace(config, model=dataclasses.replace(model, vocab_size=vocab_size))
+    data = check_same_data(config, peers)
+    config = dataclasses.replace(config, model=resolved_for(config.data, config.model))
     mesh = make_mesh()
     validation = Validation.open(config)
     source = BatchSource(config, training_tokens(config), mesh)
@@ -99,7 +95,6 @@ def prepared_run(
     with contextlib.ExitStack() as stack:
         checkpoints, notes = None, []
         if peers.is_first:
-            data = data_fingerprint(config.data)
             checkpoints = Checkpoints(run_dir, config.train.keep_checkpoints, config, data)
             stack.callback(checkpoints.close)
             if resume and skip_damaged:
@@ -149,6 +144,18 @@ def prepared_run(
 def _is_over(config: Config, step: int, elapsed_s: float) -> bool:
     """Whether a run that goes on after this step has nothing left to train."""
     return step >= config.train.steps or 0 < config.train.time_cap_s <= elapsed_s
+
+
+@contextlib.contextmanager
+def own_run_dir(run_dir: Path, resume: bool, peers: Peers) -> Iterator[None]:
+    """Keeps a run's folder from other processes while the block runs; see `check_run_dir` for what it raises."""
+    if not peers.is_first:
+        yield
+        return
+    check_run_dir(run_dir, resume)
+    with locked(run_dir, "wait for its end or stop it, or choose another --run-dir"):
+        check_run_dir(run_dir, resume)  # again: another process may have begun a run, and ended, in between
+        yield
 
 
 def check_run_dir(run_dir: Path, resume: bool) -> None:

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM from a scheduler, Ctrl-C from a person."""
+"""Being asked to stop: SIGTERM from a scheduler, SIGHUP when a terminal is gone, Ctrl-C from a person."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import NoReturn
 from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK
 from jgolf.run_dir import CONFIG_FILE
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -41,11 +41,12 @@ def _end(text: str, exit_code: int) -> NoReturn:
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGINT while the block runs, so that training can end in order.
+    """Notes SIGTERM, SIGHUP and SIGINT while the block runs, so that training can end in order.
 
-    A thread reads them, so that they are noticed while the main thread is inside a long call. Before
-    training has begun there is nothing to save, and the process ends at once, be it in a compilation. A
-    second Ctrl-C always ends it at once.
+    SIGHUP is left alone where it is ignored, which is what `nohup` asks for. A thread reads the signals, so
+    that they are noticed while the main thread is inside a long call. Before training has begun there is
+    nothing to save, and the process ends at once, be it in a compilation. A second Ctrl-C always ends it at
+    once.
     """
 
     def __init__(self, run_dir: Path):
@@ -89,6 +90,8 @@ class StopSignals:
         self._thread.start()
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, lambda number, frame: None)
         return self
 

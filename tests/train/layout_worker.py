@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jgolf import config as configs
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.evaluate.validation import Validation
-from jgolf.train.distributed import find_launch, joined
+from jgolf.train.distributed import joined
+from jgolf.train.launch import find_launch
 from jgolf.train.mesh import AXIS, BatchSource, CompiledStep, make_mesh, replicated
 from jgolf.train.step import new_state
 

@@ -15,6 +15,8 @@ from jgolf import config as configs
 from jgolf.config import Config, DataConfig, EvaluateConfig
 from tests.conftest import NANO, QUICK_COMPILATION, RECIPE
 
+LAUNCHERS = ("SLURM_", "OMPI_", "PMI_", "MPI_", "WORLD_SIZE", "RANK", "LOCAL_", "MASTER_", "TORCHELASTIC_")
+"""How the variables begin that a launcher around the tests may have set."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -49,16 +51,30 @@ class Runs:
 
     data_dir: Path
 
-    def train(self, run_dir: Path, *options: str, devices: int = 1, **train: float) -> subprocess.Popen:
-        """`train.py` on simulated devices; standard output and error are one pipe of text lines."""
+    def train(
+        self, run_dir: Path, *options: str, devices: int = 1, streams: dict | None = None, **train: float
+    ) -> subprocess.Popen:
+        """`train.py` on simulated devices; see `start` for `streams`."""
         config = run_dir.with_suffix(".json")
         if not config.exists():
             configs.write_json(nano_config(self.data_dir, **train), config)
-        return self.start("train.py", str(config), "--run-dir", str(run_dir), *options, devices=devices)
+        return self.start(
+            "train.py", str(config), "--run-dir", str(run_dir), *options, devices=devices, streams=streams
+        )
 
-    def start(self, script: str | Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
-        """A Python script of this project."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_"))}
+    def start(
+        self,
+        script: str | Path,
+        *arguments: str,
+        devices: int = 1,
+        cwd: Path = ROOT,
+        streams: dict | None = None,
+    ) -> subprocess.Popen:
+        """A Python script of this project, or "-m".
+
+        Standard output and error are one pipe of text lines, unless `streams`, arguments of Popen, has others.
+        """
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
         environment |= {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}",
@@ -66,11 +82,10 @@ class Runs:
         }
         return subprocess.Popen(
             [sys.executable, str(script), *arguments],
-            cwd=ROOT,
+            cwd=cwd,
             env=environment,
             text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            **(streams or {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}),
         )
 
 
@@ -84,10 +99,10 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def finish(process: subprocess.Popen, exit_code: int = 0) -> str:
+def finish(process: subprocess.Popen, exit_code: int = 0, within_s: float = 300) -> str:
     """The rest of a process's output, once it has ended as expected."""
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=within_s)
     except subprocess.TimeoutExpired:
         process.kill()
         raise

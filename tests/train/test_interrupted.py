@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,9 @@ import numpy as np
 import pytest
 
 from jgolf import config as configs
+from jgolf.data.shards import write_shard
 from jgolf.train.checkpoint import Checkpoints
+from jgolf.train.signals import StopSignals
 from jgolf.train.step import TrainState
 from tests.train.runs import ROOT, Runs, finish, free_port, metrics, nano_config, several, wait_for
 
@@ -66,7 +70,11 @@ def test_killed_five_times_ends_bit_identical(runs: Runs, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    ("number", "exit_code"),
+    [
+        (signal.SIGTERM, 0),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_asked_to_stop_saves_and_says_how_to_go_on(
     runs: Runs, tmp_path: Path, number: signal.Signals, exit_code: int
@@ -74,6 +82,8 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     run_dir = tmp_path / "run"
     process = runs.train(run_dir, steps=100_000, warmdown_steps=150, validate_every=100)
     wait_for(process, "step:7/")
+    beside = finish(runs.train(run_dir, "--resume"), 2)
+    assert f"{run_dir}: in use by process {process.pid} on " in beside
     process.send_signal(number)
     output = finish(process, exit_code)
     assert "asked to stop: what is trained is saved" in output
@@ -94,6 +104,28 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
         f"would make another run of the one that is trained to step {last + 5}:\n  model.num_layers: was 2, now 3\n"
         in output
     )
+
+
+def test_which_signals_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopSignals, "_leave", lambda self: None)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        before = signal.getsignal(number)
+        with StopSignals(tmp_path) as signals:
+            noted = threading.Event()
+            signals.on_stop(noted.set)
+            signal.raise_signal(number)
+            assert noted.wait(10) and signals.received == number
+        assert signal.getsignal(number) == before
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(tmp_path) as signals:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signals.received is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_asked_to_stop_while_compiling(runs: Runs, tmp_path: Path) -> None:
@@ -135,13 +167,37 @@ def test_two_processes_stop_together_and_one_goes_on(runs: Runs, tmp_path: Path)
     assert list(metrics(run_dir, "train_loss")) == list(range(1, last + 6))
 
 
-@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"checkpoint_every_steps": 1},
+        pytest.param({"checkpoint_every_s": 0.01}, marks=pytest.mark.slow),
+        {"checkpoint_every_steps": 5, "time_cap_s": 3.0, "warmdown_steps": 5},
+    ],
+)
+def test_two_processes_end_together_whenever_checkpoints_fall(runs: Runs, tmp_path: Path, train: dict) -> None:
+    """Only the first one saves, and sees a stop or the cap no earlier than the other for that."""
+    run_dir = tmp_path / "run"
+    pair = _pair(runs, run_dir, **{"steps": 100_000, "warmdown_steps": 150, "validate_every": 0} | train)
+    if "time_cap_s" not in train:
+        wait_for(pair[0], "step:7/")
+        pair[1].terminate()
+    output = finish(pair[0], within_s=90)
+    finish(pair[1], within_s=20)
+    last = max(metrics(run_dir, "train_loss"))
+    assert f"step:{last}/100000" in output.splitlines()[-2 if "can be resumed" in output else -1]
+    assert last in [int(path.name) for path in (run_dir / "checkpoints").iterdir()]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
 def test_the_others_name_a_process_that_was_killed(runs: Runs, tmp_path: Path, lost: int) -> None:
     pair = _pair(runs, tmp_path / "run", steps=100_000, warmdown_steps=150, validate_every=0)
     wait_for(pair[0], "step:7/")
     pair[lost].kill()
-    output = finish(pair[1 - lost], 4)
+    output = finish(pair[1 - lost], 4, within_s=60)
     assert f"process {lost} of 2 is lost" in output and "--resume" in output
+    after = [line for line in output.splitlines() if not line.startswith(("step:", "checkpoint:", "[Gloo]"))]
+    assert len(after) == 1, output
     pair[lost].communicate()
 
 
@@ -160,6 +216,28 @@ def test_the_commands_in_the_documentation(runs: Runs, tmp_path: Path) -> None:
         script = script.replace(old, new)
     subprocess.run(["bash", "-euc", script], cwd=ROOT, check=True, timeout=240)
     assert max(metrics(tmp_path / "two", "val_bpb")) == 20
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_processes_with_other_data_say_so(runs: Runs, tmp_path: Path, split: str) -> None:
+    """On hosts of their own, the same path may hold other files."""
+    folders = [shutil.copytree(runs.data_dir, tmp_path / f"host{index}" / "data") for index in range(2)]
+    write_shard(folders[1] / f"nano_{split}_000001.bin", np.zeros(100, np.uint16))
+    configs.write_json(nano_config(Path("data")), tmp_path / "nano.json")
+    port = free_port()
+    pair = [
+        runs.start(
+            ROOT / "train.py",
+            *(str(tmp_path / "nano.json"), "--run-dir", str(tmp_path / "run"), *several(2, index, port)),
+            cwd=folder.parent,
+        )
+        for index, folder in enumerate(folders)
+    ]
+    for process in pair:
+        output = finish(process, 2, within_s=60)
+        assert "other data for process 1, on " in output and "expected the same shards" in output
+        assert ("2 train shards of 60,100" if split == "train" else "2 val shards of 6,100") in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_of_one_process_ends_the_others(runs: Runs, tmp_path: Path) -> None:
