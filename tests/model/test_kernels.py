@@ -118,7 +118,16 @@ def test_sums_over_sorted_positions(index):
     index = jnp.asarray({"random": drawn, "one row": 0 * drawn + 17, "few rows": np.minimum(drawn, 2)}[index])
     expected = np.zeros((rows, values.shape[1]))
     np.add.at(expected, np.asarray(index), np.asarray(values, np.float64))
-    np.testing.assert_allclose(tables.sum_sorted(values, index, rows), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tables.sum_sorted(values, index, rows, interpret=True), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(tables.sum_by_row, static_argnums=2)(values, index, rows), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform, is_kernel", [("cpu", False), ("cuda", True)])
+def test_the_kernel_is_taken_where_the_program_runs(platform, is_kernel):
+    """Whatever devices this machine has: its CPU is asked for beside a GPU, too."""
+    arguments = jnp.zeros((256, tables.TILE_COLUMNS)), jnp.zeros(256, jnp.int32)
+    traced = jax.jit(tables.sum_by_row, static_argnums=2).trace(*arguments, 64)
+    assert ("sum_sorted" in traced.lower(lowering_platforms=(platform,)).as_text()) == is_kernel
 
 
 def test_lookup():
