@@ -22,6 +22,7 @@ def config() -> Config:
             smear_gate=False,
             xsa_layers=(),
             rope_dims=0,
+            rope_original_length=1 << 30,  # the baseline never raises its rotary base
             value_embedding_layers=(),
             ln_scale=False,
             orthogonal_init=False,
@@ -39,5 +40,5 @@ def config() -> Config:
         ),
         train=TrainConfig(batch_tokens=524_288, seq_len=1024, warmdown_steps=1200),
         average=AverageConfig(ema_decay=0.0, swa_start=0.0, export="raw"),
-        quantize=QuantizeConfig(mlp="int8", attention="int8", late_qat_start=0.0),
+        quantize=QuantizeConfig(mlp="int8", attention="int8", embedding="int8", late_qat_start=0.0),
     )

@@ -12,5 +12,5 @@ def config() -> Config:
             xsa_layers=(7, 8, 9, 10),
             value_embedding_layers=(9, 10),
         ),
-        quantize=QuantizeConfig(mlp="int6"),
+        quantize=QuantizeConfig(mlp="int6", embedding="int8", symmetric_levels=True),
     )

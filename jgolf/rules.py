@@ -17,7 +17,7 @@ from jgolf.config import QuantizeConfig, form_bits
 from jgolf.errors import ArtifactError
 
 Kind = Literal["attention", "mlp", "embedding", "table", "table_projection", "control"]
-Group = Literal["muon", "adamw_token", "adamw_scalar"]
+Group = Literal["muon", "adamw_token", "adamw_scalar", "adam_head"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Rule:
 
 RULES = (
     Rule("embed/embedding", "tok_emb.weight", "embedding", "adamw_token"),
-    Rule("head/kernel", "lm_head.weight", "embedding", "adamw_scalar"),
+    Rule("head/kernel", "lm_head.weight", "embedding", "adam_head"),
     Rule("bigram/embedding", "bigram.embed.weight", "table", "adamw_token"),
     Rule("bigram/proj/kernel", "bigram.proj.weight", "table_projection", "muon"),
     Rule("bigram/scale", "bigram.scale", "control", "adamw_scalar"),

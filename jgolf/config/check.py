@@ -45,6 +45,7 @@ BOUNDS: dict[str, Bound] = {
     "optim.muon.newton_schulz_steps": NOT_NEGATIVE,
     "optim.adamw.token_learning_rate": NOT_NEGATIVE,
     "optim.adamw.scalar_learning_rate": NOT_NEGATIVE,
+    "optim.adamw.head_learning_rate": NOT_NEGATIVE,
     "optim.adamw.matrix_learning_rate": NOT_NEGATIVE,
     "optim.adamw.beta1": DECAY,
     "optim.adamw.beta2": DECAY,

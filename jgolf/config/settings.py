@@ -44,7 +44,8 @@ class ModelConfig:
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
     rope_original_length: int = 1024
-    """Sequences longer than this raise the rotary base."""
+    """Sequences longer than this raise the rotary base, to rope_base * (length / this) ** (d / (d - 2)) for d
+    rotated dimensions; in training, too."""
     value_embedding_layers: tuple[int, ...] = (10, 11)
     """Layers, from 0, whose values receive the shared value embedding; none leaves it out."""
     value_embedding_dim: int = 128
@@ -56,7 +57,7 @@ class ModelConfig:
     logit_softcap: float = 30.0
     """Logits are softcap * tanh(logits / softcap); 0 leaves them as they are."""
     orthogonal_init: bool = True
-    """Orthogonal matrices at the start; otherwise normal with std 1 / sqrt(inputs)."""
+    """Orthogonal matrices at the start; otherwise uniform within ±1 / sqrt(inputs), PyTorch's own start."""
     embedding_init_std: float = 0.005
     """Standard deviation of the token embedding at the start."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -113,6 +114,8 @@ class AdamWConfig:
     """Learning rate of the embedding tables before the schedule's multiplier."""
     scalar_learning_rate: float = 0.025
     """Learning rate of everything else that Muon does not update."""
+    head_learning_rate: float = 0.008
+    """Learning rate of an untied head, which starts at zero and has no weight decay."""
     matrix_learning_rate: float = 0.002
     """Learning rate of the matrices where `optim.matrices` is adamw."""
     beta1: float = 0.9
@@ -122,7 +125,7 @@ class AdamWConfig:
     epsilon: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.04
-    """Decoupled weight decay."""
+    """Decoupled weight decay, but for an untied head."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +212,11 @@ class QuantizeConfig:
     clip_percentiles: tuple[float, ...] = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
     """Quantiles of a row's magnitudes tried as its clip; the best for the whole matrix is taken."""
     table_clip_percentile: float = 0.9999984
-    """Quantile of a table row's magnitudes at which Int8 tables are clipped."""
+    """Quantile of a row's magnitudes at which Int8 rows, tables or matrices, are clipped."""
     scale_floor: bool = True
     """Keep every row's step at 1 / levels or more, as the reference does."""
+    symmetric_levels: bool = False
+    """Export levels −c … c of an integer form, without its lowest one, −c − 1; late QAT always has them all."""
     late_qat_start: float = 0.15
     """Train on quantized weights while the learning-rate multiplier is below this; 0 never does."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
     for shape, paths in by_shape.items():  # one decomposition a shape in the program: it compiles faster
         values = _random_matrices(_keys(key, paths), shape, config.orthogonal_init)
         for path, value in zip(paths, values, strict=True):
-            is_table_projection = not path.startswith(("blocks/", "head/"))
+            is_table_projection = not path.startswith("blocks/")
             params[path] = value / math.sqrt(2 * config.num_layers) if is_table_projection else value
     params["embed/embedding"] = config.embedding_init_std * _normal(key, "embed/embedding", shapes)
     if "value_embed/embedding" in shapes:
@@ -39,7 +40,7 @@ def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
 
 
 def _is_random_matrix(path: str) -> bool:
-    return path.endswith("/kernel") and not path.endswith(("out_proj/kernel", "down_proj/kernel"))
+    return path.endswith("/kernel") and not path.endswith(("out_proj/kernel", "down_proj/kernel", "head/kernel"))
 
 
 def _constant(path: str, shape: tuple[int, ...], config: ModelConfig) -> Array:
@@ -66,7 +67,8 @@ def _normal(key: PRNGKeyArray, path: str, shapes: dict[str, tuple[int, ...]]) ->
 
 
 def _random_matrices(keys: PRNGKeyArray, shape: tuple[int, ...], orthogonal: bool) -> Array:
-    normal = jax.nn.initializers.normal(stddev=1 / math.sqrt(shape[0]))
-    initializer = jax.nn.initializers.orthogonal() if orthogonal else normal
+    bound = 1 / math.sqrt(shape[0])  # PyTorch's own start, of standard deviation 1 / √(3 · inputs)
+    uniform = partial(jax.random.uniform, minval=-bound, maxval=bound)
+    initializer = jax.nn.initializers.orthogonal() if orthogonal else uniform
     # A loop, not vmap: several batched QR calls at once can deadlock XLA's thread pool on the CPU.
     return jax.lax.map(lambda key: initializer(key, shape, jnp.float32), keys)

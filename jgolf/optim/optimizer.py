@@ -1,6 +1,9 @@
-"""The whole update: clipping, Muon and two AdamW groups by the rules, one learning-rate multiplier."""
+"""The whole update: clipping, Muon and Adam for the groups of the rules, one learning-rate multiplier."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +35,23 @@ def make_optimizer(config: OptimConfig, axis_name: str | None = None) -> optax.G
         "muon": muon if config.matrices == "muon" else _adamw(adamw, adamw.matrix_learning_rate),
         "adamw_token": _adamw(adamw, adamw.token_learning_rate),
         "adamw_scalar": _adamw(adamw, adamw.scalar_learning_rate),
+        "adam_head": _adamw(dataclasses.replace(adamw, weight_decay=0.0), adamw.head_learning_rate),
     }
-    partitioned = optax.partition(groups, lambda params: {path: rule_of(path).group for path in params})
-    return optax.chain(clip_by_global_norm(config.grad_clip), partitioned, scale_by_multiplier())
+    return optax.chain(clip_by_global_norm(config.grad_clip), by_group(groups), scale_by_multiplier())
+
+
+def by_group(groups: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Each parameter by the transformation of its group; a group without parameters has no state."""
+
+    def partitioned(params: Params) -> optax.GradientTransformation:
+        labels = {path: rule_of(path).group for path in params}
+        used = {name: own for name, own in groups.items() if name in labels.values()}
+        return optax.partition(used, labels)
+
+    def update(updates: Params, state: optax.OptState, params: Params | None = None):
+        return partitioned(updates).update(updates, state, params)
+
+    return optax.GradientTransformation(lambda params: partitioned(params).init(params), update)
 
 
 def global_norm(tree: Params) -> Float[Array, ""]:

@@ -21,6 +21,7 @@ TRACEABLE = (
     "optim.muon.weight_decay",
     "optim.adamw.token_learning_rate",
     "optim.adamw.scalar_learning_rate",
+    "optim.adamw.head_learning_rate",
     "optim.adamw.matrix_learning_rate",
     "optim.adamw.beta1",
     "optim.adamw.beta2",

@@ -67,10 +67,11 @@ def test_clipping_is_pytorch_s(max_norm):
     np.testing.assert_allclose(clipped["a"], factor * np.arange(4.0), rtol=1e-6)
 
 
-def test_adamw_groups_match_a_numpy_derivation(tiny):
-    matrix = "blocks/0/mlp/up_proj/kernel"
+def test_adam_groups_match_a_numpy_derivation(tiny):
+    matrix, head = "blocks/0/mlp/up_proj/kernel", "head/kernel"
     config = OptimConfig(grad_clip=0.0, matrices="adamw")
     params = {"embed/embedding": jnp.full((3, 2), 0.5), "smear/gate": jnp.full((2,), -1.0), matrix: jnp.ones((2, 3))}
+    params[head] = jnp.full((2, 3), 0.25)
     optimizer = make_optimizer(config)
     state = optimizer.init(params)
     rng, adamw = np.random.default_rng(0), config.adamw
@@ -78,6 +79,7 @@ def test_adamw_groups_match_a_numpy_derivation(tiny):
         "embed/embedding": adamw.token_learning_rate,
         "smear/gate": adamw.scalar_learning_rate,
         matrix: adamw.matrix_learning_rate,
+        head: 0.008,
     }
     expected = {path: np.asarray(value, np.float64) for path, value in params.items()}
     moments = {path: (np.zeros_like(v), np.zeros_like(v)) for path, v in expected.items()}
@@ -93,6 +95,20 @@ def test_adamw_groups_match_a_numpy_derivation(tiny):
             moments[path] = m, v
             rate = 0.7 * rates[path]
             step = m / (1 - adamw.beta1**t) / (np.sqrt(v / (1 - adamw.beta2**t)) + adamw.epsilon)
-            expected[path] = expected[path] * (1 - rate * adamw.weight_decay) - rate * step
+            decay = 0.0 if path == head else adamw.weight_decay
+            expected[path] = expected[path] * (1 - rate * decay) - rate * step
     for path, value in expected.items():
         np.testing.assert_allclose(params[path], value, rtol=2e-5)
+
+
+def test_a_model_without_a_head_has_no_state_for_one(tiny):
+    """A run's state stays what it was before heads had a group of their own."""
+    params = {
+        "embed/embedding": jnp.ones((3, 2)),
+        "smear/gate": jnp.ones(2),
+        "blocks/0/mlp/up_proj/kernel": jnp.ones((2, 3)),
+    }
+    groups = [
+        state.inner_states for state in make_optimizer(OptimConfig()).init(params) if hasattr(state, "inner_states")
+    ]
+    assert [set(group) for group in groups] == [{"muon", "adamw_token", "adamw_scalar"}]
