@@ -7,7 +7,6 @@ import dataclasses
 import io
 import itertools
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,7 +81,7 @@ class SweepFolder:
         if WITHOUT in result.run.setting:
             content["worths"] = [dataclasses.asdict(worth) for worth in worths(results)]
         files.write_text(self.path / CSV_FILE, _csv(content["runs"]))
-        files.write_text(self.path / RESULTS_FILE, json.dumps(_without_nan(content), indent=1) + "\n")
+        files.write_text(self.path / RESULTS_FILE, files.json_text(content, indent=1) + "\n")
         self.results = results
 
 
@@ -122,12 +121,3 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
