@@ -24,6 +24,7 @@ from jgolf.torch_bridge import main_function, names, stand_ins
 from jgolf.torch_bridge.main_function import SETTINGS_ARGUMENTS
 
 NEUTRAL = (0, 0.0, False, "", None)  # values that leave a feature out
+NOT_SCORED = ("mtp_num_heads", "dtg")  # a checkpoint that jgolf reads has no parameters of these
 ONLY_AT_THE_START = ("tied_embed_init_std", "qk_gain_init")  # the weights are given
 VARIADIC, VARIADIC_NAMES = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 _numbers = itertools.count()
@@ -195,4 +196,7 @@ def constructor_arguments(
             f"it gives {', '.join(settings)}, and values of that name in a class Hyperparameters"
         )
     used = {name: value for name, value in rest.items() if value not in NEUTRAL and name not in ONLY_AT_THE_START}
-    return arguments, [f"{path}: GPT takes no {name}; the model has {value}" for name, value in used.items()]
+    notices = [f"{path}: GPT takes no {name}; the model has {value}" for name, value in used.items()]
+    further = {name: by_main[name] for name in NOT_SCORED if by_main.get(name) not in NEUTRAL}
+    notices += [f"{path}: its own {name} is {value}; both sides are without" for name, value in further.items()]
+    return arguments, notices
