@@ -71,8 +71,8 @@ def optimizers(
 ) -> list[torch.optim.Optimizer] | None:
     """The optimizers that the script makes for `model`, by its own statements.
 
-    Of the function that makes them, those statements are run that make an optimizer, and those that what they
-    use depends on.
+    Of the function that makes Muon and others before it trains, those statements are run that make an optimizer,
+    and those that what they use depends on.
 
     Args:
       module: the script.
@@ -83,7 +83,7 @@ def optimizers(
       None where no function makes any, or its statements cannot be run by themselves.
     """
     for function in _functions(module):
-        body = function.body
+        body = _before_training(function)
         making = [index for index, statement in enumerate(body) if _makes_optimizer(module, statement)]
         if not making:
             continue
@@ -96,7 +96,7 @@ def optimizers(
             continue
         own = [namespace[name] for name in known] + [value for name, value in namespace.items() if name not in known]
         found = {id(one): one for value in own for one in _optimizers_in(value)}
-        if found:
+        if any(isinstance(one, module.Muon) for one in found.values()):  # others are for adapting while scoring, say
             return list(found.values())
     return None
 
@@ -184,6 +184,25 @@ def _known_names(module: ModuleType, function: _Function, model: torch.nn.Module
     return known
 
 
+def _before_training(function: _Function) -> list[ast.stmt]:
+    """The statements of a function, those in `try` and `with` too, up to the first that computes gradients."""
+    body = [*_flat(function.body)]
+    training = (index for index, part in enumerate(body) if not _defines(part) and _calls(part, "backward"))
+    return body[: next(training, len(body))]
+
+
+def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for statement in body:
+        if isinstance(statement, (ast.Try, ast.With)):
+            yield from _flat(statement.body)
+        else:
+            yield statement
+
+
+def _defines(statement: ast.stmt) -> bool:
+    return isinstance(statement, (_Function, ast.ClassDef))
+
+
 def _makes_optimizer(module: ModuleType, statement: ast.stmt) -> bool:
     for call in (part for part in ast.walk(statement) if isinstance(part, ast.Call)):
         try:
@@ -219,7 +238,7 @@ def _own_names(statement: ast.stmt) -> set[str]:
 
 def _changed_names(statement: ast.stmt) -> set[str]:
     """Names that a statement binds, or calls a method of, as `names.append(…)` does."""
-    changed = {statement.name} if isinstance(statement, (_Function, ast.ClassDef)) else set()
+    changed = {statement.name} if _defines(statement) else set()
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
         changed |= {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
     for part in ast.walk(statement):

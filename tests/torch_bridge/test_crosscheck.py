@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,23 @@ SGD = (
 )
 
 
+# All of `main` in a block, and training and another optimizer at its end that must not be run.
+MAIN = SCRIPT.read_text().partition("def main() -> None:\n")[2].partition("\n\nif __name__")[0]
+TRAINING = """
+    base_model(torch.zeros(1, 2).long(), torch.zeros(1, 2).long()).backward()
+    raise SystemExit("trained")
+    optimizer_muon = torch.optim.SGD(base_model.parameters(), lr=args.head_lr)
+"""
+IN_ONE_BLOCK = [
+    (
+        MAIN,
+        "    try:\n"
+        + textwrap.indent(MAIN + TRAINING, "    ")
+        + "    finally:\n        dist.destroy_process_group()\n",
+    )
+]
+
+
 def test_an_optimizer_that_jgolf_does_not_have_fails(make_checkpoint, tmp_path, text_dir, capsys):
     other = rewritten(tmp_path, *SGD)
     assert run(other, make_checkpoint(**ONE_LAYER), ONE_LAYER, text_dir, "--train-steps", 1) == 1
@@ -204,6 +222,7 @@ def test_an_optimizer_that_jgolf_does_not_have_fails(make_checkpoint, tmp_path, 
     ("changes", "problems"),
     [
         ((), []),
+        (IN_ONE_BLOCK, []),
         (SGD, ["lm_head.weight: the script updates it by SGD (rate 0.008"]),
         ([("[base_model.lm_head.weight]", "[base_model.tok_emb.bias]")], None),
         (
