@@ -56,7 +56,7 @@ def measure_optimizer(config: Config, runs: int, command: str, reference: Path |
         WHOLE_UPDATE: measure_update(config, params, runs),
         "clipping": measure(_fixed(_clip(config.optim), gradients_like(params)), runs),
         "Muon": _measure_group(config.optim, params, ("muon",), runs),
-        "AdamW": _measure_group(config.optim, params, ("adamw_token", "adamw_scalar"), runs),
+        "AdamW": _measure_group(config.optim, params, ("adamw_token", "adamw_scalar", "adam_head"), runs),
         "EMA": measure(_Flowing(partial(moving_average, decay), _copy(params), params), runs),
     }
     figures = [timed(name, timing) for name, timing in parts.items()]
