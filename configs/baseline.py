@@ -34,5 +34,6 @@ def config() -> Config:
             "train.num_ranks": 8,
             "quantize.table_clip_percentile": 0.9999984,
             "quantize.scale_floor": True,
+            "quantize.embedding": "int8",
         },
     )

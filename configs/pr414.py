@@ -8,5 +8,11 @@ def config() -> Config:
     return compose(
         "pr414",
         load("pr592"),
-        {"model.num_layers": 11, "model.bigram_buckets": 2048, "quantize.mlp": "int6"},
+        {
+            "model.num_layers": 11,
+            "model.bigram_buckets": 2048,
+            "quantize.mlp": "int6",
+            "quantize.embedding": "int8",
+            "quantize.symmetric_levels": True,
+        },
     )

@@ -53,5 +53,6 @@ def config() -> Config:
             "train.seq_len": 2048,
             "average.swa_start": 0.2,  # beside the EMA
             "quantize.attention": "int6",
+            "quantize.embedding": "fp16",
         },
     )

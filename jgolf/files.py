@@ -1,16 +1,17 @@
-"""Writing files so that a reader never sees half of one, nor half of several that belong together."""
+"""Writing files so that a reader never sees half of one, nor half of several; JSON that every reader takes."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from jgolf.errors import JgolfError
 
@@ -60,6 +61,19 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Writes `text` as UTF-8 to `path`, all or nothing."""
     write_bytes(path, text.encode())
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON; null stands for NaN and infinity, which JSON does not have."""
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -12,16 +12,19 @@ from typing import Literal, get_args
 import numpy as np
 
 from jgolf import config as configs
+from jgolf import rules
 from jgolf.artifact import container
 from jgolf.artifact.scoring import check_shapes, read_artifact
 from jgolf.config import Average, Config, ModelConfig
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.quantize.stored import StoredTensor, dequantize
+from jgolf.torch_bridge import compressed
+from jgolf.torch_bridge.config_option import Given
 
 RECIPE = "pr592"
 """Has the settings that a file which holds a model alone does not tell: where its data may be, say."""
 Kind = Literal["run", "jgolf", "ptz", "pt"]
-ZSTD_MAGIC = bytes.fromhex("28b52ffd")
+MAX_NAMED = 10  # tensors that one message names
 PYTORCH_MAGICS = (b"PK\x03\x04", b"\x80\x02")  # torch.save's zip archive, and its older pickle
 
 
@@ -33,6 +36,7 @@ class LoadedModel:
       config: the run's settings; for a file that holds the model alone, all else is the recipe pr592's.
       params: path → float32 array.
       stored: the same in storage form, where the file holds that; else None.
+      assumed: names of the settings in `config.model` that neither the file nor `--config` tells.
       tokenizer_fingerprint: SHA-256 of the tokenizer it was trained with, where the file says so.
       source: the path, for messages.
     """
@@ -42,18 +46,22 @@ class LoadedModel:
     stored: dict[str, StoredTensor] | None
     tokenizer_fingerprint: str | None
     source: str
+    assumed: tuple[str, ...] = ()
 
 
-def load_model(path: str | Path, config: str | None = None, average: str | None = None) -> LoadedModel:
+def load_model(
+    path: str | Path, config: str | None = None, average: str | None = None, own: Given | None = None
+) -> LoadedModel:
     """Reads a model; its kind is told by what the file holds, not by its name.
 
     Args:
       path: a run directory, a .jgolf artifact, a PyTorch state dict or an artifact of the PyTorch reference.
       config: the option `--config`: settings of a PyTorch model that its tensors do not tell.
       average: which weights of a run: raw, ema, swa or ema+swa; None takes those that the run exports.
+      own: settings of the script that a PyTorch model belongs to, for what neither its tensors nor `config` tell.
 
     Raises:
-      ArtifactError: the file is missing, unknown, damaged, or does not fit the model.
+      ArtifactError: the file is missing, unknown, damaged, does not fit the model, or has values that are not finite.
       ConfigError: the option cannot be used, or contradicts the tensors.
       MissingExtraError: a PyTorch file, and PyTorch is not installed.
     """
@@ -65,15 +73,18 @@ def load_model(path: str | Path, config: str | None = None, average: str | None 
     if config is not None and kind in ("run", "jgolf"):
         raise ConfigError(f"{path}: holds its own config; --config is for PyTorch files")
     if kind == "run":
-        return _load_run(path, average)
-    return _load_artifact(path) if kind == "jgolf" else _load_pytorch(path, kind, config)
+        model = _load_run(path, average)
+    else:
+        model = _load_artifact(path) if kind == "jgolf" else _load_pytorch(path, kind, config, own)
+    _check_finite(model.params, kind, str(path))
+    return model
 
 
 def load_params(path: str | Path, model: ModelConfig) -> dict[str, np.ndarray]:
     """The weights in any model file, path → float32, for a network whose settings are known.
 
     Raises:
-      ArtifactError: the file is missing, unknown or damaged, or its parameters are not those of `model`.
+      ArtifactError: the file is missing, unknown or damaged, or its parameters are not those of `model` or not finite.
       MissingExtraError: a PyTorch file, and PyTorch is not installed.
     """
     kind = kind_of(path)
@@ -85,6 +96,7 @@ def load_params(path: str | Path, model: ModelConfig) -> dict[str, np.ndarray]:
 
     params, _, unknown, notices = _read_pytorch(path, kind)
     reference_config.check(_shapes(params), unknown, model, str(path))
+    _check_finite(params, kind, str(path))
     _tell(notices)
     return params
 
@@ -107,14 +119,14 @@ def kind_of(path: str | Path) -> Kind:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
     if start == container.MAGIC:
         return "jgolf"
-    if start == ZSTD_MAGIC:
+    if compressed.method_of(start) is not None:
         return "ptz"
     if start.startswith(PYTORCH_MAGICS):
         return "pt"
     found = f"starts with {start!r}" if start else "an empty file"
     raise ArtifactError(
         f"{path}: {found}, expected a run directory, a jgolf artifact (.jgolf), a PyTorch state dict "
-        "(.pt) or an artifact of the PyTorch reference, compressed with zstd (.ptz)"
+        f"(.pt) or an artifact of a PyTorch script, compressed with {' or '.join(compressed.METHODS)} (.ptz)"
     )
 
 
@@ -137,13 +149,13 @@ def _load_artifact(path: str | Path) -> LoadedModel:
     return LoadedModel(full_config, artifact.params(), artifact.stored, artifact.tokenizer_fingerprint, str(path))
 
 
-def _load_pytorch(path: str | Path, kind: Kind, option: str | None) -> LoadedModel:
+def _load_pytorch(path: str | Path, kind: Kind, option: str | None, own: Given | None) -> LoadedModel:
     from jgolf.torch_bridge import reference_config
 
     params, stored, unknown, notices = _read_pytorch(path, kind)
-    config, assumed = reference_config.fit(_shapes(params), unknown, option, str(path))
-    _tell(notices + assumed)
-    return LoadedModel(config, params, stored, None, str(path))
+    resolved = reference_config.fit(_shapes(params), unknown, option, str(path), own)
+    _tell(notices + resolved.notices)
+    return LoadedModel(resolved.config, params, stored, None, str(path), resolved.assumed)
 
 
 def _read_pytorch(path: str | Path, kind: Kind) -> tuple[dict, dict | None, dict[str, tuple], list[str]]:
@@ -152,7 +164,8 @@ def _read_pytorch(path: str | Path, kind: Kind) -> tuple[dict, dict | None, dict
 
     if kind == "ptz":
         stored, notices = reference_artifact.read(path)
-        return dequantize(stored), stored, {}, notices
+        with np.errstate(invalid="ignore", over="ignore"):  # of scales that are not finite: weights are checked below
+            return dequantize(stored), stored, {}, notices
     state, notices = names.canonical(checkpoint.read(path))
     params, unknown = names.to_params(state)
     return params, None, unknown, notices
@@ -160,6 +173,19 @@ def _read_pytorch(path: str | Path, kind: Kind) -> tuple[dict, dict | None, dict
 
 def _shapes(tensors: Mapping[str, np.ndarray | StoredTensor]) -> dict[str, tuple[int, ...]]:
     return {path: tuple(tensor.shape) for path, tensor in tensors.items()}
+
+
+def _check_finite(params: Mapping[str, np.ndarray], kind: Kind, source: str) -> None:
+    """Raises ArtifactError, naming the tensors by the file's own names, where a weight is infinite or NaN."""
+    lines = []
+    for path, values in params.items():
+        if wrong := np.count_nonzero(~np.isfinite(values)):
+            name = rules.torch_name(path) if kind in ("pt", "ptz") else path
+            lines.append(f"  {name}: {wrong:,} of {values.size:,} values")
+    if lines:
+        more = [f"  … and {len(lines) - MAX_NAMED} more"] if len(lines) > MAX_NAMED else []
+        first = f"{source}: weights that are infinite or NaN, as of a run that diverged:"
+        raise ArtifactError("\n".join([first, *lines[:MAX_NAMED], *more]))
 
 
 def _tell(notices: list[str]) -> None:

@@ -45,7 +45,7 @@ class Normal:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A random matrix that keeps lengths: orthogonal, or as `model.orthogonal_init` says.
+    """A random matrix: orthogonal, or uniform, as `model.orthogonal_init` says.
 
     Attributes:
       by_depth: divided by the square root of twice the number of layers.

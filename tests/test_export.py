@@ -185,7 +185,11 @@ def test_options_that_would_change_nothing_are_refused(words, told, run):
 )
 def test_the_settings_are_those_of_the_run_that_is_exported(words, tmp_path, capsys):
     for name, form in (("OLD", "int4"), ("NEW", "int7")):
-        config = dataclasses.replace(CONFIG, quantize=QuantizeConfig(mlp=form), average=AverageConfig(export="raw"))
+        config = dataclasses.replace(
+            CONFIG,
+            quantize=dataclasses.replace(RECIPE.quantize, mlp=form),
+            average=dataclasses.replace(RECIPE.average, export="raw"),
+        )
         configs.write_json(config, tmp_path / name / "config.json")
     words = [word.replace("OLD", str(tmp_path / "OLD")).replace("NEW", str(tmp_path / "NEW")) for word in words]
     options = export_cli._parse(words, "export.py")

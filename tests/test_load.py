@@ -163,8 +163,37 @@ def test_every_wrong_tensor_of_a_state_dict_is_named(tmp_path):
     with pytest.raises(ArtifactError) as error:
         load_model(tmp_path / "x.pt", json.dumps({"rope_dims": 8}))
     lines = [line.strip() for line in str(error.value).splitlines()[1:-1]]
+    assert "extra.weight: no setting gives" in str(error.value).splitlines()[-1]
     assert lines == [
         "blocks.1.mlp.fc.weight: missing, expected [192, 64]",
         "smear.gate: found [7], expected [64]",
         "extra.weight: unexpected, found [2]; the model has no parameter of that name",
     ]
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    option = str(GOLDEN / "tiny" / "config.json")
+    state = torch.load(GOLDEN / "tiny" / "final_model.pt", weights_only=True)
+    state["smear.gate"][3] = float("nan")
+    state["tok_emb.weight"] = state["tok_emb.weight"].double()
+    state["tok_emb.weight"][1, :2] = torch.tensor([float("-inf"), 1e300])
+    torch.save(state, tmp_path / "x.pt")
+    said = r"x\.pt: weights that are infinite or NaN.*\n  tok_emb.weight: 2 of 8,192 .*\n  smear.gate: 1 of 64 values"
+    with pytest.raises(ArtifactError, match=said):
+        load_model(tmp_path / "x.pt", option)
+    model = load_model(GOLDEN / "tiny" / "final_model.pt", option).config.model
+    with pytest.raises(ArtifactError, match=said):
+        load_params(tmp_path / "x.pt", model)
+
+
+def test_starting_from_weights_that_are_no_numbers_names_the_file(tmp_path, capsys, params):
+    torch = pytest.importorskip("torch")
+    from jgolf.torch_bridge import names
+
+    state = {name: torch.from_numpy(np.array(array)) for name, array in names.from_params(params).items()}
+    state["blocks.1.mlp.fc.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(ArtifactError, match=r"x\.pt: .*\n  blocks.1.mlp.fc.weight: 1 of 768 values"):
+        load_params(tmp_path / "x.pt", MODEL)
+    assert "learning" not in capsys.readouterr().err

@@ -23,7 +23,12 @@ from jgolf.train.step import new_state, train_step
 from tests.conftest import RECIPE
 
 OLD = json.loads((Path(__file__).parent / "old" / "recipes.json").read_text())
-MENDED = ("model.rope_original_length", "optim.adamw.head_learning_rate", "optim.adamw.head_weight_decay")
+MENDED = (
+    "model.rope_original_length",
+    "optim.adamw.head_learning_rate",
+    "optim.adamw.head_weight_decay",
+    "quantize.embedding",
+)
 """Settings of which an old recipe had a value that its script had not."""
 SMALL = {
     "model.vocab_size": 64, "model.num_layers": 2, "model.model_dim": 32, "model.num_heads": 2, "model.num_kv_heads": 1,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jgolf import files
 from jgolf.artifact import container
 from jgolf.config import Config, ModelConfig, from_dict, resolved, validate, versions
 from jgolf.data.shards import TokenStream
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=0, help="score the first tokens only; 0 for all")
     options = parser.parse_args(argv)
     try:
-        print(json.dumps(_score(options)))
+        print(files.json_text(_score(options)))
     except JgolfError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from json import dumps
 from math import prod
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jgolf import config as configs
+from jgolf import files
 from jgolf.bench.collectives import Collective, compiled_collectives, intended_collectives
 from jgolf.config import Config
 from jgolf.data.batches import Batch
@@ -78,7 +78,7 @@ def communication(
     """
     found = count(configs.validate(configs.load(config)), simulated_mesh(devices))
     if json:
-        print(dumps(asdict(found) | {"allowed_bytes": found.allowed_bytes}, indent=1))
+        print(files.json_text(asdict(found) | {"allowed_bytes": found.allowed_bytes}, indent=1))
     else:
         show(found)
 

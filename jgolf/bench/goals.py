@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json as json_format
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from jgolf import files
 from jgolf.bench.evaluate import SLIDING, measure_evaluation
 from jgolf.bench.input import FROM_DISK, RESIDENT, measure_input
 from jgolf.bench.report import Figure, Report, command_line, number
@@ -95,7 +95,7 @@ def bench_all(
     command = command_line("all", **options, markdown=markdown)
     reports = measure_all(config, sequences, data, runs, command, reference)
     if json:
-        print(json_format.dumps([asdict(report) for report in reports], indent=1))
+        print(files.json_text([asdict(report) for report in reports], indent=1))
         return
     rows = goal_rows({figure.name: figure for report in reports for figure in report.figures})
     step = next(report for report in reports if report.verb == "step")

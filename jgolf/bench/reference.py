@@ -16,7 +16,7 @@ from jgolf.config import Config
 from jgolf.data.batches import Batch
 from jgolf.model.functional import Params
 from jgolf.torch_bridge import script
-from jgolf.torch_bridge.crosscheck_train import make_optimizers
+from jgolf.torch_bridge.own_optimizers import make_optimizers
 from jgolf.torch_bridge.torch_model import TorchModel
 
 NEWTON_SCHULZ = "zeropower_via_newtonschulz5"

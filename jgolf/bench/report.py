@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json as json_format
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,6 +11,7 @@ import jax
 from rich import box
 from rich.table import Table
 
+from jgolf import files
 from jgolf.bench.timing import Timing
 from jgolf.bench.trace import Profile
 from jgolf.progress import table_console
@@ -101,7 +101,7 @@ def command_line(verb: str, **options: object) -> str:
 def publish(report: Report, json: bool) -> None:
     """Prints a report as JSON, or as tables."""
     if json:
-        print(json_format.dumps(asdict(report), indent=1))
+        print(files.json_text(asdict(report), indent=1))
         return
     console = table_console()
     console.print(_figures_table(report))

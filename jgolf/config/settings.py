@@ -91,7 +91,8 @@ class ModelConfig:
     rope_base: Annotated[float, ABOVE_1] = 10000.0
     """Base of the rotary frequencies."""
     rope_original_length: Annotated[int, OFF_OR_MORE] = 0
-    """Sequences longer than this raise the rotary base; 0 leaves it at any length."""
+    """Sequences longer than this raise the rotary base, to rope_base * (length / this) ** (d / (d - 2)) for d rotated
+    dimensions, in training too; 0 leaves it at any length."""
     rope_frequency_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the rotary frequencies are rounded to."""
     attention_gate: bool = False
@@ -111,7 +112,7 @@ class ModelConfig:
     logit_softcap: Annotated[float, OFF_OR_MORE] = 0.0
     """Logits are softcap * tanh(logits / softcap); 0 leaves them as they are."""
     orthogonal_init: bool = False
-    """Orthogonal matrices at the start; otherwise normal with std 1 / sqrt(inputs)."""
+    """Orthogonal matrices at the start; otherwise uniform within ±1 / sqrt(inputs), PyTorch's own start."""
     embedding_init_std: Annotated[float, NOT_NEGATIVE] = 0.005
     """Standard deviation of the token embedding at the start."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -172,7 +173,8 @@ class AdamWConfig:
     """AdamW for the tables, vectors and scalars."""
 
     token_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.05
-    """Learning rate of the embedding tables before the schedule's multiplier."""
+    """Learning rate of the embedding tables before the schedule's multiplier; the challenge's scripts take 0.6 beside
+    an untied head, with a token embedding that starts with a standard deviation of 1."""
     scalar_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.04
     """Learning rate of everything else that Muon does not update."""
     head_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.008
@@ -294,7 +296,9 @@ class QuantizeConfig:
     clip_percentiles: Annotated[tuple[float, ...], QUANTILES, Mark.AFTER_TRAINING] = (1.0,)
     """Quantiles of a row's magnitudes tried as its clip; the best for the whole matrix is taken."""
     table_clip_percentile: Annotated[float, QUANTILE, Mark.AFTER_TRAINING] = 1.0
-    """Quantile of a table row's magnitudes at which Int8 tables are clipped."""
+    """Quantile of a row's magnitudes at which Int8 rows, of tables or matrices, are clipped."""
+    symmetric_levels: Annotated[bool, Mark.AFTER_TRAINING] = False
+    """Export levels −c … c of an integer form, without its lowest one, −c − 1; late QAT always has them all."""
     scale_floor: bool = False
     """Keep every row's step at 1 / levels or more, as the reference does."""
     late_qat_start: Annotated[float, MULTIPLIER, Mark.TRACED] = 0.0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_format
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jgolf import compiling
+from jgolf import compiling, files
 from jgolf import config as configs
 from jgolf.config import Average, DataConfig
 from jgolf.data.shards import TokenStream, find_shards
@@ -78,7 +77,7 @@ def evaluate(
     else:
         score = standard_score(network, loaded.params, ids, tables, seq_len, **how)
     if json:
-        print(json_format.dumps(dataclasses.asdict(score)))
+        print(files.json_text(dataclasses.asdict(score)))
         return
     window = f"windows of {seq_len} every {stride} tokens" if stride else f"rows of {seq_len} tokens"
     print(

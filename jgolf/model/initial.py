@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ def _keys(key: PRNGKeyArray, paths: list[str]) -> PRNGKeyArray:
 
 
 def _random_matrices(keys: PRNGKeyArray, shape: tuple[int, ...], orthogonal: bool) -> Array:
-    normal = jax.nn.initializers.normal(stddev=1 / math.sqrt(shape[0]))
-    initializer = jax.nn.initializers.orthogonal() if orthogonal else normal
+    bound = 1 / math.sqrt(shape[0])  # PyTorch's own start, of standard deviation 1 / √(3 · inputs)
+    uniform = partial(jax.random.uniform, minval=-bound, maxval=bound)
+    initializer = jax.nn.initializers.orthogonal() if orthogonal else uniform
     # A loop, not vmap: several batched QR calls at once can deadlock XLA's thread pool on the CPU.
     return jax.lax.map(lambda key: initializer(key, shape, jnp.float32), keys)

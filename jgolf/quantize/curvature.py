@@ -109,8 +109,14 @@ def _factors(path: str, grad: Float[Array, ...]) -> tuple[Float[Array, rows], Fl
 
 
 def _lookups(config: ModelConfig, tokens: Int[np.ndarray, "S T"]) -> dict[str, Float[np.ndarray, rows]]:
-    """How often each row of a table that is only looked up occurs: shares, with half an occurrence added to each."""
+    """How often each row of a table that is only looked up occurs: shares, with half an occurrence added to each.
+
+    Rows that `tokens` lack have no gradient; without that half they would count for nothing, and be rounded away.
+    A token embedding that is the head as well is more than looked up: every row of it has a gradient.
+    """
     indices = {"value_embed/embedding": (tokens, config.vocab_size)}
+    if not config.tie_embeddings:
+        indices["embed/embedding"] = tokens, config.vocab_size
     if config.bigram_buckets:
         hashed = np.asarray(bigram_hash(jnp.asarray(tokens), config.bigram_buckets))
         indices["bigram/embedding"] = hashed, config.bigram_buckets

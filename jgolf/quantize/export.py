@@ -9,7 +9,7 @@ import numpy as np
 from jgolf import rules
 from jgolf.config import QuantizeConfig, form_bits
 from jgolf.errors import ArtifactError
-from jgolf.quantize.rows import quantize_rows, quantize_table_rows
+from jgolf.quantize.rows import quantize_int8_rows, quantize_rows
 from jgolf.quantize.stored import StoredTensor
 
 
@@ -45,8 +45,7 @@ def _quantize_one(path: str, weights: np.ndarray, config: QuantizeConfig) -> Sto
 def _levels_and_scales(
     path: str, weights: np.ndarray, bits: int, config: QuantizeConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    rule = rules.rule_of(path)
-    rows = np.ascontiguousarray(weights.T) if rule.transposed else weights
-    if bits == 8 and rule.kind in ("table", "embedding"):
-        return quantize_table_rows(rows, config.table_clip_percentile, config.scale_floor)
-    return quantize_rows(rows, bits, config.clip_percentiles, config.scale_floor)
+    rows = np.ascontiguousarray(weights.T) if rules.rule_of(path).transposed else weights
+    if bits == 8:
+        return quantize_int8_rows(rows, config.table_clip_percentile, config.scale_floor)
+    return quantize_rows(rows, bits, config.clip_percentiles, config.scale_floor, config.symmetric_levels)

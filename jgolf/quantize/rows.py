@@ -12,16 +12,20 @@ import numpy as np
 
 CHUNK_VALUES = 1 << 18  # weights handled at once: temporary arrays stay in the processor's cache
 SMALLEST_SCALE = np.float32(2.0**-24)  # the smallest positive float16
-TABLE_LEVELS = 127
+INT8_LEVELS = 127
 
 
 def largest_level(bits: int) -> int:
-    """The largest level c of a signed integer; the smallest one is −c − 1."""
+    """The largest level c of a signed integer; the smallest one is −c − 1, or −c where levels are symmetric."""
     return 2 ** (bits - 1) - 1
 
 
 def quantize_rows(
-    weights: np.ndarray, bits: int, percentiles: Sequence[float], scale_floor: bool = True
+    weights: np.ndarray,
+    bits: int,
+    percentiles: Sequence[float],
+    scale_floor: bool = True,
+    symmetric: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clip search: the clip percentile with the smallest squared error over the whole matrix.
 
@@ -33,31 +37,39 @@ def quantize_rows(
       bits: 4 to 8; c = 2^(bits − 1) − 1.
       percentiles: quantiles to try, each above 0 and at most 1; of equals the first wins.
       scale_floor: without it the step is clip / c, however small.
+      symmetric: levels −c … c, without −c − 1.
 
     Returns:
       int8 levels [rows, columns] and float16 scales [rows].
     """
     c = largest_level(bits)
+    lowest = -c if symmetric else -c - 1
     clips = row_quantiles(weights, percentiles)
     candidates = [_scales(clip, c, scale_floor).astype(np.float16) for clip in clips]
     errors = [float("inf")] * len(candidates)
     for i, scales in enumerate(candidates):
         same = next((j for j in range(i) if np.array_equal(candidates[j], scales)), None)
-        errors[i] = errors[same] if same is not None else squared_error(weights, scales, c)
+        errors[i] = errors[same] if same is not None else squared_error(weights, scales, lowest, c)
     scales = candidates[int(np.argmin(errors))]
-    return round_to_levels(weights, scales, -c - 1, c), scales
+    return round_to_levels(weights, scales, lowest, c), scales
 
 
-def quantize_table_rows(
+def quantize_int8_rows(
     weights: np.ndarray, percentile: float, scale_floor: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Int8 for tables: each row clipped at one quantile, step max(clip / 127, 1 / 127), levels −127 … 127.
+    """Int8: each row clipped at one quantile, step max(clip / 127, 1 / 127), levels −127 … 127.
 
-    The step is rounded to float16 after the levels are taken. Arguments and results as in `quantize_rows`.
+    Values are clipped before they are divided, which tells where the step is above clip / 127: a value past
+    the clip must not round to a level that the clip does not reach. The step is rounded to float16 after
+    the levels are taken. Arguments and results as in `quantize_rows`.
     """
     clip = row_quantiles(weights, [percentile])[0]
-    scales = _scales(clip, TABLE_LEVELS, scale_floor)
-    return round_to_levels(weights, scales, -TABLE_LEVELS, TABLE_LEVELS), scales.astype(np.float16)
+    scales = _scales(clip, INT8_LEVELS, scale_floor)
+    levels = np.empty(weights.shape, np.int8)
+    for rows in row_chunks(weights.shape):
+        clipped = np.clip(weights[rows], -clip[rows, None], clip[rows, None])
+        levels[rows] = _rounded(clipped, scales[rows], -INT8_LEVELS, INT8_LEVELS)
+    return levels, scales.astype(np.float16)
 
 
 def row_quantiles(weights: np.ndarray, quantiles: Sequence[float]) -> list[np.ndarray]:
@@ -90,11 +102,11 @@ def round_to_levels(weights: np.ndarray, scales: np.ndarray, lowest: int, highes
     return levels
 
 
-def squared_error(weights: np.ndarray, scales: np.ndarray, c: int) -> float:
+def squared_error(weights: np.ndarray, scales: np.ndarray, lowest: int, highest: int) -> float:
     """Sum over all weights of (w − level × scale)²."""
     total = 0.0
     for rows in row_chunks(weights.shape):
-        restored = _rounded(weights[rows], scales[rows], -c - 1, c)
+        restored = _rounded(weights[rows], scales[rows], lowest, highest)
         restored *= scales[rows].astype(np.float32)[:, None]
         restored -= weights[rows]
         total += float(np.einsum("rc,rc->r", restored, restored).sum(dtype=np.float64))

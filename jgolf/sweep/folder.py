@@ -7,7 +7,6 @@ import dataclasses
 import io
 import itertools
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,7 +83,7 @@ class SweepFolder:
             content["worths"] = [dataclasses.asdict(worth) for worth in worths(results)]
         with files.all_or_nothing(self.path, "results") as new:
             files.write_text(new / CSV_FILE, _csv(content["runs"]))
-            files.write_text(new / RESULTS_FILE, json.dumps(_without_nan(content), indent=1) + "\n")
+            files.write_text(new / RESULTS_FILE, files.json_text(content, indent=1) + "\n")
         self.results = results
 
 
@@ -124,12 +123,3 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

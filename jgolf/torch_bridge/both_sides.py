@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +21,10 @@ from jgolf.evaluate import score
 from jgolf.evaluate.windows import Windows
 from jgolf.model import functional
 from jgolf.progress import progress_bar
-from jgolf.torch_bridge import comparison, crosscheck_train, script, torch_model
+from jgolf.torch_bridge import comparison, crosscheck_train, own_optimizers, own_settings, script, torch_model
 from jgolf.torch_bridge.comparison import Check, Tolerances
 from jgolf.torch_bridge.crosscheck_train import StepComparison
+from jgolf.torch_bridge.own_optimizers import OwnOptimizers
 from jgolf.torch_bridge.torch_model import TorchModel
 
 
@@ -106,22 +107,33 @@ class BothSides:
         ).val_bpb
         return comparison.absolute(f"bits per byte, {name}", theirs, ours, self.tolerances.bits_per_byte)
 
-    def train(self, stream: TokenStream, rows: int, seq_len: int, steps: int) -> Iterator[StepComparison]:
+    def own_optimizers(self) -> OwnOptimizers:
+        """The script's optimizers; ScriptError where it has no Muon, or not one that suits."""
+        return own_optimizers.of_script(self.module, self.torch_model, self.config)
+
+    def train(
+        self, own: OwnOptimizers, stream: TokenStream, rows: int, seq_len: int, steps: int
+    ) -> Iterator[StepComparison]:
         """Optimizer steps on both sides; the PyTorch model is left trained."""
         batches = crosscheck_train.batches_of(stream, rows, seq_len, steps)
         with jax.default_device(self.jax_device):
             yield from crosscheck_train.compare_steps(
-                self.module, self.torch_model, self.config, self.params, batches, self.tolerances
+                own, self.torch_model, self.config, self.params, batches, self.tolerances
             )
 
 
 @contextlib.contextmanager
 def prepared(
-    reference: str | Path, config: Config, params: Mapping[str, np.ndarray], tolerances: Tolerances
+    reference: str | Path,
+    config: Config,
+    params: Mapping[str, np.ndarray],
+    tolerances: Tolerances,
+    assumed: Sequence[str] = (),
 ) -> Iterator[BothSides]:
     """Yields both models; while the block lasts, the stand-ins that the script may need are installed.
 
     `config.model.compute_dtype` decides: float32 runs on the CPU, bfloat16 on the GPU where there is one.
+    Of the settings whose names are in `assumed`, the script's rotary tables have the last word.
 
     Raises:
       ScriptError: the script cannot be used. ConfigError, ArtifactError: it has no such model.
@@ -132,7 +144,10 @@ def prepared(
     with script.imported(reference, float32_only=float32, on_cpu=device == "cpu") as module:
         model, notices = script.build_model(module, reference, config.model, params, device)
         wrapped = TorchModel(model, reference, config.model.compute_dtype)
-        yield BothSides(module, wrapped, config, params, tolerances, jax_device, notices)
+        rotary = own_settings.rotary_of(wrapped)
+        told, more = own_settings.with_rotary_of(config.model, rotary, assumed, str(reference))
+        config = replace(config, model=told)
+        yield BothSides(module, wrapped, config, params, tolerances, jax_device, notices + more)
 
 
 def _mean_nll(logits: np.ndarray, targets: np.ndarray) -> float:

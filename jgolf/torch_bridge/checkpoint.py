@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,26 @@ import numpy as np
 
 from jgolf import files
 from jgolf.errors import ArtifactError
+from jgolf.torch_bridge.compressed import SMALL_BYTES, largest_content
+from jgolf.torch_bridge.names import listed
 from jgolf.torch_bridge.torch_extra import import_torch
 
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLES_OF_AN_OLD_FILE = 5  # before the values of PyTorch's format of before 1.6
+LARGEST_FILE_BYTES = 4 << 30
+NAMES_OF_ONE_STORAGE = 4
+"""How many times over the tensors of a large file may use its values: tied weights and shared blocks do."""
+PLAIN_GLOBALS = re.compile(
+    r"collections (OrderedDict|Counter|defaultdict)"
+    r"|torch \w+Storage"
+    r"|torch\._utils _rebuild_(tensor(_v2)?|parameter(_with_state)?)"
+    r"|torch (Size|device|b?float\w+|u?int\d+|bool|complex\d+|per_\w+)"
+    r"|torch\.serialization _get_layout"
+    r"|(builtins|__builtin__) (set|complex)"
+)
+"""What a pickle of tensors in plain containers names. PyTorch's own reader takes more, among them types that make
+room for as many bytes as a pickle of a few bytes asks for: bytearray, torch.FloatTensor, torch.storage.TypedStorage."""
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -32,11 +51,13 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         state = next((state[key] for key in STATE_DICT_KEYS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not state:
         raise ArtifactError(f"{path}: expected a state dict, name → tensor; found {describe(state)}")
+    check_views(state.values(), str(path))
     problems: list[str] = []
-    arrays = {str(name): to_numpy(str(name), value, problems) for name, value in state.items()}
+    named = {name if isinstance(name, str) else f"a {type(name).__name__}": value for name, value in state.items()}
+    arrays = {name: to_numpy(name, value, problems) for name, value in named.items()}
     problems += [f"{name}: found int8, expected floats" for name, array in arrays.items() if _is_int8(array)]
     if problems:
-        raise ArtifactError("\n  ".join([f"{path}: not a state dict of floating-point tensors:", *problems]))
+        raise ArtifactError(f"{path}: not a state dict of floating-point tensors:\n{listed(problems)}")
     return arrays
 
 
@@ -52,12 +73,11 @@ def load_safely(data: bytes, source: str) -> Any:
     """What `torch.save` wrote, on the CPU; only tensors and plain containers are ever built.
 
     Raises:
-      ArtifactError: `data` is damaged, or asks for anything else to be built or run.
+      ArtifactError: `data` is damaged, holds more than its size can, or asks for anything else to be built or run.
     """
     torch = import_torch(f"reading {source}")
     try:
-        if zipfile.is_zipfile(io.BytesIO(data)) and (record := zipfile.ZipFile(io.BytesIO(data)).testzip()):
-            raise ArtifactError(f"{source}: damaged: {record} in it does not match its checksum")
+        _check_container(data, source)
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except ArtifactError:
         raise
@@ -74,14 +94,83 @@ def load_safely(data: bytes, source: str) -> Any:
         ) from None
 
 
+def _check_container(data: bytes, source: str) -> None:
+    """Raises ArtifactError for a zip archive or a pickle that PyTorch should not be given.
+
+    Raises:
+      ArtifactError: see above. Other exceptions: it is damaged.
+    """
+    if not data.startswith(ZIP_MAGIC):  # as PyTorch tells the two apart
+        _check_globals(io.BytesIO(data), source, PICKLES_OF_AN_OLD_FILE)
+        return
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    size, limit = sum(entry.file_size for entry in archive.infolist()), largest_content(len(data))
+    if size > max(limit, len(data)):  # torch.save compresses nothing: its archives hold less than their size
+        raise ArtifactError(
+            f"{source}: its {len(data):,} bytes claim to hold {size:,}, expected at most {limit:,}; refused"
+        )
+    if record := archive.testzip():
+        raise ArtifactError(f"{source}: damaged: {record} in it does not match its checksum")
+    for entry in archive.namelist():
+        if entry.endswith(".pkl"):
+            _check_globals(io.BytesIO(archive.read(entry)), source, 1)
+
+
+def _check_globals(file: io.BytesIO, source: str, pickles: int) -> None:
+    """Raises UnpicklingError where one of the pickles at the start of a file is damaged or names more than it needs."""
+    for _ in range(pickles):
+        try:
+            named = [argument for opcode, argument, _ in pickletools.genops(file) if opcode.name == "GLOBAL"]
+        except ValueError as error:
+            raise pickle.UnpicklingError(f"{source}: {error}") from None
+        for name in named:
+            if not PLAIN_GLOBALS.fullmatch(name):
+                raise pickle.UnpicklingError(f"it asks for {name}")
+
+
+def check_views(tensors: Iterable[Any], source: str, names: int = NAMES_OF_ONE_STORAGE) -> None:
+    """Raises ArtifactError where tensors are many names for the same few values: each becomes an array of its own.
+
+    Args:
+      tensors: of one file; what is none is passed over, and what lacks values of its own `to_numpy` refuses.
+      source: the file, for the message.
+      names: how often values may be named, on average.
+    """
+    torch = import_torch(f"reading {source}")
+    storages: dict[int, int] = {}
+    needed = count = 0
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor) and _is_dense(tensor):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            needed += _size_bytes(tensor)
+            count += 1
+    held = sum(storages.values())
+    if needed > max(SMALL_BYTES, names * held):
+        raise ArtifactError(
+            f"{source}: its {count:,} tensors take {needed:,} bytes but share {held:,} that are there; expected "
+            f"{'tensors with values of their own' if names == 1 else f'values with at most {names} names'}; refused"
+        )
+
+
+def _is_dense(tensor: Any) -> bool:
+    """Whether a tensor has all its values, in the main memory."""
+    torch = import_torch("reading a tensor")
+    stored = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return stored and _size_bytes(tensor) <= tensor.untyped_storage().nbytes()
+
+
+def _size_bytes(tensor: Any) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
 def to_numpy(name: str, value: Any, problems: list[str]) -> np.ndarray | None:
     """A floating-point or int8 tensor as an array, bfloat16 as float32; adds to `problems` what is none."""
     torch = import_torch("reading a tensor")
     if not isinstance(value, torch.Tensor):
         problems.append(f"{name}: found {describe(value)}, expected a tensor")
         return None
-    stored = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-    if not stored or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    if not _is_dense(value):
         problems.append(f"{name}: found a tensor of {list(value.shape)} without all its values, expected a dense one")
         return None
     if value.dtype == torch.bfloat16:
@@ -93,8 +182,11 @@ def to_numpy(name: str, value: Any, problems: list[str]) -> np.ndarray | None:
 
 
 def bytes_of(path: str | Path) -> bytes:
-    """The file's content; ArtifactError where it cannot be read."""
+    """The file's content; ArtifactError where it cannot be read, or is too large for any model of the challenge."""
     try:
+        size = Path(path).stat().st_size
+        if size > LARGEST_FILE_BYTES:
+            raise ArtifactError(f"{path}: has {size:,} bytes, expected a model of at most {LARGEST_FILE_BYTES:,}")
         return Path(path).read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -69,7 +69,7 @@ def parse(option: str | None) -> Given:
             return _of_config(configs.from_written(values), source)
         except ConfigError as error:
             raise ConfigError(f"{source}: not a jgolf config: {error}") from None
-    return Given(source, _translate(values, source))
+    return Given(source, translate(values, source))
 
 
 def _of_config(config: Config, source: str) -> Given:
@@ -83,7 +83,7 @@ def _read(path: str) -> str:
         raise ConfigError(f"--config {path}: cannot be read: {error}") from None
 
 
-def _translate(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+def translate(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The reference's names and values as those of ModelConfig; upper case, as in the environment, is taken too."""
     values = {key.lower(): value for key, value in values.items()}
     defaults = (

@@ -38,22 +38,24 @@ def crosscheck(
     """Compare jgolf with a PyTorch training script: logits, loss, bits per byte, and training where asked.
 
     The script is imported, not run; it needs no GPU and no flash-attention. float32 runs both sides on the CPU, and
-    keeps in float32 what the script casts to bfloat16; bfloat16 runs them on the GPU where there is one. The exit
-    status is 1 where a difference exceeds its tolerance.
+    keeps in float32 what the script casts to bfloat16; bfloat16 runs them on the GPU where there is one. What the
+    checkpoint does not tell of its model is taken from the script, and where that differs from jgolf's recipe it is
+    said; training steps are those of the script's own optimizers, settings and groups. The exit status is 1 where a
+    difference exceeds its tolerance.
 
     Args:
       reference: The training script, a Python file with a class GPT that has forward_logits.
       checkpoint: The weights for both sides: a .pt state dict, a .ptz or .jgolf artifact, or a run directory.
       tokens: Token shards.
       tokenizer: SentencePiece model of the shards.
-      config: Settings that the tensors do not tell: a config's name, a run's config.json, or a JSON object.
+      config: Settings that the tensors do not tell, in the script's place: a config's name, config.json or JSON object.
       average: Weights of a run: raw, ema, swa or ema+swa.
       dtype: Arithmetic of both sides; each has its own tolerances.
       seq_len: Tokens of a sequence; 0 takes the config's, 2,048 in the recipe.
       stride: Tokens between two windows of the sliding evaluation.
       batch: Sequences run at once, and in one training step.
       max_tokens: Compare on this many tokens, the first of the shards; 0 takes all.
-      train_steps: Also compare this many optimizer steps from these weights; uses the script's Muon.
+      train_steps: Also compare this many optimizer steps from these weights, by the script's own optimizers.
       reference_windows: Sliding evaluation as the reference does it, with windows that hang over the end.
     """
     import_torch("jgolf crosscheck")
@@ -62,9 +64,10 @@ def crosscheck(
             "expected --batch and --stride of 1 or more; --seq-len, --max-tokens, --train-steps of 0 or more"
         )
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both sides share the GPU's memory
-    from jgolf.torch_bridge import both_sides, comparison, report
+    from jgolf.torch_bridge import both_sides, comparison, own_settings, report
 
-    model = load_model(checkpoint, config, average)
+    own = own_settings.of_script(reference)
+    model = load_model(checkpoint, config, average, own)
     settings = in_dtype(model.config, dtype)
     tables = load_tokenizer(tokenizer, settings.model.vocab_size).byte_tables
     stream = TokenStream(tokens, settings.model.vocab_size)
@@ -76,16 +79,19 @@ def crosscheck(
     }
     tolerances = comparison.TOLERANCES[dtype]
     console = table_console()
-    with both_sides.prepared(reference, settings, model.params, tolerances) as sides:
-        console.print(f"{reference} and jgolf, weights of {checkpoint}, {dtype}: {sides.where}")
-        for notice in sides.notices:
-            console.print(notice)
+    with both_sides.prepared(reference, settings, model.params, tolerances, model.assumed) as sides:
+        console.print(
+            f"{reference} and jgolf, weights of {checkpoint}, {dtype}: {sides.where}", markup=False, soft_wrap=True
+        )
+        for notice in [*own_settings.differences(own, settings.model, model.assumed), *sides.notices]:
+            console.print(notice, markup=False, soft_wrap=True)
         result = sides.compare(text, tables, windows, seq_len, batch)
         report.print_result(console, result, f"{len(text) - 1:,} tokens, sequences of {seq_len:,}")
         passed = result.passed
         if train_steps:
-            steps = sides.train(stream, batch, seq_len, train_steps)
-            passed &= report.print_steps(console, steps)
+            optimizers = sides.own_optimizers()
+            passed &= report.print_optimizers(console, optimizers)
+            passed &= report.print_steps(console, sides.train(optimizers, stream, batch, seq_len, train_steps))
     console.print("the cross-check passed" if passed else "[bold red]the cross-check FAILED[/bold red]")
     return EXIT_OK if passed else EXIT_CHECK_FAILED
 

@@ -1,13 +1,10 @@
-"""The same optimizer steps on both sides: the script's Muon and PyTorch's AdamW beside jgolf's optimizer."""
+"""The same optimizer steps on both sides: the script's own optimizers beside jgolf's, with their settings."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from types import ModuleType
 
 import jax
 import numpy as np
@@ -22,6 +19,7 @@ from jgolf.model import functional
 from jgolf.optim.optimizer import make_optimizer
 from jgolf.torch_bridge import comparison, names
 from jgolf.torch_bridge.comparison import Check, Tolerances
+from jgolf.torch_bridge.own_optimizers import OwnOptimizers
 from jgolf.torch_bridge.script import ScriptError, describe
 from jgolf.torch_bridge.torch_model import TorchModel
 
@@ -40,7 +38,7 @@ class StepComparison:
 
 
 def compare_steps(
-    module: ModuleType,
+    own: OwnOptimizers,
     torch_model: TorchModel,
     config: Config,
     params: Params,
@@ -49,14 +47,15 @@ def compare_steps(
 ) -> Iterator[StepComparison]:
     """Takes a step on each batch, on both sides from `params`, and yields how they compare.
 
-    The learning-rate multiplier stays 1 and Muon's momentum warms up from step 0. Distances are
-    relative to how far the reference's parameters have moved since the start. Casts that the script
-    would make to bfloat16 are float32 where the cross-check is, Newton-Schulz iterations included.
+    Both sides have the settings of `own`. The learning-rate multiplier stays 1 and Muon's momentum warms up from
+    step 0. Distances are relative to how far the reference's parameters have moved since the start. Casts that the
+    script would make to bfloat16 are float32 where the cross-check is, Newton-Schulz iterations included.
 
     Raises:
-      ScriptError: the script has no class Muon, or it fails.
+      ScriptError: an optimizer of the script fails.
     """
-    reference = torch_steps(module, torch_model, config, batches)
+    config = replace(config, optim=own.config)
+    reference = torch_steps(own.optimizers, torch_model, config, batches)
     ours = jax_steps(config, params, batches)
     for step, ((torch_loss, torch_params), (jax_loss, jax_params)) in enumerate(zip(reference, ours, strict=True)):
         apart = {path: float(np.linalg.norm(torch_params[path] - jax_params[path])) for path in params}
@@ -95,10 +94,11 @@ def jax_steps(config: Config, params: Params, batches: list[Batch]) -> Iterator[
         yield float(loss), {path: np.asarray(array) for path, array in current.items()}
 
 
-def torch_steps(module: ModuleType, torch_model: TorchModel, config: Config, batches: list[Batch]) -> Iterator[Step]:
-    """The reference's steps: gradient clipping, the script's Muon, two AdamW groups."""
+def torch_steps(
+    optimizers: list[torch.optim.Optimizer], torch_model: TorchModel, config: Config, batches: list[Batch]
+) -> Iterator[Step]:
+    """The reference's steps: gradient clipping, then each of the script's optimizers."""
     model = torch_model.model.train()
-    optimizers = make_optimizers(module, torch_model, config)
     clip = config.optim.grad_clip
     for step, batch in enumerate(batches):
         with torch_model.running():
@@ -115,66 +115,14 @@ def torch_steps(module: ModuleType, torch_model: TorchModel, config: Config, bat
             try:
                 optimizer.step()
             except Exception as error:
-                raise ScriptError(f"{torch_model.script}: Muon fails: {describe(error, torch_model.script)}") from None
+                failed = f"{type(optimizer).__name__} fails: {describe(error, torch_model.script)}"
+                raise ScriptError(f"{torch_model.script}: {failed}") from None
         yield float(loss.detach()), _params_of(model)
 
 
 def _momentum(muon: MuonConfig, step: int) -> float:
     done = min(step / muon.momentum_warmup_steps, 1.0) if muon.momentum_warmup_steps else 1.0
     return muon.momentum_warmup_start + (muon.momentum - muon.momentum_warmup_start) * done
-
-
-def make_optimizers(
-    module: ModuleType, torch_model: TorchModel, config: Config, **adamw_options: bool
-) -> list[torch.optim.Optimizer]:
-    """Muon for its group of the rules, AdamW, with further options, for the others.
-
-    Raises:
-      ScriptError: the script has no class Muon, or not one that the config's settings suit.
-    """
-    groups: dict[str, list[torch.nn.Parameter]] = {}
-    for name, parameter in names.canonical(dict(torch_model.model.named_parameters()))[0].items():
-        if parameter.numel():
-            groups.setdefault(rules.rule_of(rules.path_of_torch_name(name)).group, []).append(parameter)
-    adamw = config.optim.adamw
-    make: Callable = partial(torch.optim.AdamW, betas=(adamw.beta1, adamw.beta2), eps=adamw.epsilon, **adamw_options)
-    settings = {
-        "adamw_token": (adamw.token_learning_rate, adamw.token_weight_decay),
-        "adamw_scalar": (adamw.scalar_learning_rate, adamw.scalar_weight_decay),
-        "adamw_head": (adamw.head_learning_rate, adamw.head_weight_decay),
-    }
-    optimizers = [
-        make(groups[group], lr=learning_rate, weight_decay=weight_decay)
-        for group, (learning_rate, weight_decay) in settings.items()
-        if group in groups
-    ]
-    return [*optimizers, _muon(module, torch_model, config.optim.muon, groups["muon"])]
-
-
-def _muon(
-    module: ModuleType, torch_model: TorchModel, muon: MuonConfig, parameters: list[torch.nn.Parameter]
-) -> torch.optim.Optimizer:
-    kind = getattr(module, "Muon", None)
-    if kind is None:
-        raise ScriptError(f"{torch_model.script}: has no class Muon, which training steps need")
-    settings = {
-        "lr": muon.learning_rate,
-        "momentum": muon.momentum,
-        "backend_steps": muon.newton_schulz_steps,
-        "ns_steps": muon.newton_schulz_steps,
-        "nesterov": True,
-        "weight_decay": muon.weight_decay,
-    }
-    taken = inspect.signature(kind).parameters
-    if "weight_decay" not in taken and muon.weight_decay:
-        raise ScriptError(
-            f"{torch_model.script}: its Muon takes no weight_decay, the config has {muon.weight_decay}; "
-            "give a config whose optim.muon.weight_decay is 0"
-        )
-    try:
-        return kind(parameters, **{name: value for name, value in settings.items() if name in taken})
-    except Exception as error:
-        raise ScriptError(f"{torch_model.script}: Muon(…) failed: {describe(error, torch_model.script)}") from None
 
 
 def _params_of(model: torch.nn.Module) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +14,9 @@ from jgolf.errors import ArtifactError
 Value = TypeVar("Value")
 Shape = tuple[int, ...]
 
+MAX_LISTED = 10
+"""Tensors that one message names; how many more there are is said."""
+MAX_LINE = 200  # characters of what is said of one tensor: names are whatever a file says
 WRAPPER_PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")  # DistributedDataParallel, torch.compile
 UNSCORED = {
     r"mtp_heads\..+": "heads for further tokens take no part in the scored model",
@@ -49,11 +52,16 @@ def by_torch_name(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return {rules.torch_name(path): to_torch_shape(path, shape) for path, shape in shapes.items()}
 
 
-def check(found: Mapping[str, Shape], wanted: Mapping[str, Shape], source: str) -> None:
+def check(found: Mapping[str, Shape], wanted: Mapping[str, Shape], source: str, advice: str = "") -> None:
     """Compares the shapes of tensors, by PyTorch name, with those that a model wants.
 
+    Args:
+      found, wanted: name → shape.
+      source: where the tensors are, for the message.
+      advice: what to do where all of them have names that jgolf knows.
+
     Raises:
-      ArtifactError: names every missing, extra and misshapen tensor with the shapes found and expected.
+      ArtifactError: names missing, extra and misshapen tensors with the shapes found and expected.
     """
     problems = [f"{name}: missing, expected {list(shape)}" for name, shape in wanted.items() if name not in found]
     for name, shape in found.items():
@@ -62,11 +70,30 @@ def check(found: Mapping[str, Shape], wanted: Mapping[str, Shape], source: str) 
         elif tuple(shape) != tuple(wanted[name]):
             problems.append(f"{name}: found {list(shape)}, expected {list(wanted[name])}")
     if problems:
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise ArtifactError(
-            f"{source}: tensors that do not fit the model ({len(problems)}):\n{lines}\n"
-            "If the model's settings are others than assumed, give them with --config."
-        )
+        foreign = foreign_names(found)
+        ending = another_architecture(foreign) if foreign else advice
+        text = f"{source}: tensors that do not fit the model ({len(problems)}):\n{listed(problems)}"
+        raise ArtifactError(f"{text}\n{ending}" if ending else text)
+
+
+def foreign_names(names: Iterable[str]) -> list[str]:
+    """Those names that no parameter of jgolf's network has."""
+    return [name for name in names if rules.path_of_torch_name(name) is None]
+
+
+def another_architecture(foreign: Sequence[str]) -> str:
+    """What to say of a file that holds tensors of these names."""
+    return (
+        f"{foreign[0]} and {len(foreign) - 1} more names" if len(foreign) > 1 else foreign[0]
+    ) + ": no setting gives jgolf's network such parameters; this is a model of another architecture"
+
+
+def listed(problems: Sequence[str], limit: int = MAX_LISTED) -> str:
+    """The first of `problems`, a line each, and how many more there are."""
+    lines = [f"  {problem}" if len(problem) <= MAX_LINE else f"  {problem[:MAX_LINE]}…" for problem in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"  … and {len(problems) - limit} more")
+    return "\n".join(lines)
 
 
 def to_params(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Shape]]:
@@ -81,7 +108,8 @@ def to_params(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], d
         if path is None:
             unknown[name] = array.shape
         elif array.size:
-            params[path] = to_layout(path, np.asarray(array, np.float32))
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, for the reader to refuse
+                params[path] = to_layout(path, np.asarray(array, np.float32))
     return params, unknown
 
 

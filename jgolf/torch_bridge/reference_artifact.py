@@ -1,9 +1,9 @@
-"""The PyTorch reference's artifact, `final_model.int6.ptz`.
+"""Artifacts of PyTorch scripts, `final_model.int6.ptz`: what `torch.save` wrote, compressed.
 
-It is `torch.save({"w": tensors, "m": form by name})`, compressed with zstd. `w` holds `<name>.q`
-(int8) with `<name>.scale` (float16, one a row), or `<name>` itself; `m[name]` is "passthrough",
-"passthrough_ctrl", "passthrough_fp16" or {"type": "int6" | "int8"}. Integers, scales and floats are
-kept as they are in both directions; nothing is quantized again.
+Most scripts save {"w": tensors, "m": form by name}. `w` holds `<name>.q` (int8) with `<name>.scale` (float16, one a
+row), or `<name>` itself; `m[name]` is "passthrough", "passthrough_ctrl", "passthrough_fp16" or {"type": "int4" …
+"int8"}. The challenge's baseline saves {"quantized": int8 by name, "scales": …, "passthrough": floats by name}.
+Integers, scales and floats are kept as they are in both directions; nothing is quantized again.
 """
 
 from __future__ import annotations
@@ -19,32 +19,30 @@ import zstandard
 from jgolf import files, rules
 from jgolf.errors import ArtifactError
 from jgolf.quantize.stored import StoredTensor
-from jgolf.torch_bridge import checkpoint, names
+from jgolf.torch_bridge import checkpoint, compressed, names
 from jgolf.torch_bridge.torch_extra import import_torch
 
 ZSTD_LEVEL = 22
-MAX_RAW_BYTES = 1 << 30  # no artifact of 16 MB holds more; a crafted one could fill the memory
 FLOAT_MARKS = ("passthrough", "passthrough_ctrl", "passthrough_fp16")
-LEVELS = {"int6": (-32, 31), "int8": (-128, 127)}
-INT5_LEVELS = (-16, 15)
+LEVELS = {f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in range(4, 9)}
 
 
 def read(path: str | Path) -> tuple[dict[str, StoredTensor], list[str]]:
     """The parameters in storage form by path, and a notice for each tensor that is left out.
 
-    The reference writes "int6" for Int5 as well: an MLP matrix whose levels all lie in −16 … 15 is
+    Pull request #592 writes "int6" for Int5 as well: an MLP matrix whose levels all lie in −16 … 15 is
     read as int5. Levels and scales are the same either way; only the room kept for them differs.
 
     Raises:
       ArtifactError: the file is no such artifact or is damaged; every tensor that does not fit is named.
       MissingExtraError: PyTorch is not installed.
     """
-    content = checkpoint.load_safely(decompress(checkpoint.bytes_of(path), str(path)), str(path))
-    if not isinstance(content, Mapping) or not all(isinstance(content.get(key), Mapping) for key in ("w", "m")):
-        raise ArtifactError(f'{path}: expected a dictionary with "w" and "m"; found {checkpoint.describe(content)}')
+    content = checkpoint.load_safely(compressed.decompress(checkpoint.bytes_of(path), str(path)), str(path))
+    tensors, marks = _tensors_and_marks(content, str(path))
+    checkpoint.check_views(tensors.values(), str(path), names=1)
     problems: list[str] = []
-    tensors = {str(name): checkpoint.to_numpy(str(name), value, problems) for name, value in content["w"].items()}
-    marks, notices = names.canonical({str(name): mark for name, mark in content["m"].items()})
+    tensors = {name: checkpoint.to_numpy(name, value, problems) for name, value in tensors.items()}
+    marks, notices = names.canonical(marks)
     tensors, _ = names.canonical(tensors)
     stored = {}
     for name, mark in marks.items():
@@ -52,9 +50,39 @@ def read(path: str | Path) -> tuple[dict[str, StoredTensor], list[str]]:
             stored[rules.path_of_torch_name(name)] = tensor
     problems += [f"{name}: has no entry in m" for name in tensors if _base_name(name) not in marks]
     if problems:
-        lines = "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))
-        raise ArtifactError(f"{path}: not an artifact of the PyTorch reference, or damaged:\n{lines}")
+        text = f"{path}: not an artifact of a PyTorch script, or damaged:\n{names.listed([*dict.fromkeys(problems)])}"
+        foreign = names.foreign_names(marks)
+        raise ArtifactError(f"{text}\n{names.another_architecture(foreign)}" if foreign else text)
     return stored, notices
+
+
+def _tensors_and_marks(content: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`w` and `m` of what a script saved.
+
+    Raises:
+      ArtifactError: it holds neither these nor the baseline's tensors.
+    """
+    if _holds(content, "w", "m"):
+        return _by_text(content["w"]), _by_text(content["m"])
+    if _holds(content, "quantized", "scales", "passthrough"):
+        quantized, scales, floats = (_by_text(content[key]) for key in ("quantized", "scales", "passthrough"))
+        levels = {f"{name}.q": value for name, value in quantized.items()}
+        tensors = levels | {f"{name}.scale": value for name, value in scales.items()} | floats
+        marks = dict.fromkeys(quantized, {"type": "int8"}) | dict.fromkeys(floats, "passthrough")
+        return tensors, marks
+    raise ArtifactError(
+        f'{source}: expected a dictionary with "w" and "m", or with "quantized", "scales" and "passthrough"; '
+        f"found {checkpoint.describe(content)}"
+    )
+
+
+def _holds(content: Any, *keys: str) -> bool:
+    return isinstance(content, Mapping) and all(isinstance(content.get(key), Mapping) for key in keys)
+
+
+def _by_text(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """`values` by names; a key that is none is called by its type, for a message."""
+    return {name if isinstance(name, str) else f"a {type(name).__name__}": value for name, value in values.items()}
 
 
 def write(path: str | Path, stored: Mapping[str, StoredTensor]) -> None:
@@ -80,27 +108,6 @@ def write(path: str | Path, stored: Mapping[str, StoredTensor]) -> None:
     files.write_bytes(path, zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(buffer.getvalue()))
 
 
-def decompress(data: bytes, source: str) -> bytes:
-    """The content of one zstd frame of at most MAX_RAW_BYTES.
-
-    Raises:
-      ArtifactError: `data` is no such frame, is cut off or damaged, or holds more.
-    """
-    raw = bytearray()
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
-            while len(raw) <= MAX_RAW_BYTES and (chunk := reader.read(1 << 20)):
-                raw += chunk
-        size = zstandard.get_frame_parameters(data).content_size
-    except zstandard.ZstdError as error:
-        raise ArtifactError(f"{source}: not zstd data, or damaged: {error}") from None
-    if len(raw) > MAX_RAW_BYTES:
-        raise ArtifactError(f"{source}: holds more than {MAX_RAW_BYTES:,} bytes once decompressed; refused")
-    if size not in (zstandard.CONTENTSIZE_UNKNOWN, len(raw)):
-        raise ArtifactError(f"{source}: cut off: {len(raw):,} of {size:,} bytes are there")
-    return bytes(raw)
-
-
 def _base_name(name: str) -> str:
     return name.removesuffix(".q").removesuffix(".scale") if rules.path_of_torch_name(name) is None else name
 
@@ -116,7 +123,8 @@ def _stored(name: str, mark: Any, tensors: Mapping[str, np.ndarray], problems: l
         return _stored_integers(name, form, tensors, problems)
     else:
         expected = ", ".join([*FLOAT_MARKS, *LEVELS])
-        problems.append(f"{name}: storage form {mark!r}, expected one of {expected}")
+        found = repr(form) if isinstance(form, str) else f"a {type(form).__name__}"
+        problems.append(f"{name}: storage form {found}, expected one of {expected}")
     return None
 
 
@@ -145,7 +153,8 @@ def _stored_integers(
         problems.append(f"{name}.q: levels from {lowest} to {highest}, expected {form}'s {LEVELS[form]}")
         return None
     path = rules.path_of_torch_name(name)
-    if rules.rule_of(path).kind == "mlp" and form == "int6" and INT5_LEVELS[0] <= lowest <= highest <= INT5_LEVELS[1]:
+    narrow = LEVELS["int5"][0] <= lowest and highest <= LEVELS["int5"][1]
+    if rules.rule_of(path).kind == "mlp" and form == "int6" and narrow:
         form = "int5"
     return StoredTensor.integers(path, form, levels, scales)
 

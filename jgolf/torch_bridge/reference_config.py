@@ -1,15 +1,15 @@
-"""The settings of a PyTorch checkpoint's model: from its tensors' shapes, from `--config`, from the recipe."""
+"""The settings of a PyTorch checkpoint's model: from its tensors' shapes, `--config`, its script, or the recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jgolf import config as configs
 from jgolf.config import Config, ModelConfig
-from jgolf.errors import ConfigError
+from jgolf.errors import ArtifactError, ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.torch_bridge import config_option, names, shapes
 from jgolf.torch_bridge.config_option import LAST_LAYERS, Given
@@ -19,12 +19,37 @@ RECIPE, PLAIN_RECIPE = "pr592", "baseline"
 RECIPE_XSA_LAYERS = 4
 RECIPE_HEAD_DIM = 64
 TABLE_SIZES = ("bigram_buckets", "bigram_dim", "value_embedding_dim")
-UNTOLD = ("rope_dims", "rope_base", "ln_scale", "logit_softcap")  # no tensor's shape depends on these
+UNTOLD = ("rope_dims", "rope_base", "rope_original_length", "ln_scale", "logit_softcap")
+"""No tensor's shape depends on these."""
+SWITCHES = {
+    "smear/gate": ("smear_gate", '"smear_gate": false'),
+    "skip_weights": ("unet_skips", '"unet_skips": false'),
+    "q_gain": ("q_gain", '"q_gain": 0'),
+}
+"""End of the path of a parameter → the setting that leaves it out, which no tensor tells, and how to give it."""
+
+
+class Resolved(NamedTuple):
+    """A config, and how it came about.
+
+    Attributes:
+      config: its `model` is the checkpoint's.
+      notices: for the user: which settings had to be assumed.
+      assumed: the names, of ModelConfig, of those settings.
+    """
+
+    config: Config
+    notices: list[str]
+    assumed: tuple[str, ...]
 
 
 def fit(
-    found: Mapping[str, Shape], unknown: Mapping[str, Shape], option: str | None, source: str
-) -> tuple[Config, list[str]]:
+    found: Mapping[str, Shape],
+    unknown: Mapping[str, Shape],
+    option: str | None,
+    source: str,
+    own: Given | None = None,
+) -> Resolved:
     """As `resolve`, and checks that the tensors are exactly those of the model.
 
     Args:
@@ -32,57 +57,91 @@ def fit(
       unknown: PyTorch name → shape of each tensor that is none.
       option: the value of `--config`, if given.
       source: what the tensors were read from, for messages.
+      own: settings of the script that the checkpoint belongs to, if known.
 
     Raises:
-      ArtifactError: names every missing, extra and misshapen tensor; and the errors of `resolve`.
+      ArtifactError: names missing, extra and misshapen tensors; and the errors of `resolve`.
     """
-    config, notices = resolve(found, option, source)
-    check(found, unknown, config.model, source)
-    return config, notices
+    given = config_option.parse(option)
+    try:
+        resolved = _resolve(found, given, source, own)
+    except (ArtifactError, ConfigError):
+        if unknown:  # what the shapes seem to say is then of no use
+            raise ArtifactError(f"{source}: {names.another_architecture([*unknown])}") from None
+        raise
+    wanted = parameter_shapes(resolved.config.model)
+    switches = [text for end, (_, text) in SWITCHES.items() if _left_out(end, found, wanted)]
+    advice = f"If the model has no such parts, say so with --config '{{{', '.join(switches)}}}'" if switches else ""
+    names.check({**names.by_torch_name(found), **unknown}, names.by_torch_name(wanted), source, advice)
+    return resolved
 
 
 def check(found: Mapping[str, Shape], unknown: Mapping[str, Shape], model: ModelConfig, source: str) -> None:
     """Checks that the tensors are exactly those of `model`; arguments and errors as of `fit`."""
-    names.check({**names.by_torch_name(found), **unknown}, names.by_torch_name(parameter_shapes(model)), source)
+    advice = "The settings of the network, --model.…, have to be those of the file."
+    wanted = names.by_torch_name(parameter_shapes(model))
+    names.check({**names.by_torch_name(found), **unknown}, wanted, source, advice)
 
 
-def resolve(found: Mapping[str, Shape], option: str | None, source: str) -> tuple[Config, list[str]]:
+def _left_out(end: str, found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> bool:
+    """Whether parameters that end like this are wanted, and none is there."""
+    return any(path.endswith(end) for path in wanted) and not any(path.endswith(end) for path in found)
+
+
+def resolve(found: Mapping[str, Shape], option: str | None, source: str, own: Given | None = None) -> Resolved:
     """The config of the model whose parameters have these shapes.
 
-    What neither shapes nor `--config` tell is taken from the recipe pr592, or from the challenge's
-    baseline for a network without SmearGate and extra tables: XSA on the last four layers, the value
-    embedding on the last layers, rotary dimensions up to the head's width.
+    What neither shapes nor `--config` tell is taken from the script, and what that does not tell from the
+    recipe pr592, or from the challenge's baseline for a network without SmearGate and extra tables: XSA on the
+    last four layers, the value embedding on the last layers, rotary dimensions up to the head's width, a rotary
+    base that rises past 1,024 tokens (the baseline's does not).
 
     Args:
       found: path → shape of each parameter.
       option: the value of `--config`, if given.
       source: what the tensors were read from, for messages.
-
-    Returns:
-      The config, and a notice that names the settings that had to be assumed.
+      own: settings of the script that the checkpoint belongs to, if known; sizes among them do not count.
 
     Raises:
       ConfigError: `option` cannot be read, contradicts the shapes, or leaves a model that makes no sense.
       ArtifactError: the shapes are not those of such a model.
     """
-    given = config_option.parse(option)
+    return _resolve(found, config_option.parse(option), source, own)
+
+
+def _resolve(found: Mapping[str, Shape], given: Given, source: str, own: Given | None) -> Resolved:
     told = shapes.told_by(found, source)
+    own = _suiting(own, told) if own is not None and given.base is None else Given("", {})
     plain = not any(told[feature].value for feature in ("smear_gate", "bigram", "value_embedding"))
     recipe = PLAIN_RECIPE if plain else RECIPE
     base = given.base or configs.load(recipe)
-    values = {**dataclasses.asdict(base.model), **given.settings}
+    by_script = {name: own.settings[name] for name in ("num_heads", *UNTOLD) if name in own.settings}
+    values = {**dataclasses.asdict(base.model), **by_script, **given.settings}
     contradictions = _Contradictions(given, source)
     _set_features(values, told, contradictions)
-    _set_sizes(values, told, contradictions)
+    _set_sizes(values, told, contradictions, "num_heads" in by_script)
     assumed = [] if given.base else [name for name in UNTOLD if name not in given.settings]
-    assumed += _place_layers(values, told, given, contradictions)
+    by_recipe = {name: getattr(base.model, name) for name in UNTOLD} | {"rope_dims": _rope_dims(values, base.model)}
+    assumed += _place_layers(values, told, given, own, contradictions, by_recipe)
     if "num_heads" not in told and "num_heads" not in given.settings:
         assumed.append("num_heads")
     contradictions.raise_any()
     model = ModelConfig(**values)
     configs.validate(dataclasses.replace(Config(), model=model))
     config = dataclasses.replace(base, model=configs.resolved(model))
-    return config, _notices(values, assumed, recipe, source)
+    notices = _notices(values, by_recipe, assumed, own, recipe, source)
+    return Resolved(config, notices, tuple(assumed))
+
+
+def _suiting(own: Given, told: Mapping[str, Told]) -> Given:
+    """The script's settings as far as they suit the number of layers that the tensors tell."""
+    settings, num_layers = dict(own.settings), told["num_layers"].value
+    layers = settings.pop("value_embedding_layers", ())
+    if len(layers) == told["num_value_layers"].value and all(0 <= layer < num_layers for layer in layers):
+        settings["value_embedding_layers"] = layers
+    if LAST_LAYERS in settings:
+        settings["xsa_layers"] = _last(settings.pop(LAST_LAYERS), num_layers)
+    return Given(own.source, settings)
 
 
 class _Contradictions:
@@ -94,8 +153,8 @@ class _Contradictions:
     def note(self, name: str, says: Any, told: Told) -> None:
         """Adds that the tensors say `says` of this setting, if it was given."""
         if name in self.given.settings:
-            given = _shown(self.given.settings[name])
-            self.found.append(f"{name} is {given}, by the tensors it is {_shown(says)} ({told.by})")
+            given = shown(self.given.settings[name])
+            self.found.append(f"{name} is {given}, by the tensors it is {shown(says)} ({told.by})")
 
     def raise_any(self) -> None:
         if self.found:
@@ -118,14 +177,16 @@ def _set_features(values: dict[str, Any], told: Mapping[str, Told], contradictio
         values["bigram_buckets"] = 0
 
 
-def _set_sizes(values: dict[str, Any], told: Mapping[str, Told], contradictions: _Contradictions) -> None:
+def _set_sizes(
+    values: dict[str, Any], told: Mapping[str, Told], contradictions: _Contradictions, heads_known: bool
+) -> None:
     """Every width and count that a tensor tells; the rest stay as they are in `values`."""
     for name in ("vocab_size", "num_layers", "model_dim", "num_heads", *TABLE_SIZES):
         if name in told:
             if values[name] != told[name].value and (name, values[name]) != ("vocab_size", 0):
                 contradictions.note(name, told[name].value, told[name])
             values[name] = told[name].value
-    if not {"num_heads"} & (told.keys() | contradictions.given.settings.keys()):
+    if not heads_known and "num_heads" not in told.keys() | contradictions.given.settings.keys():
         values["num_heads"] = max(1, values["model_dim"] // RECIPE_HEAD_DIM)
     dim = values["model_dim"]
     if "kv_dim" in told:
@@ -152,9 +213,17 @@ def _multiple(width: int, dim: int) -> float:
 
 
 def _place_layers(
-    values: dict[str, Any], told: Mapping[str, Told], given: Given, contradictions: _Contradictions
+    values: dict[str, Any],
+    told: Mapping[str, Told],
+    given: Given,
+    own: Given,
+    contradictions: _Contradictions,
+    by_recipe: dict[str, Any],
 ) -> list[str]:
-    """Sets which layers have XSA and the value embedding; returns the names of those that are assumed."""
+    """Sets which layers have XSA and the value embedding; returns the names of those that are assumed.
+
+    What the recipe has for these is added to `by_recipe`.
+    """
     assumed = []
     num_layers, count = values["num_layers"], told["num_value_layers"].value
     if "value_embedding_layers" in given.settings:
@@ -165,27 +234,54 @@ def _place_layers(
         elif len(listed) != count:
             contradictions.note("value_embedding_layers", f"{count} layers", told["num_value_layers"])
     else:
-        values["value_embedding_layers"] = tuple(range(max(0, num_layers - count), num_layers))
+        by_recipe["value_embedding_layers"] = _last(count, num_layers)
+        values["value_embedding_layers"] = (by_recipe | own.settings)["value_embedding_layers"]
         assumed += ["value_embedding_layers"] if count else []
+    by_recipe["xsa_layers"] = _last(RECIPE_XSA_LAYERS if values["xsa_layers"] else 0, num_layers)
     last = values.pop(LAST_LAYERS, None)
-    if last is None and "xsa_layers" not in given.settings:
-        last = RECIPE_XSA_LAYERS if values["xsa_layers"] else 0
-        assumed.append("xsa_layers")
     if last is not None:
-        values["xsa_layers"] = tuple(range(max(0, num_layers - last), num_layers))
+        values["xsa_layers"] = _last(last, num_layers)
+    elif "xsa_layers" not in given.settings:
+        assumed.append("xsa_layers")
+        values["xsa_layers"] = (by_recipe | own.settings)["xsa_layers"]
     if "rope_dims" not in given.settings and values["num_heads"]:
         values["rope_dims"] = min(values["rope_dims"], values["model_dim"] // values["num_heads"])
     return assumed
 
 
-def _notices(values: Mapping[str, Any], assumed: list[str], recipe: str, source: str) -> list[str]:
-    if not assumed:
-        return []
-    settings = ", ".join(f"{name} {_shown(values[name])}" for name in assumed)
-    return [f"{source}: told by neither its tensors nor --config, taken as in the recipe {recipe}: {settings}"]
+def _last(count: int, num_layers: int) -> tuple[int, ...]:
+    return tuple(range(max(0, num_layers - count), num_layers))
 
 
-def _shown(value: Any) -> str:
+def _rope_dims(values: Mapping[str, Any], model: ModelConfig) -> int:
+    """The recipe's rotated dimensions, as far as the heads are wide."""
+    return min(model.rope_dims, values["model_dim"] // max(1, values["num_heads"]))
+
+
+def _notices(
+    values: Mapping[str, Any],
+    by_recipe: Mapping[str, Any],
+    assumed: list[str],
+    own: Given,
+    recipe: str,
+    source: str,
+) -> list[str]:
+    by_script, by_default = [], []
+    for name in assumed:
+        text = f"{name} {shown(values[name])}"
+        if name not in own.settings:
+            by_default.append(text)
+        elif by_recipe.get(name, values[name]) != values[name]:
+            by_script.append(f"{text} (the recipe {recipe} has {shown(by_recipe[name])})")
+        else:
+            by_script.append(text)
+    untold = f"{source}: told by neither its tensors nor --config, taken"
+    notices = [f"{untold} from {own.source}: {', '.join(by_script)}"] if by_script else []
+    return notices + ([f"{untold} as in the recipe {recipe}: {', '.join(by_default)}"] if by_default else [])
+
+
+def shown(value: Any) -> str:
+    """A setting's value, for a message."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (tuple, list)):

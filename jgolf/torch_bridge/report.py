@@ -10,6 +10,8 @@ from rich.table import Table
 from jgolf.torch_bridge.both_sides import Result
 from jgolf.torch_bridge.comparison import Check
 from jgolf.torch_bridge.crosscheck_train import StepComparison
+from jgolf.torch_bridge.names import listed
+from jgolf.torch_bridge.own_optimizers import OwnOptimizers
 
 
 def print_result(console: Console, result: Result, title: str) -> None:
@@ -25,6 +27,16 @@ def print_result(console: Console, result: Result, title: str) -> None:
         for check in result.layers:
             layers.add_row(check.name, *_cells(check)[2:])
         console.print(layers)
+
+
+def print_optimizers(console: Console, own: OwnOptimizers) -> bool:
+    """Says what the script's optimizers are; returns whether jgolf's can update every parameter in the same way."""
+    for notice in own.notices:
+        console.print(notice, markup=False, soft_wrap=True)
+    if own.problems:
+        console.print("[bold red]parameters that jgolf updates otherwise, whatever its settings[/bold red]")
+        console.print(listed(own.problems), markup=False, soft_wrap=True)
+    return not own.problems
 
 
 def print_steps(console: Console, steps: Iterable[StepComparison]) -> bool:

@@ -20,10 +20,11 @@ import torch
 
 from jgolf.config import ModelConfig, resolved
 from jgolf.errors import ConfigError, JgolfError
-from jgolf.torch_bridge import names, stand_ins
+from jgolf.torch_bridge import main_function, names, stand_ins
+from jgolf.torch_bridge.main_function import SETTINGS_ARGUMENTS
 
 NEUTRAL = (0, 0.0, False, "", None)  # values that leave a feature out
-SETTINGS_ARGUMENTS = ("args", "hparams", "hyperparameters", "config", "cfg", "h")
+NOT_SCORED = ("mtp_num_heads", "dtg")  # a checkpoint that jgolf reads has no parameters of these
 ONLY_AT_THE_START = ("tied_embed_init_std", "qk_gain_init")  # the weights are given
 VARIADIC, VARIADIC_NAMES = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 _numbers = itertools.count()
@@ -167,8 +168,8 @@ def constructor_arguments(
 ) -> tuple[dict[str, Any], list[str]]:
     """What to call the script's GPT with, by name, and a notice for each setting that it does not take.
 
-    An argument that is not one of the reference's keeps its default, or gets the value of that name
-    in the script's Hyperparameters; an argument for all of them gets such an object.
+    An argument that is not one of the reference's gets what the script itself gives, or the value of that name
+    in the script's Hyperparameters, or keeps its default; an argument for all of them gets such an object.
     """
     settings = reference_settings(config)
     hyperparameters = getattr(module, "Hyperparameters", None)
@@ -178,15 +179,17 @@ def constructor_arguments(
     rest = {name: value for name, value in settings.items() if name not in arguments}
     if any(parameter.kind is VARIADIC_NAMES for parameter in parameters):
         arguments, rest = settings, {}
+    by_main = main_function.arguments_of_model(module) or {}
     unknown = []
-    for name in (parameter.name for parameter in named if parameter.default is parameter.empty):
-        if name in arguments:
-            continue
-        if hasattr(hyperparameters, name):
+    for parameter in (parameter for parameter in named if parameter.name not in arguments):
+        name, needed = parameter.name, parameter.default is parameter.empty
+        if name in SETTINGS_ARGUMENTS and hyperparameters is not None:
+            arguments[name], rest = main_function.hyperparameters(module, settings), {}
+        elif name in by_main and (needed or by_main[name] != parameter.default):
+            arguments[name] = by_main[name]
+        elif needed and hasattr(hyperparameters, name):
             arguments[name] = getattr(hyperparameters, name)
-        elif name in SETTINGS_ARGUMENTS and hyperparameters is not None:
-            arguments[name], rest = _hyperparameters(hyperparameters, settings), {}
-        else:
+        elif needed:
             unknown.append(name)
     if unknown:
         raise ScriptError(
@@ -194,11 +197,7 @@ def constructor_arguments(
             f"it gives {', '.join(settings)}, and values of that name in a class Hyperparameters"
         )
     used = {name: value for name, value in rest.items() if value not in NEUTRAL and name not in ONLY_AT_THE_START}
-    return arguments, [f"{path}: GPT takes no {name}; the model has {value}" for name, value in used.items()]
-
-
-def _hyperparameters(kind: type, settings: Mapping[str, Any]) -> Any:
-    values = kind()
-    for name, value in settings.items():
-        setattr(values, name, value)
-    return values
+    notices = [f"{path}: GPT takes no {name}; the model has {value}" for name, value in used.items()]
+    further = {name: by_main[name] for name in NOT_SCORED if by_main.get(name) not in NEUTRAL}
+    notices += [f"{path}: its own {name} is {value}; both sides are without" for name, value in further.items()]
+    return arguments, notices

@@ -35,15 +35,15 @@ def test_shapes_and_type(params):
     assert all(value.dtype == np.float32 for value in params.values())
 
 
-def test_matrices_are_orthogonal_and_output_projections_zero(params):
+def test_matrices_are_orthogonal_and_those_that_write_zero(params):
     for path, value in params.items():
         if not path.endswith("/kernel"):
             continue
-        if path.endswith(("out_proj/kernel", "down_proj/kernel")):
+        if path.endswith(("out_proj/kernel", "down_proj/kernel")) or path == "head/kernel":
             assert not value.any()
             continue
         short = value if value.shape[0] <= value.shape[1] else value.T
-        gain = 1.0 if path.startswith(("blocks/", "head/")) else 1 / np.sqrt(2 * CONFIG.num_layers)
+        gain = 1.0 if path.startswith("blocks/") else 1 / np.sqrt(2 * CONFIG.num_layers)
         np.testing.assert_allclose(short @ short.T, gain**2 * np.eye(len(short)), atol=1e-5)
 
 
@@ -75,7 +75,14 @@ def test_depends_on_the_key_and_the_path_alone(params):
     assert np.abs(other[path] - params[path]).max() > 0.01
 
 
-def test_normal_start():
+def test_a_start_that_is_not_orthogonal_is_pytorch_s():
+    torch = pytest.importorskip("torch")
     config = dataclasses.replace(CONFIG, orthogonal_init=False)
-    value = jitted_init(config, jax.random.key(0))["blocks/0/mlp/up_proj/kernel"]
-    assert float(value.std()) == pytest.approx(1 / np.sqrt(128), rel=0.02)
+    found = jitted_init(config, jax.random.key(0))
+    for path, inputs, outputs in (("blocks/0/mlp/up_proj/kernel", 128, 384), ("blocks/0/attn/k_proj/kernel", 128, 64)):
+        theirs = torch.nn.Linear(inputs, outputs, bias=False).weight.detach().numpy()
+        value = np.asarray(found[path])
+        assert value.std() == pytest.approx(theirs.std(), rel=0.03)
+        assert value.std() == pytest.approx(1 / np.sqrt(3 * inputs), rel=0.02)
+        assert np.abs(value).max() == pytest.approx(np.abs(theirs).max(), rel=0.01)
+    assert not found["head/kernel"].any()

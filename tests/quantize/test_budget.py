@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from jgolf.errors import ArtifactError, JgolfError
+from jgolf.model.functional import parameter_shapes
 from jgolf.quantize.budget import quantize_to_budget
-from jgolf.quantize.curvature import Curvature
+from jgolf.quantize.curvature import Curvature, curvature
 from jgolf.quantize.export import quantize
 from tests.conftest import RECIPE
 
@@ -98,6 +100,22 @@ def test_a_budget_that_nothing_meets_names_the_smallest_size(problem):
     assert not found.stored[UP].values.any()
     smaller = dataclasses.replace(CONFIG, control="fp16")
     assert quantize_to_budget(params, curvatures, smaller, smallest_bytes - 1, pack).stored[GATE].form == "fp16"
+
+
+def test_rows_of_an_untied_embedding_that_calibration_lacks_are_kept():
+    model = dataclasses.replace(RECIPE.model, 
+        vocab_size=64, num_layers=1, model_dim=16, num_heads=2, num_kv_heads=1, bigram_buckets=0, xsa_layers=(),
+        rope_dims=4, value_embedding_layers=(), tie_embeddings=False, compute_dtype="float32",
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = {path: np.float32(0.3 * rng.normal(size=shape)) for path, shape in parameter_shapes(model).items()}
+    tokens = rng.integers(0, 32, (8, 64)).astype(np.int32)  # half the vocabulary is not in it
+    curvatures = curvature(model, params, tokens, jax.random.key(0))
+    budget_bytes = sum(value.size for value in params.values()) * 5 // 8
+    table = quantize_to_budget(params, curvatures, CONFIG, budget_bytes, pack).stored["embed/embedding"].dequantize()
+    whole = params["embed/embedding"]
+    error = np.linalg.norm(table - whole, axis=1) / np.linalg.norm(whole, axis=1)
+    assert error[:32].max() < 0.2 and error[32:].max() < 0.6, "unseen rows are coarser, not wiped"
 
 
 def test_weights_and_curvatures_of_zero(problem):

@@ -87,6 +87,19 @@ def test_rows_that_are_looked_up_more_often_count_for_more():
     assert bigrams[first_position] / bigrams[twice_one] == pytest.approx(1.5 / 5.5)
 
 
+def test_every_table_that_is_only_looked_up_counts_by_how_often():
+    """An untied embedding is such a table: rows that calibration lacks must not count for nothing."""
+    tokens = np.array([[1, 1, 1, 1, 2, 1, 1, 1]], np.int32)
+    untied = dataclasses.replace(MODEL, tie_embeddings=False)
+    found = curvature(untied, random_params(untied), tokens, jax.random.key(0))
+    rows = found["embed/embedding"].rows
+    np.testing.assert_allclose(rows / rows[2], np.array([0.5, 7.5, 1.5, 0.5, 0.5, 0.5]) / 1.5, rtol=1e-6)
+    for path in (path for path in found if path.endswith("/embedding")):
+        assert found[path].rows.min() > 0, path
+    tied = curvature(MODEL, random_params(MODEL), tokens, jax.random.key(0))["embed/embedding"].rows
+    assert tied[0] / tied[2] > 0.5  # every row of a head has a gradient, seen or not
+
+
 def test_models_without_tables_have_matrices_only():
     model = dataclasses.replace(MODEL, bigram_buckets=0, value_embedding_layers=(), tie_embeddings=False)
     params = random_params(model)

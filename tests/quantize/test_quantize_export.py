@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jgolf import config as configs
 from jgolf.errors import ArtifactError
 from jgolf.quantize.export import quantize
-from jgolf.quantize.rows import quantize_rows, quantize_table_rows
+from jgolf.quantize.rows import quantize_int8_rows, quantize_rows
 from jgolf.quantize.stored import StoredTensor, dequantize
 from tests.conftest import RECIPE
 
@@ -45,6 +46,27 @@ def test_forms_follow_the_rules():
     assert all(tensor.shape == np.shape(PARAMS[path]) for path, tensor in stored.items())
 
 
+def test_recipes_export_what_their_scripts_do():
+    """Pull request #414: Int6 −31 … 31, the token embedding Int8; the baseline: Int8 rows, whatever the matrix."""
+    embed, query, up = "embed/embedding", "blocks/0/attn/q_proj/kernel", "blocks/0/mlp/up_proj/kernel"
+    params = {embed: normal(300, 256, std=3.0), query: normal(300, 256, std=3.0), up: normal(256, 300, std=3.0)}
+    for name, forms in (("pr414", ["int8", "int6", "int6"]), ("baseline", ["int8"] * 3)):
+        config = configs.load(name).quantize
+        stored = quantize(params, config)
+        assert [stored[path].form for path in params] == forms
+        for path, tensor in stored.items():
+            c = 2 ** (tensor.bits - 1) - 1
+            assert tensor.values.min() == -c and tensor.values.max() == c, (name, path)
+            if tensor.form == "int8":
+                rows = params[path].T if path.endswith("kernel") else params[path]
+                expected = quantize_int8_rows(np.ascontiguousarray(rows), 0.9999984)
+                np.testing.assert_array_equal(tensor.values, expected[0])
+                np.testing.assert_array_equal(tensor.scales, expected[1])
+    lowest = quantize(params, configs.load("pr592").quantize)
+    assert [lowest[path].form for path in params] == ["fp16", "int6", "int5"]
+    assert [int(lowest[path].values.min()) for path in (query, up)] == [-32, -16]
+
+
 def test_a_kernel_s_rows_are_its_outputs_and_a_table_s_its_entries():
     stored = quantize(PARAMS, CONFIG)
     kernel = stored["blocks/0/attn/q_proj/kernel"]
@@ -53,7 +75,7 @@ def test_a_kernel_s_rows_are_its_outputs_and_a_table_s_its_entries():
     np.testing.assert_array_equal(kernel.values, levels)
     np.testing.assert_array_equal(kernel.scales, scales)
     table = stored["bigram/embedding"]
-    levels, scales = quantize_table_rows(PARAMS["bigram/embedding"], CONFIG.table_clip_percentile)
+    levels, scales = quantize_int8_rows(PARAMS["bigram/embedding"], CONFIG.table_clip_percentile)
     np.testing.assert_array_equal(table.values, levels)
     np.testing.assert_array_equal(table.scales, scales)
 

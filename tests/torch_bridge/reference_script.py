@@ -39,6 +39,21 @@ class Hyperparameters:
     ve_enabled = bool(int(os.environ.get("VE_ENABLED", "1")))
     ve_dim = int(os.environ.get("VE_DIM", 128))
     ve_layers = os.environ.get("VE_LAYERS", "10,11")
+    embed_lr = float(os.environ.get("EMBED_LR", 0.6))
+    head_lr = float(os.environ.get("HEAD_LR", 0.008))
+    tied_embed_lr = float(os.environ.get("TIED_EMBED_LR", 0.035))
+    matrix_lr = float(os.environ.get("MATRIX_LR", 0.025))
+    scalar_lr = float(os.environ.get("SCALAR_LR", 0.025))
+    muon_momentum = float(os.environ.get("MUON_MOMENTUM", 0.99))
+    muon_momentum_warmup_start = float(os.environ.get("MUON_MOMENTUM_WARMUP_START", 0.92))
+    muon_momentum_warmup_steps = int(os.environ.get("MUON_MOMENTUM_WARMUP_STEPS", 1500))
+    muon_backend_steps = int(os.environ.get("MUON_BACKEND_STEPS", 5))
+    beta1 = float(os.environ.get("BETA1", 0.9))
+    beta2 = float(os.environ.get("BETA2", 0.95))
+    adam_eps = float(os.environ.get("ADAM_EPS", 1e-8))
+    muon_wd = float(os.environ.get("MUON_WD", 0.04))
+    adam_wd = float(os.environ.get("ADAM_WD", 0.04))
+    grad_clip_norm = float(os.environ.get("GRAD_CLIP_NORM", 0.3))
 
 
 # --- optimizer -------------------------------------------------------------------------------
@@ -319,9 +334,75 @@ class GPT(nn.Module):
 
 
 def main() -> None:
+    args = Hyperparameters()
     if not torch.cuda.is_available():
         raise RuntimeError("CUDA is required")
     dist.init_process_group("nccl")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+    def log(text: str) -> None:
+        print(text, flush=True)
+
+    base_model = GPT(
+        vocab_size=args.vocab_size,
+        num_layers=args.num_layers,
+        model_dim=args.model_dim,
+        num_heads=args.num_heads,
+        num_kv_heads=args.num_kv_heads,
+        mlp_mult=args.mlp_mult,
+        tie_embeddings=args.tie_embeddings,
+        tied_embed_init_std=args.tied_embed_init_std,
+        logit_softcap=args.logit_softcap,
+        rope_base=args.rope_base,
+        qk_gain_init=args.qk_gain_init,
+        bigram_vocab_size=args.bigram_vocab_size,
+        bigram_dim=args.bigram_dim,
+        xsa_last_n=args.xsa_last_n,
+        rope_dims=args.rope_dims,
+        ln_scale=args.ln_scale,
+        ve_enabled=args.ve_enabled,
+        ve_dim=args.ve_dim,
+        ve_layers=args.ve_layers,
+    ).to(device)
+    model = torch.compile(base_model)
+    log(f"parameters:{sum(p.numel() for p in model.parameters())}")
+
+    # Matrices of the blocks and of the tables by Muon, the tables, the head and all the rest by Adam.
+    in_blocks = dict(base_model.blocks.named_parameters())
+    matrices = [p for name, p in in_blocks.items() if p.ndim == 2 and "resid_mix" not in name]
+    scalars = [p for name, p in in_blocks.items() if p.ndim < 2 or "resid_mix" in name]
+    scalars.append(base_model.smear.gate)
+    if base_model.skip_weights.numel() > 0:
+        scalars.append(base_model.skip_weights)
+    token_lr = args.tied_embed_lr if args.tie_embeddings else args.embed_lr
+    tables = [{"params": [base_model.tok_emb.weight], "lr": token_lr}]
+    for table in (base_model.bigram, base_model.ve_shared):
+        if table is not None:
+            tables.append({"params": [table.embed.weight], "lr": token_lr})
+            scalars.append(table.scale)
+            if table.proj is not None:
+                matrices.append(table.proj.weight)
+    scalars.extend(base_model.ve_layer_scales)
+    adam = {"betas": (args.beta1, args.beta2), "eps": args.adam_eps, "fused": True}
+    optimizer_tables = torch.optim.AdamW(tables, weight_decay=args.adam_wd, **adam)
+    optimizer_muon = Muon(
+        matrices,
+        lr=args.matrix_lr,
+        momentum=args.muon_momentum,
+        backend_steps=args.muon_backend_steps,
+        weight_decay=args.muon_wd,
+    )
+    optimizer_scalars = torch.optim.AdamW(
+        [{"params": scalars, "lr": args.scalar_lr}], weight_decay=args.adam_wd, **adam
+    )
+    optimizers = [optimizer_tables, optimizer_muon, optimizer_scalars]
+    if base_model.lm_head is not None:
+        log("the head is untied")
+        optimizers.append(torch.optim.Adam([{"params": [base_model.lm_head.weight], "lr": args.head_lr}], **adam))
+    for _ in range(args.iterations):
+        torch.nn.utils.clip_grad_norm_(base_model.parameters(), args.grad_clip_norm)
+        for optimizer in optimizers:
+            optimizer.step()
 
 
 if __name__ == "__main__":

@@ -102,3 +102,48 @@ def test_what_is_no_float_tensor_is_named(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "y.pt")
     with pytest.raises(ArtifactError, match="expected a state dict"):
         checkpoint.read(tmp_path / "y.pt")
+
+
+class Room:
+    """Asks for a type to be called with a number of bytes."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __reduce__(self):
+        return (self.kind, (1 << 40,))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", [bytearray, torch.FloatTensor, torch.UntypedStorage])
+def test_a_pickle_that_asks_for_room_is_refused_before_it_gets_any(tmp_path, kind, legacy):
+    torch.save({"a": torch.ones(2), "b": Room(kind)}, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ArtifactError, match=rf"x\.pt: refused: .*asks for .*{kind.__name__}"):
+        checkpoint.read(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_training_scripts_save_is_read(tmp_path, legacy):
+    """Tied weights, views of one bank, parameters, and tensors beside the state dict."""
+    table, bank = torch.randn(3, 2), torch.randn(4, 5)
+    state = {"tok_emb.weight": torch.nn.Parameter(table), "lm_head.weight": table, "a": bank[:2], "b": bank[2:].T}
+    content = {
+        "model": state,
+        "step": 7,
+        "seen": {1, 2},
+        "shape": torch.Size([3]),
+        "type": torch.float32,
+        "half": bank.half(),
+    }
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    read = checkpoint.read(tmp_path / "x.pt")
+    assert read.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(read[name], value.detach().numpy())
+
+
+def test_a_list_of_problems_is_bounded(tmp_path):
+    torch.save({f"{layer}" * 500: torch.arange(3) for layer in range(30)} | {(1, 2): torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(ArtifactError) as error:
+        checkpoint.read(tmp_path / "x.pt")
+    assert "… and 20 more" in str(error.value) and len(str(error.value)) < 3000

@@ -78,8 +78,8 @@ TOLD_BY_NO_SHAPE = ("xsa_layers", "rope_dims", "value_embedding_layers")
 
 
 def resolve(model: ModelConfig, option: str | None) -> tuple[ModelConfig, list[str]]:
-    config, notices = reference_config.resolve(parameter_shapes(model), option, "x.pt")
-    return config.model, notices
+    resolved = reference_config.resolve(parameter_shapes(model), option, "x.pt")
+    return resolved.config.model, resolved.notices
 
 
 def untold(model: ModelConfig) -> str:
@@ -93,6 +93,7 @@ def untold(model: ModelConfig) -> str:
             "ln_scale": True,
             "logit_softcap": 30,
             "rope_base": 10000.0,
+            "rope_original_length": 1024,
         }
     )
 
@@ -147,12 +148,15 @@ def test_golden_config_files():
 def test_a_runs_config_and_a_configs_name(tmp_path):
     config = configs.replace(dataclasses.replace(RECIPE, name="mine"), "model", ODD_MODELS["equal widths, full rotary"])
     configs.write_json(config, tmp_path / "config.json")
-    found, notices = reference_config.resolve(parameter_shapes(config.model), str(tmp_path / "config.json"), "x.pt")
+    found, notices, assumed = reference_config.resolve(
+        parameter_shapes(config.model), str(tmp_path / "config.json"), "x.pt"
+    )
+    assert assumed == ()
     assert found == config
     assert notices == []
     recipe = configs.load("pr414")
     recipe = dataclasses.replace(recipe, model=configs.resolved(recipe.model))
-    assert reference_config.resolve(parameter_shapes(recipe.model), "pr414", "x.pt") == (recipe, [])
+    assert reference_config.resolve(parameter_shapes(recipe.model), "pr414", "x.pt") == (recipe, [], ())
 
 
 @pytest.mark.parametrize(
@@ -218,7 +222,7 @@ def test_environment_style_values():
 
 def test_heads_without_a_gain():
     shapes = {path: shape for path, shape in parameter_shapes(ODD_MODELS["golden"]).items() if "q_gain" not in path}
-    config, _ = reference_config.resolve(shapes, '{"q_gain": 0, "num_heads": 8}', "x.pt")
+    config = reference_config.resolve(shapes, '{"q_gain": 0, "num_heads": 8}', "x.pt").config
     assert (config.model.num_heads, config.model.num_kv_heads, config.model.q_gain) == (8, 4, 0)
     with pytest.raises(ConfigError, match=r"c_k.weight \[32, 64\] does not divide into heads of width 64"):
         reference_config.resolve(shapes, '{"q_gain": 0}', "x.pt")
@@ -242,11 +246,32 @@ def test_every_wrong_tensor_is_named():
         "smear.gate: missing, expected [64]",
         "tok_emb.weight: missing, expected [128, 64]",
     ]
+    assert "blocks.0.dtg_gate.weight: no setting gives jgolf's network such parameters" in str(error.value)
 
 
 def test_another_familys_checkpoint():
     with pytest.raises(ArtifactError, match=r"x\.pt: no tensor of it is called blocks"):
-        reference_config.fit({}, {"transformer.h.0.weight": (3, 3)}, None, "x.pt")
+        reference_config.fit({"smear/gate": (3,)}, {}, None, "x.pt")
+    others = {f"transformer.h.{layer}.weight": (3, 3) for layer in range(41)}
+    with pytest.raises(ArtifactError, match=r"x\.pt: transformer.h.0.weight and 40 more names: no setting gives"):
+        reference_config.fit({}, others, None, "x.pt")
+    with pytest.raises(ArtifactError) as error:
+        reference_config.fit(parameter_shapes(ODD_MODELS["golden"]), others, '{"rope_dims": 8}', "x.pt")
+    text = str(error.value)
+    assert len(text.splitlines()) == 13 and "… and 31 more" in text
+    assert text.endswith("a model of another architecture") and "--config" not in text
+
+
+def test_advice_is_given_where_it_helps():
+    model = ODD_MODELS["golden"]
+    shapes = {path: shape for path, shape in parameter_shapes(model).items() if path != "smear/gate"}
+    with pytest.raises(ArtifactError, match="""--config '{"smear_gate": false}'$"""):
+        reference_config.fit(shapes, {}, None, "x.pt")
+    found = reference_config.fit(shapes, {}, '{"smear_gate": false}', "x.pt").config.model
+    assert not found.smear_gate
+    shapes = parameter_shapes(model) | {"blocks/0/attn_scale": (63,)}
+    with pytest.raises(ArtifactError, match=r"blocks.0.attn_scale: found \[63\], expected \[64\]$"):
+        reference_config.fit(shapes, {}, None, "x.pt")
 
 
 def test_mlp_widths_survive_their_multiple():

@@ -155,6 +155,21 @@ def test_constructors_of_other_kinds(tmp_path):
         script.constructor_arguments(module, path, MODEL)
 
 
+def test_what_main_gives_its_model_beside_the_known_settings(tmp_path):
+    """A switch that jgolf has never heard of is as the script itself has it, and heads that are not scored are said."""
+    text = (
+        "class Hyperparameters:\n    gated = True\n    heads = 2\n"
+        + MINIMAL.format(arguments=", vocab_size, gated=False, slope=0.0, mtp_num_heads=0, other=1")
+        + "def build(args):\n    slope = 0.25 * args.heads\n"
+        + "    return GPT(args.vocab, gated=args.gated, slope=slope, mtp_num_heads=args.heads).cuda()\n"
+    )
+    path = write(tmp_path, text)
+    with imported(path) as module:
+        arguments, notices = script.constructor_arguments(module, path, MODEL)
+    assert arguments == {"vocab_size": 30, "mtp_num_heads": 0, "gated": True, "slope": 0.5}
+    assert f"{path}: its own mtp_num_heads is 2; both sides are without" in notices
+
+
 def test_xsa_elsewhere_than_at_the_end():
     model = dataclasses.replace(RECIPE.model, num_layers=4, xsa_layers=(0, 3), value_embedding_layers=())
     with pytest.raises(ConfigError, match=r"xsa_layers is \(0, 3\)"):

@@ -22,7 +22,7 @@ from jgolf.errors import ConfigError
 from jgolf.train.checkpoint import Checkpoints
 from jgolf.train.resume import changed_settings, keep_settings
 from jgolf.train.step import new_state
-from tests.conftest import NANO, random_words
+from tests.conftest import NANO, RECIPE, random_words
 from tests.train.runs import Runs, finish, metrics, nano_config
 
 
@@ -88,10 +88,10 @@ def test_what_lies_ahead_may_change(trained: Path, nano_data: Path) -> None:
 
 
 def test_every_setting_is_decided_on() -> None:
-    names = configs.leaves(Config())
+    names = configs.leaves(RECIPE)
     for allowed in MAY_CHANGE:
         assert any(name == allowed or (allowed[-1] == "." and name.startswith(allowed)) for name in names), allowed
-    was = Config()
+    was = RECIPE
     now = configs.replace_all(was, {"train.steps": 1, "optim.muon.momentum": 0.5})
     assert changes(was, now) == ([Change("optim.muon.momentum", 0.99, 0.5)], [Change("train.steps", 20000, 1)])
 
@@ -126,7 +126,7 @@ def test_with_nothing_trained_all_may_change(nano_data: Path, tmp_path: Path) ->
 
 
 def test_old_settings_are_kept(tmp_path: Path) -> None:
-    configs_of = [configs.replace(Config(), "train.steps", steps) for steps in (100, 200, 300, 400)]
+    configs_of = [configs.replace(RECIPE, "train.steps", steps) for steps in (100, 200, 300, 400)]
     keep_settings(configs_of[0], tmp_path, 0)
     first = (tmp_path / "config.json").read_bytes()
     keep_settings(configs_of[0], tmp_path, 50)
