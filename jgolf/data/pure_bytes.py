@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,15 +60,13 @@ def byte_tokenizer_file() -> bytes:
     return (json.dumps(description, indent=2, sort_keys=True) + "\n").encode()
 
 
-def is_byte_tokenizer(path: Path) -> bool:
-    """Whether the file is such JSON, whatever its numbers."""
+def described(data: bytes) -> dict[str, Any] | None:
+    """What the contents of such a file say; None for those of any other file."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            return False
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and found.get("tokenizer_type") == _TYPE
+        found = json.loads(data) if len(data) <= MOST_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found.get("tokenizer_type") == _TYPE else None
 
 
 def _config(path: Path, model_bytes: bytes) -> dict[str, int]:
@@ -76,17 +75,20 @@ def _config(path: Path, model_bytes: bytes) -> dict[str, int]:
     Raises:
       DataError: it is no such file, or its numbers make no tokenizer.
     """
-    try:
-        found = json.loads(model_bytes) if len(model_bytes) <= MOST_BYTES else None
-        config = found["config"]
-        is_right = found["tokenizer_type"] == _TYPE and isinstance(config, dict)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        is_right = False
-    if not is_right:
+    description = described(model_bytes)
+    if description is None:
         raise DataError(f'{path}: not a byte tokenizer: expected a JSON object with "tokenizer_type": "{_TYPE}"')
-    known = {name: config[name] for name in _CONFIG if name in config}
-    offset = known.get("byte_offset", _CONFIG["byte_offset"])
-    wrong = [name for name, value in known.items() if not isinstance(value, int) or isinstance(value, bool)]
-    if wrong or known.get("byte_count", 256) != 256 or not 0 <= known.get("bos_id", 1) < offset <= 1 << 15:
-        raise DataError(f"{path}: a byte tokenizer of {known}: expected 256 bytes, and special ids below their offset")
+    config = description.get("config", {})
+    known = {name: config[name] for name in _CONFIG if name in config} if isinstance(config, dict) else None
+    if known is None or not _makes_sense(**(_CONFIG | known)):
+        raise DataError(
+            f"{path}: a byte tokenizer of {config!s:.200}: expected 256 bytes, and the ids of BOS and its like below "
+            "those of the bytes"
+        )
     return known
+
+
+def _makes_sense(bos_id: Any, byte_offset: Any, byte_count: Any, **others: Any) -> bool:
+    if not all(type(number) is int for number in (bos_id, byte_offset, byte_count)):
+        return False
+    return 0 <= bos_id < byte_offset <= 1 << 15 and byte_count == 256

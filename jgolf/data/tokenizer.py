@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jgolf.data.pure_bytes import ByteTokenizer, is_byte_tokenizer
+from jgolf.data.pure_bytes import MOST_BYTES, ByteTokenizer, described
 from jgolf.data.sentence_piece import sentence_piece_tokenizer
 from jgolf.errors import DataError
 
@@ -75,8 +75,8 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
         raise DataError(f"{path}: the tokenizer cannot be read: {error.strerror or error}") from None
     if not model_bytes:
         raise DataError(f"{path}: an empty file, expected a SentencePiece model; train one with `jgolf data tokenizer`")
-    is_json = model_bytes[:1] == b"{"
-    tokenizer = ByteTokenizer(path, model_bytes) if is_json else sentence_piece_tokenizer(path, model_bytes)
+    is_bytes = described(model_bytes) is not None
+    tokenizer = ByteTokenizer(path, model_bytes) if is_bytes else sentence_piece_tokenizer(path, model_bytes)
     if vocab_size is not None and tokenizer.vocab_size != vocab_size:
         raise DataError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, expected {vocab_size}: take the tokenizer that "
@@ -93,7 +93,15 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
 
 def tokenizers_in(folder: Path) -> list[Path]:
     """The tokenizer files of a folder, sorted: every *.model, and every *.json that is a byte tokenizer."""
-    return sorted([*folder.glob("*.model"), *(path for path in folder.glob("*.json") if is_byte_tokenizer(path))])
+    return sorted([*folder.glob("*.model"), *(path for path in folder.glob("*.json") if _is_byte_tokenizer(path))])
+
+
+def _is_byte_tokenizer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return described(file.read(MOST_BYTES + 1)) is not None
+    except OSError:
+        return False
 
 
 def published_name(variant: str) -> str | None:
@@ -134,8 +142,3 @@ def find_tokenizer(data_dir: str | Path, explicit: str | Path = "") -> Path:
             names = ", ".join(path.name for path in found)
             raise DataError(f"{folder}: {len(found)} tokenizers ({names}): say which with --tokenizer FILE")
     raise DataError(f"no tokenizer (*.model) in {folders[0]} or {folders[1]}: name it with --tokenizer FILE")
-
-
-def vocab_size_of(data_dir: str | Path, explicit: str | Path = "") -> int:
-    """Number of pieces of a data folder's tokenizer; see `find_tokenizer` and `load_tokenizer`."""
-    return load_tokenizer(find_tokenizer(data_dir, explicit)).vocab_size
