@@ -28,8 +28,10 @@ from jgolf.config import Config
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
-from jgolf.model.attention import attention_kernel, causal_attention
+from jgolf.model import functional
 from jgolf.model.functional import parameter_shapes
+from jgolf.model.kernels import door
+from jgolf.model.kernels.attention import attention_name, causal_attention, kernel_for
 from jgolf.progress import counted
 from jgolf.train.mesh import device_batch_order
 from jgolf.train.step import init_state
@@ -47,7 +49,7 @@ EXTRAS = {
 }
 """Extra → its module, and what needs it."""
 DEFAULT_CONFIG = "pr592"
-CUDNN_TOLERANCE = 0.05  # bfloat16 against float32, at values around 1
+ATTENTION_TOLERANCE = 0.05  # bfloat16 against float32, at values around 1
 
 
 @dataclass(frozen=True)
@@ -168,40 +170,40 @@ def batch(config: Config) -> Check:
 
 
 def attention(config: Config) -> Check:
-    """The attention kernel; cuDNN's is tried, forwards and backwards."""
+    """What attention runs in; a kernel is tried, forwards and backwards."""
+    model, by_plain = config.model, "in ordinary JAX"
+    if model.kernels == "plain" or door.gpu() is None:
+        return Check("attention", "ok", f"{by_plain}; {functional.description(model, documents=False)}")
+    _, _, reason = kernel_for(jnp.dtype(model.compute_dtype), model.head_dim, documents=False)
+    if reason is not None:
+        return Check("attention", "warning", f"{by_plain}, slower than a kernel: {reason}", "--model.compute-dtype bfloat16")
+    name = attention_name(model.compute_dtype, model.head_dim, documents=False)
     try:
-        kernel = attention_kernel(config.model)
-    except JgolfError as error:
-        return Check("attention", "missing", str(error))
-    if kernel != "cudnn":
-        advice = "" if jax.default_backend() == "cpu" else "fused attention wants --model.compute-dtype bfloat16"
-        return Check("attention", "warning" if advice else "ok", f"by {kernel}; cuDNN does not apply here", advice)
-    try:
-        error = cudnn_error(config)
+        error = attention_error(config)
     except Exception as error:  # whatever the library raises, it is the finding
-        advice = "--model.attention xla works everywhere, slower; pip install --upgrade nvidia-cudnn-cu13"
-        return Check("attention", "missing", f"cuDNN's kernel fails: {_first_line(error)}", advice)
-    if error > CUDNN_TOLERANCE:
-        return Check("attention", "missing", f"cuDNN's kernel is off by {error:.3g}", "--model.attention xla")
-    return Check("attention", "ok", f"by cuDNN; a trial agrees with XLA within {error:.2g}")
+        advice = "--model.kernels plain works everywhere, slower; pip install --upgrade nvidia-cudnn-cu13"
+        return Check("attention", "missing", f"the kernel of {name} fails: {_first_line(error)}", advice)
+    if error > ATTENTION_TOLERANCE:
+        return Check("attention", "missing", f"the kernel of {name} is off by {error:.3g}", "--model.kernels plain")
+    return Check("attention", "ok", f"by {name}; a trial agrees with ordinary JAX within {error:.2g}")
 
 
-def cudnn_error(config: Config) -> float:
-    """Largest difference between cuDNN's attention and XLA's in float32, in a gradient of a small trial."""
+def attention_error(config: Config) -> float:
+    """Largest difference between the kernel and ordinary JAX in float32, in a gradient of a small trial."""
     model = config.model
     keys = jax.random.split(jax.random.key(0), 3)
     heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)
     qkv = [jax.random.normal(key, (2, 128, n, model.head_dim)) for key, n in zip(keys, heads, strict=True)]
 
-    def gradient(kernel: str, dtype: str) -> jax.Array:
+    def gradient(choice: door.Choice, dtype: str) -> jax.Array:
         def total(q, k, v):
-            return jnp.mean(causal_attention(q, k, v, kernel).astype(jnp.float32) ** 2)
+            return jnp.mean(causal_attention(choice, q, k, v).astype(jnp.float32) ** 2)
 
         one = jax.jit(jax.grad(total))(*(part.astype(dtype) for part in qkv))
         return one.astype(jnp.float32)
 
-    expected = gradient("xla", "float32")
-    return float(jnp.max(jnp.abs(gradient("cudnn", "bfloat16") - expected)) / jnp.max(jnp.abs(expected)))
+    expected = gradient("plain", "float32")
+    return float(jnp.max(jnp.abs(gradient("auto", "bfloat16") - expected)) / jnp.max(jnp.abs(expected)))
 
 
 def device_memory(config: Config) -> Check:

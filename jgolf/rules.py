@@ -1,8 +1,9 @@
 """What becomes of each parameter: one table over parameter paths.
 
-Parameters are a flat dictionary from path to array, such as `blocks/0/attn/q_proj/kernel`. For each
-path the table gives its kind (which decides its storage form), the optimizer group that updates it,
-and its name in a PyTorch checkpoint. Kernels are (in, out) here and (out, in) there.
+Parameters are a flat dictionary from path to array, such as `blocks/0/attn/q_proj/kernel`. For each path the table
+gives the value it starts from, the optimizer group that updates it and with what multiples of the group's rates, its
+kind (which decides its storage form), what counts the curvature of the loss along it, and its name in a PyTorch
+checkpoint. Kernels are (in, out) here and (out, in) there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,48 @@ from jgolf.config import QuantizeConfig, form_bits
 from jgolf.errors import ArtifactError
 
 Kind = Literal["attention", "mlp", "embedding", "table", "table_projection", "control"]
-Group = Literal["muon", "adamw_token", "adamw_scalar"]
+Group = Literal["muon", "adamw_token", "adamw_scalar", "adamw_head"]
+Curvature = Literal["gradients", "token lookups", "pair lookups", "nothing"]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every value starts from `value`."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Every value starts from what the setting `model.NAME` says."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Values are drawn from a normal distribution of this standard deviation: a number, or a setting's name."""
+
+    std: float | str
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A random matrix that keeps lengths: orthogonal, or as `model.orthogonal_init` says.
+
+    Attributes:
+      by_depth: divided by the square root of twice the number of layers.
+    """
+
+    by_depth: bool = False
+
+
+@dataclass(frozen=True)
+class FirstRow:
+    """The first row starts from ones, the rest from zeros."""
+
+
+Start = Constant | Setting | Normal | Matrix | FirstRow
 
 
 @dataclass(frozen=True)
@@ -28,6 +70,12 @@ class Rule:
     torch_name: str
     kind: Kind
     group: Group
+    start: Start
+    curvature: Curvature = "nothing"
+    learning_rate: float = 1.0
+    """Multiple of the group's learning rate."""
+    weight_decay: float = 1.0
+    """Multiple of the group's weight decay."""
 
     @property
     def transposed(self) -> bool:
@@ -35,28 +83,47 @@ class Rule:
         return self.path.endswith("/kernel")
 
 
+def _table(path: str, torch_name: str, kind: Kind, start: Start, curvature: Curvature) -> Rule:
+    return Rule(path, torch_name, kind, "adamw_token", start, curvature)
+
+
+def _matrix(path: str, torch_name: str, kind: Kind, start: Start = Matrix()) -> Rule:  # noqa: B008
+    return Rule(path, torch_name, kind, "muon", start, "gradients")
+
+
+def _control(path: str, torch_name: str, start: float | Start) -> Rule:
+    start = Constant(start) if isinstance(start, float) else start
+    return Rule(path, torch_name, "control", "adamw_scalar", start)
+
+
 RULES = (
-    Rule("embed/embedding", "tok_emb.weight", "embedding", "adamw_token"),
-    Rule("head/kernel", "lm_head.weight", "embedding", "adamw_scalar"),
-    Rule("bigram/embedding", "bigram.embed.weight", "table", "adamw_token"),
-    Rule("bigram/proj/kernel", "bigram.proj.weight", "table_projection", "muon"),
-    Rule("bigram/scale", "bigram.scale", "control", "adamw_scalar"),
-    Rule("smear/gate", "smear.gate", "control", "adamw_scalar"),
-    Rule("skip_weights", "skip_weights", "control", "adamw_scalar"),
-    Rule("blocks/{}/attn_scale", "blocks.{}.attn_scale", "control", "adamw_scalar"),
-    Rule("blocks/{}/mlp_scale", "blocks.{}.mlp_scale", "control", "adamw_scalar"),
-    Rule("blocks/{}/resid_mix", "blocks.{}.resid_mix", "control", "adamw_scalar"),
-    Rule("blocks/{}/attn/q_gain", "blocks.{}.attn.q_gain", "control", "adamw_scalar"),
-    Rule("blocks/{}/attn/q_proj/kernel", "blocks.{}.attn.c_q.weight", "attention", "muon"),
-    Rule("blocks/{}/attn/k_proj/kernel", "blocks.{}.attn.c_k.weight", "attention", "muon"),
-    Rule("blocks/{}/attn/v_proj/kernel", "blocks.{}.attn.c_v.weight", "attention", "muon"),
-    Rule("blocks/{}/attn/out_proj/kernel", "blocks.{}.attn.proj.weight", "attention", "muon"),
-    Rule("blocks/{}/mlp/up_proj/kernel", "blocks.{}.mlp.fc.weight", "mlp", "muon"),
-    Rule("blocks/{}/mlp/down_proj/kernel", "blocks.{}.mlp.proj.weight", "mlp", "muon"),
-    Rule("value_embed/embedding", "ve_shared.embed.weight", "table", "adamw_token"),
-    Rule("value_embed/proj/kernel", "ve_shared.proj.weight", "table_projection", "muon"),
-    Rule("value_embed/scale", "ve_shared.scale", "control", "adamw_scalar"),
-    Rule("value_embed/layer_scales/{}", "ve_layer_scales.{}", "control", "adamw_scalar"),
+    _table("embed/embedding", "tok_emb.weight", "embedding", Normal("embedding_init_std"), "gradients"),
+    Rule("head/kernel", "lm_head.weight", "embedding", "adamw_head", Constant(0.0), "gradients"),
+    _table("bigram/embedding", "bigram.embed.weight", "table", Constant(0.0), "pair lookups"),
+    _matrix("bigram/proj/kernel", "bigram.proj.weight", "table_projection", Matrix(by_depth=True)),
+    _control("bigram/scale", "bigram.scale", 0.05),
+    _control("smear/gate", "smear.gate", 0.0),
+    _control("gated_smear/gate", "smear_gate.weight", 0.0),
+    _control("gated_smear/scale", "smear_lambda", 0.0),
+    _control("skip_weights", "skip_weights", 1.0),
+    _control("skip_gates", "skip_gates", 0.0),
+    _control("lanes/residual", "parallel_resid_lambdas", 1.1015625),  # 1.1 as the original has it, in bfloat16
+    _control("lanes/post", "parallel_post_lambdas", 1.0),
+    _control("blocks/{}/attn_scale", "blocks.{}.attn_scale", 1.0),
+    _control("blocks/{}/mlp_scale", "blocks.{}.mlp_scale", 1.0),
+    _control("blocks/{}/resid_mix", "blocks.{}.resid_mix", FirstRow()),
+    _control("blocks/{}/attn/q_gain", "blocks.{}.attn.q_gain", Setting("q_gain")),
+    _control("blocks/{}/attn/gate", "blocks.{}.attn.attn_gate_w", 0.0),
+    _matrix("blocks/{}/attn/q_proj/kernel", "blocks.{}.attn.c_q.weight", "attention"),
+    _matrix("blocks/{}/attn/k_proj/kernel", "blocks.{}.attn.c_k.weight", "attention"),
+    _matrix("blocks/{}/attn/v_proj/kernel", "blocks.{}.attn.c_v.weight", "attention"),
+    _matrix("blocks/{}/attn/out_proj/kernel", "blocks.{}.attn.proj.weight", "attention", Constant(0.0)),
+    _matrix("blocks/{}/mlp/up_proj/kernel", "blocks.{}.mlp.fc.weight", "mlp"),
+    _matrix("blocks/{}/mlp/down_proj/kernel", "blocks.{}.mlp.proj.weight", "mlp", Constant(0.0)),
+    _table("value_embed/embedding", "ve_shared.embed.weight", "table", Normal(0.01), "token lookups"),
+    _matrix("value_embed/proj/kernel", "ve_shared.proj.weight", "table_projection", Matrix(by_depth=True)),
+    _control("value_embed/scale", "ve_shared.scale", 0.1),
+    _control("value_embed/layer_scales/{}", "ve_layer_scales.{}", 1.0),
 )
 
 

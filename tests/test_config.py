@@ -8,6 +8,7 @@ from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
+from jgolf.optim.muon import COEFFICIENTS
 
 
 @pytest.mark.parametrize("name", configs.config_names())
@@ -48,6 +49,8 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
         ("model.model_dim", 10**9 + 7, "a divisor of model_dim 1000000007, such as 1"),
         ("optim.muon.momentum", 1.0, "below 1"),
         ("optim.grad_clip", float("nan"), "0 (off) or more"),
+        ("train.learning_rate_floor", 1.5, "a learning-rate multiplier"),
+        ("train.warmdown_fraction", 1.5, "a part of the run"),
         ("average.ema_decay", 0.0, "ema is switched off"),
         ("quantize.clip_percentiles", (0.5, 1.5), "up to 1"),
         ("quantize.late_qat_start", 1.5, "multiplier"),
@@ -61,6 +64,21 @@ def test_senseless_settings_are_refused_by_name(name, value, expected):
     reported = {"average.ema_decay": "average.export", "model.model_dim": "model.num_heads"}.get(name, name)
     assert reported in str(error.value)
     assert expected in str(error.value)
+
+
+def test_a_warmdown_has_one_length():
+    config = configs.replace(Config(), "train.warmdown_fraction", 0.85)
+    with pytest.raises(ConfigError, match=r"train\.warmdown_steps is 3500: expected 0 .*warmdown_fraction, 0\.85"):
+        configs.validate(config)
+    configs.validate(configs.replace(config, "train.warmdown_steps", 0))
+
+
+def test_polar_express_has_a_number_of_iterations():
+    config = configs.replace(Config(), "optim.muon.newton_schulz_coefficients", "polar_express")
+    steps = len(COEFFICIENTS["polar_express"])
+    configs.validate(configs.replace(config, "optim.muon.newton_schulz_steps", steps))
+    with pytest.raises(ConfigError, match=f"at most the {steps} "):
+        configs.validate(configs.replace(config, "optim.muon.newton_schulz_steps", steps + 1))
 
 
 def test_all_problems_are_reported_at_once():
@@ -99,6 +117,17 @@ def test_stored_config_with_unknown_or_mistyped_settings_is_refused(tmp_path):
         configs.read_json(path)
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         configs.read_json(tmp_path)
+
+
+def test_stored_config_with_one_weight_decay_for_all_of_adamw(tmp_path):
+    """As files were before AdamW's groups had their own, and before the head was a group."""
+    path = tmp_path / "config.json"
+    adamw = {"token_learning_rate": 0.035, "scalar_learning_rate": 0.03, "weight_decay": 0.01}
+    path.write_text(json.dumps({"optim": {"adamw": adamw}}))
+    found = configs.read_json(path).optim.adamw
+    decays = (found.token_weight_decay, found.scalar_weight_decay, found.head_weight_decay, found.matrix_weight_decay)
+    assert decays == (0.01,) * 4
+    assert found.head_learning_rate == found.scalar_learning_rate == 0.03
 
 
 def test_config_from_a_file_of_ones_own(tmp_path: Path):

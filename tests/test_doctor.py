@@ -13,6 +13,7 @@ from jgolf import doctor
 from jgolf.cli import main
 from jgolf.config import Config, load
 from jgolf.data.shards import write_shard
+from jgolf.model.kernels import door
 
 
 @pytest.fixture(autouse=True)
@@ -85,23 +86,24 @@ def test_settings_from_which_nothing_follows(name):
     assert "batch" not in found and "tokenizer" in found
 
 
-def test_cudnn_where_it_cannot_run():
-    found = checks(configs.replace(load("demo"), "model.attention", "cudnn"))
-    assert found["attention"].verdict == "missing" and "expected an NVIDIA GPU" in found["attention"].found
+def test_attention_that_cudnn_cannot_run(monkeypatch):
+    monkeypatch.setattr(door, "gpu", lambda: "an NVIDIA GPU")
+    found = checks(load("demo"))["attention"]
+    assert found.verdict == "warning" and "bfloat16, not in float32" in found.found
 
 
 @pytest.mark.parametrize(
     ("trial", "verdict", "expected"),
     [
-        (lambda config: 0.01, "ok", "agrees with XLA within 0.01"),
+        (lambda config: 0.01, "ok", "agrees with ordinary JAX within 0.01"),
         (lambda config: 0.5, "missing", "off by 0.5"),
-        (lambda config: 1 / 0, "missing", "cuDNN's kernel fails: division by zero"),
+        (lambda config: 1 / 0, "missing", "the kernel of cuDNN fails: division by zero"),
     ],
 )
-def test_cudnn_is_tried(trial, verdict, expected, monkeypatch):
-    monkeypatch.setattr(doctor, "attention_kernel", lambda model: "cudnn")
-    monkeypatch.setattr(doctor, "cudnn_error", trial)
-    found = checks(load("demo"))["attention"]
+def test_a_kernel_is_tried(trial, verdict, expected, monkeypatch):
+    monkeypatch.setattr(door, "gpu", lambda: "an NVIDIA GPU")
+    monkeypatch.setattr(doctor, "attention_error", trial)
+    found = checks(configs.replace(load("demo"), "model.compute_dtype", "bfloat16"))["attention"]
     assert found.verdict == verdict and expected in found.found
 
 

@@ -158,11 +158,11 @@ def _spec(entry: Any, source: str) -> TensorSpec:
             except ArtifactError as error:
                 raise ArtifactError(f"{source}: {error}") from None
             plausible = all(type(size) is int and 1 <= size <= MAX_VALUES for size in shape)
-            if plausible and len(shape) <= 2 and (len(shape) == 2 or form in FLOAT_TYPES):
+            if plausible and len(shape) <= 3 and (len(shape) == 2 or form in FLOAT_TYPES):
                 return TensorSpec(path, form, tuple(shape))
     raise ArtifactError(
         f"{source}: tensor {entry!r:.120} is none of ours: expected a path, one of {', '.join(STORAGE_FORMS)}, "
-        "and a shape of up to two sizes (two for integers)"
+        "and a shape of up to three sizes (two for integers)"
     )
 
 

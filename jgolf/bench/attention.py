@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, get_args
+from typing import Annotated
 
 import jax
 import tyro
@@ -16,8 +14,9 @@ from jgolf.bench.report import Report, command_line, publish, timed
 from jgolf.bench.running import bench_config, describe
 from jgolf.bench.timing import measure
 from jgolf.config import Config
-from jgolf.errors import ConfigError
-from jgolf.model.attention import Kernel, attention_kernel, causal_attention
+from jgolf.model.kernels import door
+from jgolf.model.kernels.attention import attention_name, causal_attention
+from jgolf.model.kernels.door import Choice
 
 
 def attention(
@@ -38,13 +37,12 @@ def attention(
     publish(measure_attention(bench_config(config, sequences), runs, command), json)
 
 
-def available_kernels(config: Config) -> Iterator[Kernel]:
-    """The kernels of `jgolf.model.attention` that run on this machine with this config."""
-    for kernel in get_args(Kernel):
-        try:
-            yield attention_kernel(dataclasses.replace(config.model, attention=kernel))
-        except ConfigError:
-            continue
+def available(config: Config) -> dict[str, Choice]:
+    """The forms of attention that run on this machine with this config: name → choice."""
+    model = config.model
+    if door.gpu() is None:
+        return {"plain": "plain"}
+    return {attention_name(model.compute_dtype, model.head_dim, documents=False): "auto", "plain": "plain"}
 
 
 def measure_attention(config: Config, runs: int, command: str) -> Report:
@@ -57,18 +55,18 @@ def measure_attention(config: Config, runs: int, command: str) -> Report:
         for i, count in enumerate(heads)
     )
 
-    def both(kernel, q, k, v, gradient):
-        result, differentiate = jax.vjp(partial(causal_attention, kernel=kernel), q, k, v)
+    def both(choice, q, k, v, gradient):
+        result, differentiate = jax.vjp(partial(causal_attention, choice), q, k, v)
         return result, differentiate(gradient)
 
     jit = partial(jax.jit, compiler_options=compiling.options())
     flops = attention_flops(model, sequences, seq_len)
     figures, notes = [], []
-    for kernel in available_kernels(config):
-        forward = jit(partial(causal_attention, kernel=kernel))
+    for kernel, choice in available(config).items():
+        forward = jit(partial(causal_attention, choice))
         try:
             figures.append(timed(f"{kernel}, forward", measure(partial(forward, q, k, v), runs), flops))
-            whole = measure(partial(jit(partial(both, kernel)), q, k, v, gradient), runs)
+            whole = measure(partial(jit(partial(both, choice)), q, k, v, gradient), runs)
             figures.append(timed(f"{kernel}, forward + backward", whole, 3 * flops))
         except jax.errors.JaxRuntimeError as error:
             notes.append(f"{kernel}: {str(error).splitlines()[0]}")

@@ -17,7 +17,7 @@ from jgolf.bench.running import bench_config, prepare_reference, random_batch, r
 from jgolf.bench.timing import measure
 from jgolf.config import Config
 from jgolf.data.batches import Batch
-from jgolf.evaluate.score import last_token_losses, scoring_model
+from jgolf.evaluate.score import scoring_model
 from jgolf.model.functional import Params
 
 SLIDING = "sliding"
@@ -63,7 +63,7 @@ def measure_evaluation(
     figures, traced = [], None
     for name, last in ((SLIDING, stride), (STANDARD, seq_len)):
         arguments = jax.device_put((params, batch.inputs, batch.targets[:, seq_len - last :]))
-        lowered = jax.jit(partial(last_token_losses, model)).lower(*arguments)
+        lowered = jax.jit(partial(token_losses, model)).lower(*arguments)
         compiled = lowered.compile(compiler_options=compiling.options())
         run = partial(compiled, *arguments)
         timing = measure(run, runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ from jgolf.bench.running import bench_config, prepare_reference, random_params
 from jgolf.bench.timing import Timing, measure
 from jgolf.config import Config, OptimConfig
 from jgolf.model.functional import Params, parameter_shapes
-from jgolf.optim.muon import newton_schulz
+from jgolf.optim.muon import COEFFICIENTS, newton_schulz
 from jgolf.optim.optimizer import clip_by_global_norm, make_optimizer
 from jgolf.rules import rule_of
 
@@ -55,8 +56,8 @@ def measure_optimizer(config: Config, runs: int, command: str, reference: Path |
     parts = {
         WHOLE_UPDATE: measure_update(config, params, runs),
         "clipping": measure(_fixed(_clip(config.optim), gradients_like(params)), runs),
-        "Muon": _measure_group(config.optim, params, ("muon",), runs),
-        "AdamW": _measure_group(config.optim, params, ("adamw_token", "adamw_scalar"), runs),
+        "Muon": _measure_group(config.optim, params, True, runs),
+        "AdamW": _measure_group(config.optim, params, False, runs),
         "EMA": measure(_Flowing(partial(moving_average, decay), _copy(params), params), runs),
     }
     figures = [timed(name, timing) for name, timing in parts.items()]
@@ -126,10 +127,10 @@ def _clip(config: OptimConfig) -> Callable[[Params], Params]:
     return lambda gradients: clip_by_global_norm(config.grad_clip).update(gradients, optax.EmptyState())[0]
 
 
-def _measure_group(config: OptimConfig, params: Params, groups: tuple[str, ...], runs: int) -> Timing:
-    """Times the update of some groups' parameters, without clipping."""
-    config = OptimConfig(config.muon, config.adamw, grad_clip=0.0)
-    own = {path: value for path, value in params.items() if rule_of(path).group in groups}
+def _measure_group(config: OptimConfig, params: Params, matrices: bool, runs: int) -> Timing:
+    """Times the update of Muon's parameters or of all others, without clipping."""
+    config = replace(config, grad_clip=0.0, matrices="muon")
+    own = {path: value for path, value in params.items() if (rule_of(path).group == "muon") == matrices}
 
     def step(flowing, gradients):
         params, state = flowing
@@ -140,7 +141,9 @@ def _measure_group(config: OptimConfig, params: Params, groups: tuple[str, ...],
 
 
 def _newton_schulz_figure(config: Config, count: int, shape: tuple[int, int], runs: int) -> Figure:
-    steps, dtype = config.optim.muon.newton_schulz_steps, config.optim.muon.newton_schulz_dtype
+    muon = config.optim.muon
+    steps, coefficients = muon.newton_schulz_steps, COEFFICIENTS[muon.newton_schulz_coefficients]
     matrices = jax.random.normal(jax.random.key(0), (count, *shape))
-    timing = measure(_fixed(lambda matrices: newton_schulz(matrices, steps, dtype), matrices), runs)
+    run = _fixed(lambda matrices: newton_schulz(matrices, steps, muon.newton_schulz_dtype, coefficients), matrices)
+    timing = measure(run, runs)
     return timed(f"Newton-Schulz, {count} × {shape}", timing, newton_schulz_flops(count, *shape, steps))

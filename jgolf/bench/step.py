@@ -92,7 +92,8 @@ def _measure_parts(config: Config, running: RunningStep, runs: int) -> dict[str,
     train, late_qat_start = config.train, config.quantize.late_qat_start
     steps = {WHOLE_STEP: running}
     if late_qat_start:
-        steps[WITH_QAT] = running.after(max(0, train.steps - int(late_qat_start / 2 * train.warmdown_steps)))
+        warmdown_steps = train.warmdown_steps or train.warmdown_fraction * train.steps
+        steps[WITH_QAT] = running.after(max(0, train.steps - int(late_qat_start / 2 * warmdown_steps)))
     parts = measure_in_turn(steps, runs)
     gradients = jax.jit(partial(mean_loss_and_grads, config.model), compiler_options=compiling.options())
     params = running.state.params

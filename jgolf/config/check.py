@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jgolf.config.plan import plan_problems
 from jgolf.config.settings import Config
 from jgolf.config.store import leaves
 from jgolf.errors import ConfigError
 
 LARGEST_INTEGER = 1 << 31  # arrays on the device count in int32
+POLAR_EXPRESS_STEPS = 5
 Bound = tuple[Callable[[Any], bool], str]
 
 POSITIVE: Bound = (lambda value: value >= 1, "at least 1")
@@ -31,7 +33,11 @@ BOUNDS: dict[str, Bound] = {
     "model.bigram_dim": POSITIVE,
     "model.rope_dims": OFF_OR_MORE,
     "model.rope_base": (lambda value: 1 < value < math.inf, "more than 1"),
-    "model.rope_original_length": POSITIVE,
+    "model.rope_original_length": OFF_OR_MORE,
+    "model.gate_window": POSITIVE,
+    "model.num_loops": POSITIVE,
+    "model.activation_slope": (lambda value: 0 <= value < 1, "0 (ReLU²) or more, and below 1"),
+    "model.attention_gate_scale": NOT_NEGATIVE,
     "model.value_embedding_dim": POSITIVE,
     "model.q_gain": OFF_OR_MORE,
     "model.logit_softcap": OFF_OR_MORE,
@@ -45,14 +51,20 @@ BOUNDS: dict[str, Bound] = {
     "optim.muon.newton_schulz_steps": NOT_NEGATIVE,
     "optim.adamw.token_learning_rate": NOT_NEGATIVE,
     "optim.adamw.scalar_learning_rate": NOT_NEGATIVE,
+    "optim.adamw.head_learning_rate": NOT_NEGATIVE,
     "optim.adamw.matrix_learning_rate": NOT_NEGATIVE,
+    "optim.adamw.token_weight_decay": NOT_NEGATIVE,
+    "optim.adamw.scalar_weight_decay": NOT_NEGATIVE,
+    "optim.adamw.head_weight_decay": NOT_NEGATIVE,
+    "optim.adamw.matrix_weight_decay": NOT_NEGATIVE,
     "optim.adamw.beta1": DECAY,
     "optim.adamw.beta2": DECAY,
     "optim.adamw.epsilon": NOT_NEGATIVE,
-    "optim.adamw.weight_decay": NOT_NEGATIVE,
     "train.steps": NOT_NEGATIVE,
     "train.time_cap_s": OFF_OR_MORE,
-    "train.warmdown_steps": NOT_NEGATIVE,
+    "train.warmdown_steps": OFF_OR_MORE,
+    "train.warmdown_fraction": (lambda value: 0 <= value <= 1, "a part of the run, from 0 (off) to 1"),
+    "train.learning_rate_floor": MULTIPLIER,
     "train.batch_tokens": POSITIVE,
     "train.seq_len": POSITIVE,
     "train.num_ranks": POSITIVE,
@@ -113,19 +125,28 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
         layers = getattr(model, name)
         if any(not 0 <= layer < model.num_layers for layer in layers) or list(layers) != sorted(set(layers)):
             yield f"model.{name}", f"different layers in rising order, each from 0 to {model.num_layers - 1}"
+    if (model.attention_gate or model.gated_smear) and model.gate_window > model.model_dim:
+        yield "model.gate_window", f"at most model_dim {model.model_dim}"
+    yield from plan_problems(model)
+    if train.warmdown_fraction and train.warmdown_steps:
+        yield "train.warmdown_steps", f"0 (off) where train.warmdown_fraction, {train.warmdown_fraction}, is set"
+    muon = config.optim.muon
+    if muon.newton_schulz_coefficients == "polar_express" and muon.newton_schulz_steps > POLAR_EXPRESS_STEPS:
+        yield "optim.muon.newton_schulz_steps", f"at most the {POLAR_EXPRESS_STEPS} that polar_express is made of"
     clips = config.quantize.clip_percentiles
     if not clips or not all(0 < clip <= 1 for clip in clips):
         yield "quantize.clip_percentiles", "one or more quantiles above 0, up to 1"
     for kept, name in ((average.ema_decay, "ema"), (average.swa_start, "swa")):
         if name in average.export and not kept:
             yield "average.export", f"an average that the run keeps; {name} is switched off"
-    unit = train.num_ranks * train.accumulation * train.seq_len
+    row = 1 if train.documents else train.seq_len
+    unit = train.num_ranks * train.accumulation * row
     if train.batch_tokens % unit:
         nearest = max(unit, round(train.batch_tokens / unit) * unit)
         yield (
             "train.batch_tokens",
-            f"a multiple of num_ranks {train.num_ranks} × accumulation {train.accumulation} × "
-            f"seq_len {train.seq_len} = {unit}, such as {nearest}",
+            f"a multiple of num_ranks {train.num_ranks} × accumulation {train.accumulation}"
+            f"{'' if train.documents else f' × seq_len {row}'} = {unit}, such as {nearest}",
         )
 
 

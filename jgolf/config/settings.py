@@ -27,6 +27,8 @@ class ModelConfig:
     """Key/value heads; each serves num_heads / num_kv_heads query heads."""
     mlp_multiple: float = 3.0
     """Hidden width of the MLP as a multiple of model_dim."""
+    activation_slope: float = 0.0
+    """Slope of the MLP's activation below zero, before it is squared; 0 for ReLU²."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head."""
     bigram_buckets: int = 10240
@@ -35,8 +37,18 @@ class ModelConfig:
     """Width of the bigram table, projected to model_dim where they differ."""
     smear_gate: bool = True
     """Blend every position's embedding with the one before it."""
+    gated_smear: bool = False
+    """Add to every token's embedding a learnt share of the one before it, but for a document's first."""
     unet_skips: bool = True
     """Add encoder outputs to the decoder layers, last in, first out."""
+    skip_gates: bool = False
+    """Blend a skip and the stream by a learnt share per channel, instead of adding the skip."""
+    loop_layers: tuple[int, ...] = ()
+    """Layers that follow one another and run more than once, with the same weights; none for no loop."""
+    num_loops: int = 2
+    """How often the loop's layers run again after the first time."""
+    lanes_from: int = 0
+    """First layer with two residual lanes, one for attention and one for the MLP; 0 for one lane throughout."""
     xsa_layers: tuple[int, ...] = (8, 9, 10, 11)
     """Layers, from 0, whose attention output loses its component along its own value (XSA)."""
     rope_dims: int = 16
@@ -44,7 +56,15 @@ class ModelConfig:
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
     rope_original_length: int = 1024
-    """Sequences longer than this raise the rotary base."""
+    """Sequences longer than this raise the rotary base; 0 leaves it at any length."""
+    rope_frequency_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the rotary frequencies are rounded to."""
+    attention_gate: bool = False
+    """Multiply every head's output by a gate that reads the first gate_window channels of attention's input."""
+    attention_gate_scale: float = 0.5
+    """Factor in front of that gate's logit."""
+    gate_window: int = 12
+    """Channels that the attention gate and the gated smear read."""
     value_embedding_layers: tuple[int, ...] = (10, 11)
     """Layers, from 0, whose values receive the shared value embedding; none leaves it out."""
     value_embedding_dim: int = 128
@@ -61,8 +81,11 @@ class ModelConfig:
     """Standard deviation of the token embedding at the start."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of matrix products and activations; parameters are always float32."""
-    attention: Literal["auto", "cudnn", "xla"] = "auto"
-    """Attention kernel; auto takes cuDNN on NVIDIA GPUs with bfloat16 and XLA elsewhere."""
+    kernels: Literal["auto", "plain", "interpret"] = "auto"
+    """auto runs kernels of our own and a fused attention on NVIDIA GPUs, the written model elsewhere; plain runs the
+    written model everywhere; interpret runs our kernels in an interpreter, to try them without a GPU."""
+    repeatable: bool = True
+    """Gradients of attention are the same to the bit every time, which on a Hopper GPU costs some speed."""
 
     @property
     def head_dim(self) -> int:
@@ -99,6 +122,10 @@ class MuonConfig:
     """Steps over which the momentum rises linearly; 0 starts at its full value."""
     weight_decay: float = 0.04
     """Decoupled weight decay."""
+    row_normalization: bool = False
+    """Normalize every output's row before the orthogonalization."""
+    newton_schulz_coefficients: Literal["standard", "polar_express"] = "standard"
+    """Coefficients of the iterations: the same in all, or the five of Polar Express."""
     newton_schulz_steps: int = 5
     """Iterations of the orthogonalization."""
     newton_schulz_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -113,16 +140,24 @@ class AdamWConfig:
     """Learning rate of the embedding tables before the schedule's multiplier."""
     scalar_learning_rate: float = 0.025
     """Learning rate of everything else that Muon does not update."""
+    head_learning_rate: float = 0.025
+    """Learning rate of an untied head."""
     matrix_learning_rate: float = 0.002
     """Learning rate of the matrices where `optim.matrices` is adamw."""
+    token_weight_decay: float = 0.04
+    """Decoupled weight decay of the embedding tables."""
+    scalar_weight_decay: float = 0.04
+    """Decoupled weight decay of everything else that Muon does not update."""
+    head_weight_decay: float = 0.04
+    """Decoupled weight decay of an untied head."""
+    matrix_weight_decay: float = 0.04
+    """Decoupled weight decay of the matrices where `optim.matrices` is adamw."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.95
     """Decay of the second moment."""
     epsilon: float = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.04
-    """Decoupled weight decay."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +170,8 @@ class OptimConfig:
     """What updates the matrices."""
     grad_clip: float = 0.3
     """Largest global norm of the gradients; 0 does not clip."""
+    clip: Literal["mean", "rank"] = "mean"
+    """What is clipped: the mean of the gradients, or those of each of `train.num_ranks` parts, before their mean."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +183,17 @@ class TrainConfig:
     time_cap_s: float = 600.0
     """Training time in seconds after which the run ends; 0 for no cap."""
     warmdown_steps: int = 3500
-    """Last steps, or their worth of time under a cap, in which the learning rate falls to 0."""
+    """Last steps, or their worth of time under a cap, in which the learning rate falls to 0; 0 for none."""
+    warmdown_fraction: float = 0.0
+    """The same as a part of the whole run, of its steps or its time, in place of `warmdown_steps`; 0 for none."""
+    learning_rate_floor: float = 0.0
+    """Learning-rate multiplier below which the warmdown does not go."""
     batch_tokens: int = 786_432
     """Tokens of one optimizer step, over all devices."""
     seq_len: int = 2048
     """Tokens of one sequence."""
+    documents: bool = False
+    """Keep documents apart: a rank's tokens are one row, attention stays within a document and within seq_len tokens."""
     num_ranks: int = 8
     """Parts of a micro-step, each of consecutive tokens: the order of the data, whatever the number of devices."""
     accumulation: int = 1

@@ -111,7 +111,7 @@ def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
         raise ConfigError(f"expected an object of settings, found a {type(values).__name__}")
     options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
     try:
-        return dacite.from_dict(kind, values, options)
+        return dacite.from_dict(kind, _with_todays_names(values), options)
     except dacite.UnexpectedDataError as error:
         known = [item.name for item in dataclasses.fields(kind)] + [name.rpartition(".")[2] for name in leaves(kind())]
         near = [match for key in error.keys for match in difflib.get_close_matches(key, known, n=1)]
@@ -119,6 +119,19 @@ def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
         raise ConfigError(f"no setting is called {', '.join(sorted(error.keys))}{hint}") from None
     except (dacite.DaciteError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from None
+
+
+def _with_todays_names(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a file from before AdamW's groups had weight decays of their own, as they are called now."""
+    optim = values.get("optim")
+    adamw = optim.get("adamw") if isinstance(optim, dict) else None
+    if not isinstance(adamw, dict) or "weight_decay" not in adamw:
+        return values
+    each = {f"{group}_weight_decay": adamw["weight_decay"] for group in ("token", "scalar", "head", "matrix")}
+    if "scalar_learning_rate" in adamw:  # an untied head was of that group
+        each["head_learning_rate"] = adamw["scalar_learning_rate"]
+    rest = {name: value for name, value in adamw.items() if name != "weight_decay"}
+    return values | {"optim": optim | {"adamw": each | rest}}
 
 
 def leaves(config: Any, prefix: str = "") -> dict[str, Any]:

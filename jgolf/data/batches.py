@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,17 +31,37 @@ class BatchOrder:
     A micro-step takes `(run_tokens + 1) × num_ranks` consecutive tokens. Rank r owns the r-th run of
     `run_tokens + 1`: its inputs are the run's first `run_tokens`, its targets the last, both cut into
     rows of `seq_len`. The runs of a step's micro-steps follow one another, and steps do too.
+
+    Where documents are kept apart, a row is a whole run, and every `take_runs` runs are a take that lies within a
+    shard, from its first BOS on: what is left at a shard's end is too short for a take and is never used.
     """
 
     run_tokens: int
     seq_len: int
     num_ranks: int
     accumulation: int
+    take_runs: int = 0
+    """Runs of a take; 0 where runs follow one another regardless of shards and documents."""
 
     @classmethod
     def from_config(cls, train: TrainConfig) -> BatchOrder:
         """The order of a (validated) config."""
+        if train.documents:
+            return cls(train.run_tokens, train.run_tokens, train.num_ranks, train.accumulation, train.num_ranks)
         return cls(train.run_tokens, train.seq_len, train.num_ranks, train.accumulation)
+
+    def for_devices(self, num_devices: int) -> BatchOrder | None:
+        """The same tokens in the same order, laid out for so many devices; None if they cannot share them evenly.
+
+        With fewer devices than ranks, each device takes more micro-steps. With more, the devices of a rank split its
+        rows.
+        """
+        runs = self.num_ranks * self.accumulation
+        if self.micro_batch_rows % num_devices == 0 and num_devices >= self.num_ranks:
+            return self
+        if num_devices < self.num_ranks and runs % num_devices == 0:
+            return dataclasses.replace(self, num_ranks=num_devices, accumulation=runs // num_devices)
+        return None
 
     @property
     def rows_per_run(self) -> int:
@@ -85,13 +106,20 @@ class BatchOrder:
                 rank, row_in_run = divmod(row, self.rows_per_run)
                 count = min(stop, (rank + 1) * self.rows_per_run) - row
                 run = step * self.accumulation * self.num_ranks + micro_step * self.num_ranks + rank
-                first = run * (self.run_tokens + 1) + row_in_run * self.seq_len
+                first = self._run_start(stream, run) + row_in_run * self.seq_len
                 tokens = stream.take(first, count * self.seq_len + 1)
                 into = slice(row - start, row - start + count)
                 batch.inputs[micro_step, into] = tokens[:-1].reshape(count, self.seq_len)
                 batch.targets[micro_step, into] = tokens[1:].reshape(count, self.seq_len)
                 row += count
         return batch
+
+    def _run_start(self, stream: TokenStream, run: int) -> int:
+        """Where a run, of all there ever are, begins in the stream."""
+        if not self.take_runs:
+            return run * (self.run_tokens + 1)
+        take, run_in_take = divmod(run, self.take_runs)
+        return stream.take_start(take, self.take_runs * (self.run_tokens + 1)) + run_in_take * (self.run_tokens + 1)
 
 
 class Prefetcher(Generic[T]):

@@ -20,6 +20,8 @@ from jgolf.errors import DataError
 
 MAGIC = 20240520
 VERSION = 1
+BOS_ID = 1
+"""The token that begins a document, in every tokenizer of the challenge."""
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 TOKEN_TYPE = np.dtype("<u2")
@@ -176,6 +178,15 @@ def find_shards(data_dir: str | Path, split: str) -> list[Path]:
     return paths
 
 
+def _first_bos(tokens: np.ndarray) -> int:
+    """Position of the first BOS; past the end where there is none."""
+    for start in range(0, len(tokens), _CHECKED_AT_ONCE):
+        found = np.flatnonzero(tokens[start : start + _CHECKED_AT_ONCE] == BOS_ID)
+        if len(found):
+            return start + int(found[0])
+    return len(tokens)
+
+
 class TokenStream:
     """The tokens of several shards as one endless stream: after the last comes the first again."""
 
@@ -196,6 +207,7 @@ class TokenStream:
         self._shards = [open_shard(path) for path in self.paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
         self._unchecked = set(range(len(self._shards))) if vocab_size is not None else set()
+        self._takes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         if len(self) == 0:
             names = ", ".join(str(path) for path in self.paths) or "no shard"
             raise DataError(f"{names}: no tokens; pack some text with `jgolf data pack`")
@@ -220,6 +232,34 @@ class TokenStream:
             taken[filled : filled + len(piece)] = piece
             filled += len(piece)
         return taken
+
+    def take_start(self, take: int, span: int) -> int:
+        """Where the take-th run of `span` tokens that lies within a shard begins, the shard's first BOS on.
+
+        After the last such run of the last shard comes the first again.
+
+        Raises:
+          DataError: no shard holds so many tokens after its first BOS.
+        """
+        if span not in self._takes:
+            self._takes[span] = self._takes_within_shards(span)
+        firsts, ends = self._takes[span]
+        take %= int(ends[-1])
+        shard = int(np.searchsorted(ends, take, side="right"))
+        before = int(ends[shard - 1]) if shard else 0
+        return int(firsts[shard]) + (take - before) * span
+
+    def _takes_within_shards(self, span: int) -> tuple[np.ndarray, np.ndarray]:
+        """Position of every shard's first BOS, and how many takes there are up to the end of each shard."""
+        begins = self._ends - [len(shard) for shard in self._shards]
+        offsets = np.array([_first_bos(shard) for shard in self._shards], np.int64)
+        ends = np.cumsum((self._ends - begins - offsets) // span)
+        if not ends[-1]:
+            raise DataError(
+                f"{self.paths[0]} and {len(self.paths) - 1} more: no shard holds {span:,} tokens after its first BOS, as "
+                "a batch of whole documents takes from one shard: pack larger shards, or make train.batch-tokens smaller"
+            )
+        return begins + offsets, ends
 
     def _checked_shard(self, index: int) -> np.ndarray:
         shard = self._shards[index]

@@ -18,8 +18,8 @@ from jgolf.errors import JgolfError
 from jgolf.evaluate.cli import tokenizer_of
 from jgolf.evaluate.score import scoring_model
 from jgolf.load import load_model
-from jgolf.model.attention import rotary_base
-from jgolf.model.functional import Params, merge
+from jgolf.model.context import rotary_base
+from jgolf.model.functional import Params, hidden, logits_of
 
 SHORTEST_CONTEXT = 64
 
@@ -114,9 +114,8 @@ def _next_token(
     temperature: float,
     key: PRNGKeyArray,
 ) -> Int[Array, ""]:
-    model = merge(config, params)
-    hidden = jax.lax.dynamic_slice_in_dim(model.hidden(tokens), last, 1, axis=1)
-    logits = model.logits(hidden)[0, 0]
+    at_last = jax.lax.dynamic_slice_in_dim(hidden(config, params, tokens), last, 1, axis=1)
+    logits = logits_of(config, params, at_last)[0, 0]
     if top_k and top_k < config.vocab_size:
         logits = jnp.where(logits >= jax.lax.top_k(logits, top_k)[0][-1], logits, -jnp.inf)
     sampled = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))

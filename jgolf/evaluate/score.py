@@ -25,8 +25,7 @@ from jgolf.config import ModelConfig
 from jgolf.data.text import Text
 from jgolf.errors import DataError
 from jgolf.evaluate.windows import Windows, document_windows, sliding_windows, standard_windows
-from jgolf.model.attention import attention_kernel
-from jgolf.model.functional import Params, merge
+from jgolf.model.functional import Params, runs_as_written, token_losses
 from jgolf.watch import Progress, unwatched
 
 XLA_ATTENTION_BYTES = 2**29
@@ -199,7 +198,7 @@ class _Batch(NamedTuple):
 
 def _rows_at_once(config: ModelConfig, seq_len: int, batch_tokens: int) -> int:
     rows = max(1, batch_tokens // seq_len)
-    if attention_kernel(config) == "xla":
+    if runs_as_written(config):
         rows = min(rows, max(1, XLA_ATTENTION_BYTES // (4 * config.num_heads * seq_len**2)))
     return rows
 
@@ -224,21 +223,13 @@ def scoring_model(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, compute_dtype="float32") if jax.default_backend() == "cpu" else config
 
 
-def last_token_losses(
-    config: ModelConfig, params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B S"]
-) -> Float[Array, "B S"]:
-    """Negative log likelihood in nats of the last S targets of each sequence; last layer and head run on these only."""
-    model = merge(config, params)
-    return model.losses(model.hidden(inputs, last=targets.shape[1]), targets)
-
-
 @cache
 def _compiled(config: ModelConfig, mesh: Mesh) -> Callable:
     """The loss function, its rows spread over the mesh, its result on every device."""
     axis = mesh.axis_names[0]
 
     def on_each_device(params, inputs, targets):
-        return jax.lax.all_gather(last_token_losses(config, params, inputs, targets), axis, tiled=True)
+        return jax.lax.all_gather(token_losses(config, params, inputs, targets), axis, tiled=True)
 
     specs = (P(), P(axis), P(axis))
     sharded = jax.shard_map(on_each_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)

@@ -1,4 +1,9 @@
-"""The network as pure functions over a flat dictionary of parameters, path → array."""
+"""The network as pure functions over a flat dictionary of parameters, path → array.
+
+Every function takes `looped`, whether the loop's layers run more than once (without such layers it changes
+nothing), and `piece_length`: where it is not 0, attention stays within documents, and within pieces of that many
+tokens of longer ones.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jgolf.config import ModelConfig
-from jgolf.model.network import GPT
+from jgolf.model import plain
+from jgolf.model.context import make_context
+from jgolf.model.head import token_nll
+from jgolf.model.kernels import door
+from jgolf.model.kernels.attention import attention_name
+from jgolf.model.network import GPT, Observer
+from jgolf.config.plan import make_plan
 
 Params = dict[str, Array]
 
@@ -40,30 +51,86 @@ def merge(config: ModelConfig, params: Params) -> GPT:
     return nnx.merge(graphdef, state)
 
 
-def apply(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+def runs_as_written(config: ModelConfig) -> bool:
+    """Whether the network runs as plain.py has it: where that is asked for, and where there is nothing to run kernels.
+
+    It can then be differentiated any number of times, and in forward mode, too.
+    """
+    return config.kernels == "plain" or (config.kernels == "auto" and door.gpu() is None)
+
+
+def description(config: ModelConfig, documents: bool) -> str:
+    """Which forms of the operations the network runs in here, in a few words."""
+    if runs_as_written(config):
+        return "no kernels" if config.kernels == "plain" else "no kernels without an NVIDIA GPU"
+    attention = attention_name(config.compute_dtype, config.head_dim, documents)
+    return f"kernels of our own, attention by {attention}"
+
+
+def hidden(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    *,
+    looped: bool = True,
+    piece_length: int = 0,
+    last: int = 0,
+    observe: Observer = lambda name, value: None,
+) -> Float[Array, "B S D"]:
+    """The normalised output of the last block.
+
+    Args:
+      config: the network.
+      params: its parameters.
+      tokens: ids.
+      looped, piece_length: see the module.
+      last: positions at the end of each row that are asked for; 0 for all.
+      observe: is given intermediate results by name, in order.
+    """
+    context, plan = make_context(config, tokens, piece_length), make_plan(config, looped)
+    last = last or tokens.shape[1]
+    if runs_as_written(config):
+        return plain.hidden(config, params, context, plan, observe, last)
+    return merge(config, params).hidden(context, plan, observe, last)
+
+
+def logits_of(config: ModelConfig, params: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Float32 logits of normalised hidden states."""
+    if runs_as_written(config):
+        return plain.logits(config, params, hidden)
+    return merge(config, params).logits(hidden)
+
+
+def apply(config: ModelConfig, params: Params, tokens: Int[Array, "B T"], **how: bool | int) -> Float[Array, "B T V"]:
     """Float32 logits for the token after each position."""
-    return merge(config, params)(tokens)
+    return logits_of(config, params, hidden(config, params, tokens, **how))
 
 
 def token_losses(
-    config: ModelConfig, params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B T"]
-) -> Float[Array, "B T"]:
-    """Negative log likelihood of every target in nats, float32."""
-    model = merge(config, params)
-    return model.losses(model.hidden(inputs), targets)
+    config: ModelConfig, params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B S"], **how: bool | int
+) -> Float[Array, "B S"]:
+    """Negative log likelihood in nats of the last S targets of each row, float32.
+
+    The last layer and the head run on these positions only.
+    """
+    x = hidden(config, params, inputs, last=targets.shape[1], **how)
+    if runs_as_written(config):
+        return token_nll(plain.logits(config, params, x), targets)
+    return merge(config, params).losses(x, targets)
 
 
 def loss(
-    config: ModelConfig, params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B T"]
+    config: ModelConfig, params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B T"], **how: bool | int
 ) -> Float[Array, ""]:
     """Mean negative log likelihood in nats."""
-    return jnp.mean(token_losses(config, params, inputs, targets))
+    return jnp.mean(token_losses(config, params, inputs, targets, **how))
 
 
-def block_outputs(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> dict[str, Array]:
+def block_outputs(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B T"], **how: bool | int
+) -> dict[str, Array]:
     """Every intermediate result by name, in order: "embedding", "block 0", …, "logits"."""
     seen: dict[str, Array] = {}
-    model = merge(config, params)
-    seen_hidden = model.hidden(tokens, seen.__setitem__)
-    seen["logits"] = model.logits(seen_hidden)
+    x = hidden(config, params, tokens, observe=seen.__setitem__, **how)
+    seen["logits"] = logits_of(config, params, x)
     return seen

@@ -1,4 +1,4 @@
-"""Starting values of the parameters."""
+"""Starting values of the parameters, as the rules have them."""
 
 from __future__ import annotations
 
@@ -13,56 +13,49 @@ from jaxtyping import Array, PRNGKeyArray
 
 from jgolf.config import ModelConfig
 from jgolf.model.functional import Params, parameter_shapes
-
-VALUE_EMBEDDING_STD = 0.01
-BIGRAM_SCALE = 0.05
-VALUE_SCALE = 0.1
+from jgolf.rules import Constant, FirstRow, Matrix, Normal, Setting, Start, rule_of
 
 
 def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
-    """Parameters at step 0, float32. Each depends on the key and its own path only."""
+    """Parameters at step 0, float32. Each depends on the key and its own path only.
+
+    Raises:
+      ArtifactError: the rules do not know a parameter.
+    """
     shapes = parameter_shapes(config)
-    params = {path: _constant(path, shape, config) for path, shape in shapes.items()}
-    by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for path, shape in shapes.items():
-        if _is_random_matrix(path):
-            by_shape[shape].append(path)
-    for shape, paths in by_shape.items():  # one decomposition a shape in the program: it compiles faster
+    starts = {path: rule_of(path).start for path in shapes}
+    matrices: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for path, start in starts.items():
+        if isinstance(start, Matrix):
+            matrices[shapes[path]].append(path)
+    params = {path: _start(start, path, shapes[path], config, key) for path, start in starts.items()}
+    for shape, paths in matrices.items():  # one decomposition a shape in the program: it compiles faster
         values = _random_matrices(_keys(key, paths), shape, config.orthogonal_init)
         for path, value in zip(paths, values, strict=True):
-            is_table_projection = not path.startswith(("blocks/", "head/"))
-            params[path] = value / math.sqrt(2 * config.num_layers) if is_table_projection else value
-    params["embed/embedding"] = config.embedding_init_std * _normal(key, "embed/embedding", shapes)
-    if "value_embed/embedding" in shapes:
-        params["value_embed/embedding"] = VALUE_EMBEDDING_STD * _normal(key, "value_embed/embedding", shapes)
+            params[path] = value / math.sqrt(2 * config.num_layers) if starts[path].by_depth else value
     return params
 
 
-def _is_random_matrix(path: str) -> bool:
-    return path.endswith("/kernel") and not path.endswith(("out_proj/kernel", "down_proj/kernel"))
-
-
-def _constant(path: str, shape: tuple[int, ...], config: ModelConfig) -> Array:
-    if path.endswith("resid_mix"):
-        return jnp.stack([jnp.ones(shape[1]), jnp.zeros(shape[1])])
-    constants = {"bigram/scale": BIGRAM_SCALE, "value_embed/scale": VALUE_SCALE, "q_gain": config.q_gain}
-    constants |= dict.fromkeys(("attn_scale", "mlp_scale", "skip_weights"), 1.0)
-    for ending, value in constants.items():
-        if path.endswith(ending):
-            return jnp.full(shape, value)
-    if path.startswith("value_embed/layer_scales/"):
-        return jnp.ones(shape)
-    return jnp.zeros(shape)
+def _start(start: Start, path: str, shape: tuple[int, ...], config: ModelConfig, key: PRNGKeyArray) -> Array | None:
+    """The values of one parameter; None for a random matrix, which is drawn with others of its shape."""
+    match start:
+        case Constant(value):
+            return jnp.full(shape, value, jnp.float32)
+        case Setting(name):
+            return jnp.full(shape, getattr(config, name), jnp.float32)
+        case Normal(std):
+            std = getattr(config, std) if isinstance(std, str) else std
+            return std * jax.random.normal(_keys(key, [path])[0], shape)
+        case FirstRow():
+            return jnp.zeros(shape).at[0].set(1.0)
+        case Matrix():
+            return None
 
 
 def _keys(key: PRNGKeyArray, paths: list[str]) -> PRNGKeyArray:
     """A key for each path, all at once: one by one, they take the compiler half a minute."""
     numbers = np.array([zlib.crc32(path.encode()) for path in paths], np.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-
-
-def _normal(key: PRNGKeyArray, path: str, shapes: dict[str, tuple[int, ...]]) -> Array:
-    return jax.random.normal(_keys(key, [path])[0], shapes[path])
 
 
 def _random_matrices(keys: PRNGKeyArray, shape: tuple[int, ...], orthogonal: bool) -> Array:

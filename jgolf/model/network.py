@@ -1,10 +1,8 @@
-"""The network: embeddings, a U-Net of transformer blocks, a softcapped head."""
+"""The network as modules, made for kernels: the plan's visits, one after the other. plain.py says what it computes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -12,43 +10,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jgolf.config import ModelConfig
-from jgolf.model.attention import Attention, Kernel, attention_kernel, rotary_tables
-from jgolf.model.gradients import matmul
-from jgolf.model.kernels import rowwise
-from jgolf.model.layers import MLP, BigramHash, Embedding, Linear, SmearGate, ValueEmbedding, inverse_rms, rms_norm
+from jgolf.model.blocks import Block, Inputs, Skip
+from jgolf.model.context import Context
+from jgolf.model.embeddings import BigramHash, Embedding, GatedSmear, SmearGate, ValueEmbedding
+from jgolf.model.head import softcap, softcapped_token_nll
+from jgolf.model.kernels.products import matmul
+from jgolf.model.kernels.rowwise import Rows, rowwise
+from jgolf.model.layers import Linear
+from jgolf.model.norm import rms_norm
+from jgolf.config.plan import Plan, Visit, kept, num_skips
 
 Observer = Callable[[str, Array], None]
-
-Stream = tuple[Float[Array, "B T D"], ...]
-"""The residual stream as addends: the last update is added where the sum is read next, in the same pass."""
-
-
-def factored_norm(x: Float[Array, "n D"]) -> tuple[Float[Array, "n D"], Float[Array, "n 1"]]:
-    """rms_norm(x) in two factors: x itself and one number a row.
-
-    A product with a matrix can then take x, and be multiplied by the number afterwards; the normalised x
-    is never written. The number is a constant: all of the norm's gradient comes back through x.
-    """
-    factor = inverse_rms(x)
-    constant = jax.lax.stop_gradient(factor)
-    return x * (factor / constant), constant
-
-
-def normalised(x: Float[Array, "n D"]) -> tuple[Array, Array, Float[Array, "n 1"]]:
-    """x for the residual stream, and `factored_norm` of it for a layer."""
-    return x, *factored_norm(x)
-
-
-def mixed(x: Float[Array, "n D"], x0: Float[Array, "n D"], own: Array, first: Array) -> tuple[Array, ...]:
-    """`normalised` of own · x + first · x0, per channel."""
-    return normalised(own * x + first * x0)
-
-
-def mixed_with_skip(
-    x: Array, skip: Array, x0: Array, skip_weight: Array, own: Array, first: Array
-) -> tuple[Array, ...]:
-    """`mixed` of x + skip_weight · skip."""
-    return mixed(x + skip_weight * skip, x0, own, first)
 
 
 def rms_normalised(x: Float[Array, "n D"]) -> tuple[Array]:
@@ -56,63 +28,17 @@ def rms_normalised(x: Float[Array, "n D"]) -> tuple[Array]:
     return (rms_norm(x),)
 
 
-def softcap(logits: Float[Array, ...], cap: float) -> Float[Array, ...]:
-    """cap · tanh(logits / cap), float32; a cap of 0 leaves them as they are."""
-    logits = logits.astype(jnp.float32)
-    return cap * jnp.tanh(logits / cap) if cap else logits
+def rms_normalised_mean(a: Float[Array, "n D"], m: Float[Array, "n D"]) -> tuple[Array]:
+    """`rms_norm` of the mean of both lanes."""
+    return (rms_norm((a + m) / 2),)
 
 
-def token_nll(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """Negative log likelihood in nats of each target, float32."""
-    picked = jnp.take_along_axis(logits, targets[..., None].astype(jnp.int32), axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+class Lanes(nnx.Module):
+    """What two-lane layers keep of each lane, and how much of each update goes to it; a row for every layer."""
 
-
-@cache
-def _nll(cap: float) -> Callable:
-    def softcapped_nll(logits: Float[Array, "n V"], target: Float[Array, "n 1"]) -> tuple[Float[Array, "n 1"]]:
-        capped = softcap(logits, cap)
-        shift = jax.lax.stop_gradient(jnp.max(capped, axis=-1, keepdims=True))
-        log_sum = jnp.log(jnp.sum(jnp.exp(capped - shift), axis=-1, keepdims=True)) + shift
-        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == target.astype(jnp.int32)
-        return (log_sum - jnp.sum(jnp.where(is_target, capped, 0.0), axis=-1, keepdims=True),)
-
-    return softcapped_nll
-
-
-class Block(nnx.Module):
-    """Mixes in the first layer's input, then adds attention and MLP, each with a scale per channel."""
-
-    def __init__(self, config: ModelConfig, layer: int):
-        self.norm_scale = 1 / math.sqrt(layer + 1) if config.ln_scale else 1.0
-        self.resid_mix = nnx.Param(jnp.zeros((2, config.model_dim)))
-        self.attn_scale = nnx.Param(jnp.zeros((config.model_dim,)))
-        self.mlp_scale = nnx.Param(jnp.zeros((config.model_dim,)))
-        self.attn = Attention(config, layer)
-        self.mlp = MLP(config.model_dim, config.mlp_dim)
-
-    def __call__(
-        self,
-        x: Stream,
-        x0: Float[Array, "B T D"],
-        skip: tuple[Stream, Float[Array, "1 D"]] | None,
-        value_embedding: Float[Array, "B T K*H"] | None,
-        rotary: tuple[Float[Array, "T r"], Float[Array, "T r"]],
-        kernel: Kernel,
-        last: int,
-    ) -> Stream:
-        """The stream after this block, at the `last` positions."""
-        fused = kernel == "cudnn"
-        mix = self.resid_mix[...]
-        if skip is None:
-            x, inputs, norm = rowwise(mixed, [x, x0], [mix[:1], mix[1:]], fused=fused, second_is_first=True)
-        else:
-            rows, whole = [x, skip[0], x0], [skip[1], mix[:1], mix[1:]]
-            x, inputs, norm = rowwise(mixed_with_skip, rows, whole, fused=fused, second_is_first=True)
-        update = self.attn(inputs, self.norm_scale * norm, self.attn_scale[...], value_embedding, rotary, kernel, last)
-        x = x[:, -last:], update
-        x, inputs, norm = rowwise(normalised, [x], fused=fused, second_is_first=True, first_is_input=True)
-        return x, self.mlp(inputs, self.norm_scale * norm, self.mlp_scale[...], fused)
+    def __init__(self, num_layers: int):
+        self.residual = nnx.Param(jnp.zeros((num_layers, 2)))
+        self.post = nnx.Param(jnp.zeros((num_layers, 2, 2)))
 
 
 class GPT(nnx.Module):
@@ -124,6 +50,7 @@ class GPT(nnx.Module):
         self.bigram = (
             BigramHash(config.bigram_buckets, config.bigram_dim, config.model_dim) if config.bigram_buckets else None
         )
+        self.gated_smear = GatedSmear(config.gate_window) if config.gated_smear else None
         self.smear = SmearGate(config.model_dim) if config.smear_gate else None
         self.value_embed = (
             ValueEmbedding(
@@ -133,44 +60,39 @@ class GPT(nnx.Module):
             else None
         )
         self.blocks = nnx.List([Block(config, layer) for layer in range(config.num_layers)])
-        num_skips = config.num_encoder_layers if config.unet_skips else 0
-        self.skip_weights = nnx.Param(jnp.zeros((num_skips, config.model_dim))) if num_skips else None
+        skips = (num_skips(config), config.model_dim)
+        self.skip_weights = nnx.Param(jnp.zeros(skips)) if skips[0] else None
+        self.skip_gates = nnx.Param(jnp.zeros(skips)) if skips[0] and config.skip_gates else None
+        self.lanes = Lanes(config.num_layers) if config.lanes_from else None
         self.head = None if config.tie_embeddings else Linear(config.model_dim, config.vocab_size)
 
-    def hidden(
-        self, tokens: Int[Array, "B T"], observe: Observer = lambda name, value: None, last: int = 0
-    ) -> Float[Array, "B S D"]:
-        """The normalised output of the last block, at the `last` positions or all; the rest is not computed there.
+    def hidden(self, context: Context, plan: Plan, observe: Observer, last: int) -> Float[Array, "B S D"]:
+        """The normalised output of the last visit, at the `last` positions; the rest is not computed there.
 
-        `observe` is given every block's output.
+        `observe` is given every visit's output.
         """
-        config = self.config
-        dtype = jnp.dtype(config.compute_dtype)
-        kernel = attention_kernel(config)
-        rotary = rotary_tables(config, tokens.shape[1])
-        x = self.embed(tokens, dtype)
-        if self.bigram is not None:
-            x = x + self.bigram(tokens, dtype)
-        x = rms_norm(x)
-        if self.smear is not None:
-            x = self.smear(x)
-        observe("embedding", x)
-        value_embeddings: dict[int, Array] = {}
-        if self.value_embed is not None:
-            value_embeddings = dict(zip(config.value_embedding_layers, self.value_embed(tokens, dtype), strict=True))
-        x0, x, skips = x, (x,), []
-        for layer, block in enumerate(self.blocks):
-            decoder_layer = layer - config.num_encoder_layers
-            skip = None
-            if decoder_layer >= 0 and skips:
-                skip = skips.pop(), self.skip_weights[...][decoder_layer : decoder_layer + 1]
-            is_final = layer == config.num_layers - 1
-            num_wanted = last if last and is_final else tokens.shape[1]
-            x = block(x, x0, skip, value_embeddings.get(layer), rotary, kernel, num_wanted)
-            if decoder_layer < 0 and self.skip_weights is not None:
-                skips.append(x)
-            observe(f"block {layer}", sum(x))
-        return rowwise(rms_normalised, [x], fused=kernel == "cudnn")[0]
+        choice, num_tokens = self.config.kernels, context.tokens.shape[1]
+        x0 = self._embedded(context)
+        observe("embedding", x0)
+        inputs = Inputs(context, x0, self._value_embeddings(context))
+        x: Rows | tuple[Rows, Rows] = (x0,)
+        outputs: dict[int, Rows] = {}
+        split = False
+        for place, visit in enumerate(plan):
+            block, skip = self.blocks[visit.layer], self._skip(visit, outputs)
+            num_wanted = last if place == len(plan) - 1 else num_tokens
+            if visit.two_lanes:
+                x, split = x if split else (x, x), True
+                keep, post = (param[...][visit.layer] for param in (self.lanes.residual, self.lanes.post))
+                x = block.on_lanes(x, skip, inputs, keep, post, num_wanted)
+            else:
+                x = block.on_stream(x, skip, inputs, num_wanted)
+            if place in kept(plan):
+                outputs[place] = x
+            observe(visit.name, sum(x) / 2 if split else sum(x))
+        if split:
+            return rowwise(choice, rms_normalised_mean, list(x))[0]
+        return rowwise(choice, rms_normalised, [x])[0]
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Softcapped float32 logits of normalised hidden states."""
@@ -178,12 +100,32 @@ class GPT(nnx.Module):
 
     def losses(self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
         """Negative log likelihood in nats of each target, float32, of normalised hidden states."""
-        rows = [self._raw_logits(hidden), targets[..., None].astype(jnp.float32)]
-        nll = rowwise(_nll(self.config.logit_softcap), rows, fused=attention_kernel(self.config) == "cudnn")[0]
-        return nll[..., 0]
+        logits = self._raw_logits(hidden)
+        return softcapped_token_nll(self.config.kernels, self.config.logit_softcap, logits, targets)
 
     def _raw_logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return matmul(hidden, self.embed.embedding[...].T if self.head is None else self.head.kernel[...])
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        return self.logits(self.hidden(tokens))
+    def _embedded(self, context: Context) -> Float[Array, "B T D"]:
+        """The stream that the first block reads."""
+        choice, dtype = self.config.kernels, jnp.dtype(self.config.compute_dtype)
+        x = self.embed(choice, context.tokens, dtype)
+        if self.bigram is not None:
+            x = x + self.bigram(choice, context.tokens, dtype)
+        if self.gated_smear is not None:
+            x = self.gated_smear(x, context.begins)
+        x = rms_norm(x)
+        return x if self.smear is None else self.smear(x)
+
+    def _value_embeddings(self, context: Context) -> dict[int, Float[Array, "B T K*H"]]:
+        if self.value_embed is None:
+            return {}
+        values = self.value_embed(self.config.kernels, context.tokens, jnp.dtype(self.config.compute_dtype))
+        return dict(zip(self.config.value_embedding_layers, values, strict=True))
+
+    def _skip(self, visit: Visit, outputs: dict[int, Rows]) -> Skip | None:
+        if visit.reads is None:
+            return None
+        row = slice(visit.skip, visit.skip + 1)
+        gate = None if self.skip_gates is None else jax.nn.sigmoid(self.skip_gates[...][row])
+        return Skip(outputs[visit.reads], self.skip_weights[...][row], gate)

@@ -1,15 +1,16 @@
-"""Muon: momentum, then orthogonalization of each matrix by Newton-Schulz iterations.
+"""Muon as a chain of small transforms: Nesterov momentum, row normalization, orthogonalization, scale by shape.
 
-Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
-It agrees with `optax.contrib.muon` but for three choices of the reference recipe: the momentum is a sum
-(m ← μ·m + g) rather than an average with its bias corrected, which matters in the first steps and while μ
-changes; the update is scaled by √max(1, outputs/inputs); and coefficients stay float32 in bfloat16 iterations.
+Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the table of
+coefficients, Amsel et al., "The Polar Express" (2025). With the standard coefficients it agrees with
+`optax.contrib.muon` but for two things: the momentum is a sum (m ← μ·m + g) rather than an average with
+its bias corrected, which matters in the first steps and while μ changes; and numbers such as μ and the
+coefficients stay float32 beside bfloat16 arrays.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+Coefficients = Sequence[float] | Sequence[Sequence[float]] | Float[Array, "3"] | Float[Array, "n 3"]
+"""(a, b, c) of every iteration, or a table of them, one row an iteration."""
+COEFFICIENTS: dict[str, Coefficients] = {
+    "standard": (3.4445, -4.7750, 2.0315),
+    "polar_express": (
+        (8.156554524902461, -22.48329292557795, 15.878769915207462),
+        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+    ),
+}
 EPSILON = 1e-7
 MAX_SHARING_DEVICES = 8
 """More devices share in groups that all do the same: a host's eight exchange over NVLink, not over the network."""
@@ -26,24 +38,56 @@ MAX_SHARING_DEVICES = 8
 Batched = Callable[[Float[Array, "n a b"]], Float[Array, "n a b"]]
 
 
-def newton_schulz(matrices: Float[Array, "n a b"], steps: int = 5, dtype: str = "bfloat16") -> Float[Array, "n a b"]:
+def newton_schulz(
+    matrices: Float[Array, "n a b"],
+    steps: int | Int[Array, ""] = 5,
+    dtype: str = "bfloat16",
+    coefficients: Coefficients = COEFFICIENTS["standard"],
+    round_each: bool = False,
+) -> Float[Array, "n a b"]:
     """Approximately orthogonalizes a batch of matrices with a ≤ b: singular values move towards 1.
 
-    X = G / (‖G‖ + ε), then `steps` times A = XXᵀ, X ← aX + (bA + cA²)X, in `dtype`.
+    X = G / (‖G‖ + ε), then in every iteration A = XXᵀ, X ← aX + (bA + cA²)X, in `dtype`.
+
+    Args:
+      matrices: G.
+      steps: iterations; a traced number makes them a loop.
+      dtype: type of the matrices between operations; a, b, c and all sums are float32.
+      coefficients: (a, b, c) of every iteration, or one row for each, of which the first `steps` are used.
+      round_each: round every operation's result to `dtype`, as PyTorch does, rather than a chain of elementwise
+        ones once, as its compiler does. For comparisons bit for bit, outside `jit`, where XLA keeps to it.
+
+    Raises:
+      ValueError: the coefficients are neither.
     """
-    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
+    shape = np.shape(coefficients)
+    if shape[-1:] != (3,) or len(shape) > 2 or shape[0] == 0:
+        raise ValueError(f"coefficients must be one (a, b, c) or a table of them, found an array of shape {shape}")
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
-    norm = jnp.sqrt(jnp.sum(jnp.square(matrices.astype(jnp.float32)), axis=(1, 2), keepdims=True))
-    x = (matrices / (norm + EPSILON)).astype(dtype)
 
-    def combine(scale: float, left: Array, other_scale: float, right: Array) -> Array:
+    def between(x: Array) -> Array:
+        return x.astype(dtype).astype(jnp.float32) if round_each else x
+
+    def times(scale: float | Array, x: Array) -> Array:
         # In float32: the coefficients themselves must not be rounded to bfloat16.
-        return (scale * left.astype(jnp.float32) + other_scale * right.astype(jnp.float32)).astype(dtype)
+        return between(scale * x.astype(jnp.float32))
 
-    for _ in range(steps):
+    def iterate(x: Array, a: float | Array, b: float | Array, c: float | Array) -> Array:
         gram = jnp.einsum("nij,nkj->nik", x, x, precision=precision)
-        polynomial = combine(b, gram, c, jnp.einsum("nij,njk->nik", gram, gram, precision=precision))
-        x = combine(a, x, 1.0, jnp.einsum("nij,njk->nik", polynomial, x, precision=precision))
+        squared = jnp.einsum("nij,njk->nik", gram, gram, precision=precision)
+        polynomial = (times(b, gram) + times(c, squared)).astype(dtype)
+        product = jnp.einsum("nij,njk->nik", polynomial, x, precision=precision)
+        return (times(a, x) + product.astype(jnp.float32)).astype(dtype)
+
+    matrices = between(matrices.astype(jnp.float32))
+    norm = between(jnp.sqrt(jnp.sum(jnp.square(matrices), axis=(1, 2), keepdims=True)))
+    x = (matrices / between(norm + EPSILON)).astype(dtype)
+    if isinstance(steps, jax.Array):
+        table = jnp.reshape(jnp.asarray(coefficients, jnp.float32), (-1, 3))
+        count = steps if len(shape) == 1 else jnp.minimum(steps, shape[0])
+        return jax.lax.fori_loop(0, count, lambda i, x: iterate(x, *table[i if len(shape) == 2 else 0]), x)
+    for row in [coefficients] * steps if len(shape) == 1 else coefficients[:steps]:
+        x = iterate(x, *row)
     return x
 
 
@@ -92,37 +136,14 @@ class MuonState(NamedTuple):
     momentum: optax.Updates
 
 
-def scale_by_muon(
-    momentum: optax.ScalarOrSchedule = 0.95,
-    newton_schulz_steps: int = 5,
-    newton_schulz_dtype: str = "bfloat16",
-    axis_name: str | None = None,
-) -> optax.GradientTransformation:
-    """Replaces gradients of (inputs, outputs) matrices by Muon's directions, of a learning rate of 1.
+def nesterov(momentum: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """m ← μ·m + g; u = g + μ·m, with the new m.
 
-    m ← μ·m + g; u = NS(g + μ·m) · √max(1, outputs/inputs). The sign is the gradient's: chain it with
-    `optax.scale(-learning_rate)`, as any `scale_by_…` of Optax.
-
-    Args:
-      momentum: μ, or a schedule of it over the steps taken.
-      newton_schulz_steps: iterations of the orthogonalization.
-      newton_schulz_dtype: type in which they run.
-      axis_name: mesh axis to share the orthogonalization over, inside `shard_map`; None for no sharing.
-
-    Raises:
-      ValueError: on `init`, for a parameter that is not a matrix.
+    As `optax.trace(…, nesterov=True)`, but that μ may be a schedule over the steps taken, and that
+    gradients and momentum keep their types: both are summed in float32 and rounded once.
     """
 
-    def orthogonalize(matrices: Float[Array, "n a b"]) -> Float[Array, "n a b"]:
-        return newton_schulz(matrices, newton_schulz_steps, newton_schulz_dtype)
-
-    batched = share_over_devices(orthogonalize, axis_name) if axis_name else orthogonalize
-
     def init(params: optax.Params) -> MuonState:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if leaf.ndim != 2:
-                name = jax.tree_util.keystr(path)
-                raise ValueError(f"Muon updates matrices only; {name} has shape {leaf.shape}: partition it away")
         return MuonState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
     def update(
@@ -130,12 +151,108 @@ def scale_by_muon(
     ) -> tuple[optax.Updates, MuonState]:
         del params
         mu = momentum(state.count) if callable(momentum) else momentum
-        new_momentum = jax.tree.map(lambda m, g: mu * m + g, state.momentum, updates)
-        nesterov = jax.tree.map(lambda m, g: g + mu * m, new_momentum, updates)
-        directions = orthogonalize_tree(nesterov, batched)
-        directions = jax.tree.map(
-            lambda u: max(1.0, u.shape[1] / u.shape[0]) ** 0.5 * u.astype(jnp.float32), directions
-        )
-        return directions, MuonState(state.count + 1, new_momentum)
+
+        def gradient_plus(m: Array, g: Array, like: Array) -> Array:
+            return (mu * m.astype(jnp.float32) + g.astype(jnp.float32)).astype(like.dtype)
+
+        new = jax.tree.map(lambda m, g: gradient_plus(m, g, m), state.momentum, updates)
+        return jax.tree.map(lambda m, g: gradient_plus(m, g, g), new, updates), MuonState(state.count + 1, new)
+
+    return optax.GradientTransformation(init, update)
+
+
+def normalize_rows() -> optax.GradientTransformation:
+    """Divides each column of an (inputs, outputs) matrix, which is what makes one output, by its norm."""
+
+    def normalized(u: Float[Array, "i o"]) -> Float[Array, "i o"]:
+        norm = jnp.sqrt(jnp.sum(jnp.square(u.astype(jnp.float32)), axis=0, keepdims=True))
+        return u / jnp.maximum(norm, EPSILON).astype(u.dtype)
+
+    return optax.stateless_with_tree_map(lambda u, _: normalized(u))
+
+
+def orthogonalize(
+    coefficients: Coefficients = COEFFICIENTS["standard"],
+    steps: int | Int[Array, ""] = 5,
+    dtype: str = "bfloat16",
+    axis_name: str | None = None,
+) -> optax.GradientTransformation:
+    """Replaces matrices by what `newton_schulz` makes of them; `axis_name` shares the work, inside `shard_map`.
+
+    Raises:
+      ValueError: on `init`, for a parameter that is not a matrix.
+    """
+
+    def batched(matrices: Float[Array, "n a b"]) -> Float[Array, "n a b"]:
+        return newton_schulz(matrices, steps, dtype, coefficients)
+
+    shared = share_over_devices(batched, axis_name) if axis_name else batched
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if leaf.ndim != 2:
+                name = jax.tree_util.keystr(path)
+                raise ValueError(f"Muon updates matrices only; {name} has shape {leaf.shape}: partition it away")
+        return optax.EmptyState()
+
+    def update(updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None):
+        del params
+        found = orthogonalize_tree(updates, shared)
+        return jax.tree.map(lambda x, u: x.astype(u.dtype), found, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_shape() -> optax.GradientTransformation:
+    """Multiplies (inputs, outputs) matrices by √max(1, outputs/inputs)."""
+
+    def scaled(u: Float[Array, "i o"]) -> Float[Array, "i o"]:
+        factor = max(1.0, u.shape[1] / u.shape[0]) ** 0.5
+        return (factor * u.astype(jnp.float32)).astype(u.dtype)
+
+    return optax.stateless_with_tree_map(lambda u, _: scaled(u))
+
+
+def scale_by_muon(
+    momentum: optax.ScalarOrSchedule = 0.95,
+    newton_schulz_steps: int | Int[Array, ""] = 5,
+    newton_schulz_dtype: str = "bfloat16",
+    axis_name: str | None = None,
+    newton_schulz_coefficients: Coefficients = COEFFICIENTS["standard"],
+    row_normalization: bool = False,
+) -> optax.GradientTransformation:
+    """Replaces gradients of (inputs, outputs) matrices by Muon's directions, of a learning rate of 1.
+
+    The chain of `nesterov`, `normalize_rows` where asked for, `orthogonalize` and `scale_by_shape`; its state
+    is the momentum's, whichever of the others are in it. The sign is the gradient's: chain it with
+    `optax.scale(-learning_rate)`, as any `scale_by_…` of Optax. Directions have their gradients' types.
+
+    Args:
+      momentum: μ, or a schedule of it over the steps taken.
+      newton_schulz_steps: iterations of the orthogonalization.
+      newton_schulz_dtype: type in which they run.
+      axis_name: mesh axis to share the orthogonalization over, inside `shard_map`; None for no sharing.
+      newton_schulz_coefficients: of the iterations, as `newton_schulz` takes them.
+      row_normalization: whether every output's row is normalized before them.
+
+    Raises:
+      ValueError: on `init`, for a parameter that is not a matrix.
+    """
+    trace = nesterov(momentum)
+    direction = optax.chain(
+        *([normalize_rows()] if row_normalization else []),
+        orthogonalize(newton_schulz_coefficients, newton_schulz_steps, newton_schulz_dtype, axis_name),
+        scale_by_shape(),
+    )
+
+    def init(params: optax.Params) -> MuonState:
+        direction.init(params)  # refuses what is no matrix
+        return trace.init(params)
+
+    def update(
+        updates: optax.Updates, state: MuonState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, MuonState]:
+        updates, state = trace.update(updates, state, params)
+        return direction.update(updates, direction.init(updates), params)[0], state
 
     return optax.GradientTransformation(init, update)

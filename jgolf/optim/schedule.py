@@ -1,30 +1,48 @@
-"""The schedule: one multiplier for all learning rates, and Muon's momentum."""
+"""The schedule: how much of a run is over, and what follows from it, the same on every device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jgolf.config import MuonConfig, TrainConfig
 
 
-def learning_rate_multiplier(train: TrainConfig, step: Int[Array, ""], elapsed_s: Float[Array, ""]) -> Float[Array, ""]:
-    """The multiplier of the step that follows `step` finished ones, from 1 down to 0.
+def fraction(train: TrainConfig, step: Int[Array, ""], elapsed_s: Float[Array, ""]) -> Float[Array, ""]:
+    """How much of the run is over before the step that follows `step` finished ones, from 0 to 1.
 
-    By steps: 1 until `warmdown_steps` before the last, then linear to 0. Under a time cap: the same with
-    the time that remains over the time that `warmdown_steps` steps take at the mean pace so far. With
-    both, the lower of the two.
+    Of its steps or, under a time cap, of its time, whichever is more. It never falls while a run goes on.
     """
-    warmdown = jnp.maximum(jnp.asarray(train.warmdown_steps, jnp.float32), 1.0)
-    step = jnp.asarray(step, jnp.float32)
-    multiplier = jnp.clip((train.steps - step) / warmdown, 0.0, 1.0)
+    over = jnp.asarray(step, jnp.float32) / max(train.steps, 1)
     if train.time_cap_s:
-        mean_s = elapsed_s / jnp.maximum(step, 1.0)
-        remaining_s = jnp.maximum(train.time_cap_s - elapsed_s, 0.0)
-        multiplier = jnp.minimum(multiplier, remaining_s / jnp.maximum(warmdown * mean_s, 1e-9))
-    return multiplier
+        over = jnp.maximum(over, jnp.asarray(elapsed_s, jnp.float32) / train.time_cap_s)
+    return jnp.clip(over, 0.0, 1.0)
+
+
+def learning_rate_multiplier(train: TrainConfig, step: Int[Array, ""], elapsed_s: Float[Array, ""]) -> Float[Array, ""]:
+    """The multiplier of the step that follows `step` finished ones: 1, then linear to 0 over the warmdown.
+
+    It does not fall below `train.learning_rate_floor`. Without a warmdown it stays 1.
+    """
+    by_steps = _warmdowns_left(train, step, elapsed_s)
+    by_fraction = (1.0 - fraction(train, step, elapsed_s)) / jnp.maximum(train.warmdown_fraction, 1e-9)
+    # Chosen by arrays, since the two lengths may be traced values.
+    left = jnp.where(
+        jnp.asarray(train.warmdown_fraction) > 0,
+        by_fraction,
+        jnp.where(jnp.asarray(train.warmdown_steps) > 0, by_steps, 1.0),
+    )
+    return jnp.maximum(jnp.clip(left, 0.0, 1.0), train.learning_rate_floor)
+
+
+def loop_is_on(fraction: Float[Array, ""], loop_start_fraction: float) -> Bool[Array, ""]:
+    """Whether a step trains the looped network: from the first one that begins at this fraction of the run or later.
+
+    As the fraction, it is decided inside the step from one clock, so alike on all devices, and never taken back.
+    """
+    return fraction >= loop_start_fraction
 
 
 def momentum_schedule(muon: MuonConfig) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
@@ -37,3 +55,19 @@ def momentum_schedule(muon: MuonConfig) -> Callable[[Int[Array, ""]], Float[Arra
         return muon.momentum_warmup_start + (muon.momentum - muon.momentum_warmup_start) * done
 
     return momentum
+
+
+def _warmdowns_left(train: TrainConfig, step: Int[Array, ""], elapsed_s: Float[Array, ""]) -> Float[Array, ""]:
+    """How many warmdowns of `train.warmdown_steps` steps would fit into what is left of the run.
+
+    By steps, those that remain over those of the warmdown. Under a time cap: the time that remains over the
+    time that the warmdown's steps take at the mean pace so far. With both, the lower of the two.
+    """
+    warmdown = jnp.maximum(jnp.asarray(train.warmdown_steps, jnp.float32), 1.0)
+    step = jnp.asarray(step, jnp.float32)
+    left = (train.steps - step) / warmdown
+    if train.time_cap_s:
+        mean_s = elapsed_s / jnp.maximum(step, 1.0)
+        remaining_s = jnp.maximum(train.time_cap_s - elapsed_s, 0.0)
+        left = jnp.minimum(left, remaining_s / jnp.maximum(warmdown * mean_s, 1e-9))
+    return left

@@ -23,9 +23,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jgolf import rules
 from jgolf.config import ModelConfig
+from jgolf.model.embeddings import bigram_hash
 from jgolf.model.functional import Params, apply
-from jgolf.model.layers import bigram_hash
-from jgolf.model.network import token_nll
+from jgolf.model.head import token_nll
 from jgolf.watch import Progress, unwatched
 
 Sums = dict[str, tuple[Float[Array, " rows"], Float[Array, "columns columns"]]]

@@ -90,5 +90,5 @@ def crosscheck(
 
 def in_dtype(config: Config, dtype: str) -> Config:
     """The config with all arithmetic in `dtype`, the orthogonalization's too."""
-    settings = {"model.compute_dtype": dtype, "model.attention": "auto", "optim.muon.newton_schulz_dtype": dtype}
+    settings = {"model.compute_dtype": dtype, "optim.muon.newton_schulz_dtype": dtype}
     return configs.replace_all(config, settings)

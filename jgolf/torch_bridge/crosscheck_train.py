@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def batches_of(stream: TokenStream, rows: int, seq_len: int, steps: int) -> list
 
 def jax_steps(config: Config, params: Params, batches: list[Batch]) -> Iterator[Step]:
     """jgolf's steps: the loss before each, and the parameters after it."""
-    optimizer = make_optimizer(config.optim)
+    optimizer = make_optimizer(dataclasses.replace(config.optim, clip="mean"))  # there is one rank
 
     @jax.jit
     def step(params: functional.Params, state: optax.OptState, batch: Batch) -> tuple:
@@ -126,7 +127,7 @@ def _momentum(muon: MuonConfig, step: int) -> float:
 def make_optimizers(
     module: ModuleType, torch_model: TorchModel, config: Config, **adamw_options: bool
 ) -> list[torch.optim.Optimizer]:
-    """Muon for its group of the rules, AdamW, with further options, for the two others.
+    """Muon for its group of the rules, AdamW, with further options, for the others.
 
     Raises:
       ScriptError: the script has no class Muon, or not one that the config's settings suit.
@@ -136,15 +137,17 @@ def make_optimizers(
         if parameter.numel():
             groups.setdefault(rules.rule_of(rules.path_of_torch_name(name)).group, []).append(parameter)
     adamw = config.optim.adamw
-    make: Callable = partial(
-        torch.optim.AdamW,
-        betas=(adamw.beta1, adamw.beta2),
-        eps=adamw.epsilon,
-        weight_decay=adamw.weight_decay,
-        **adamw_options,
-    )
-    rates = {"adamw_token": adamw.token_learning_rate, "adamw_scalar": adamw.scalar_learning_rate}
-    optimizers = [make(groups[group], lr=rate) for group, rate in rates.items() if group in groups]
+    make: Callable = partial(torch.optim.AdamW, betas=(adamw.beta1, adamw.beta2), eps=adamw.epsilon, **adamw_options)
+    settings = {
+        "adamw_token": (adamw.token_learning_rate, adamw.token_weight_decay),
+        "adamw_scalar": (adamw.scalar_learning_rate, adamw.scalar_weight_decay),
+        "adamw_head": (adamw.head_learning_rate, adamw.head_weight_decay),
+    }
+    optimizers = [
+        make(groups[group], lr=learning_rate, weight_decay=weight_decay)
+        for group, (learning_rate, weight_decay) in settings.items()
+        if group in groups
+    ]
     return [*optimizers, _muon(module, torch_model, config.optim.muon, groups["muon"])]
 
 

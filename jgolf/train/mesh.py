@@ -60,19 +60,14 @@ def replicate_from_first(tree: Any, mesh: Mesh) -> Any:
 def device_batch_order(config: Config, num_devices: int) -> BatchOrder:
     """The config's batch order, laid out for this many devices.
 
-    A step's runs of consecutive tokens follow one another, so `accumulation × num_ranks` runs are the
-    same tokens for every way to write that product: with fewer devices than ranks, each device takes
-    more micro-steps, in the reference's rank order. With more, the devices of a rank split its rows.
-
     Raises:
       ConfigError: the devices cannot share the batch evenly.
     """
     order = BatchOrder.from_config(config.train)
+    laid_out = order.for_devices(num_devices)
+    if laid_out is not None:
+        return laid_out
     runs = order.num_ranks * order.accumulation
-    if order.micro_batch_rows % num_devices == 0 and num_devices >= order.num_ranks:
-        return order
-    if num_devices < order.num_ranks and runs % num_devices == 0:
-        return BatchOrder(order.run_tokens, order.seq_len, num_devices, runs // num_devices)
     raise ConfigError(
         f"{num_devices} devices cannot share a batch of {order.accumulation} micro-steps × {order.num_ranks} ranks × "
         f"{order.rows_per_run} sequences evenly: expected a number of devices that divides {runs} runs, or "

@@ -23,8 +23,7 @@ from jgolf.data.tokenizer import find_tokenizer
 from jgolf.errors import ConfigError, JgolfError
 from jgolf.evaluate.validation import Validation
 from jgolf.load import load_params
-from jgolf.model.attention import attention_kernel
-from jgolf.model.functional import Params
+from jgolf.model.functional import Params, description
 from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.checkpoint import Checkpoints, abstract_state
 from jgolf.train.clock import Clock
@@ -225,5 +224,5 @@ def _description(config: Config, mesh: Mesh, state: TrainState) -> str:
     return (
         f"{config.name}: {num_params:,} parameters, {train.batch_tokens:,} tokens a step in sequences of "
         f"{train.seq_len}, {mesh.size} × {device} in {jax.process_count()} process{'es' * (jax.process_count() > 1)}, "
-        f"{config.model.compute_dtype}, attention by {attention_kernel(config.model)}"
+        f"{config.model.compute_dtype}, {description(config.model, documents=False)}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jgolf.model.initial import init
 from jgolf.optim.optimizer import global_norm, make_optimizer
 from jgolf.optim.schedule import learning_rate_multiplier, momentum_schedule
 from jgolf.quantize.fake import fake_quantize
+from jgolf.train.rank_clip import mean_of_clipped_ranks
 
 
 class TrainState(NamedTuple):
@@ -41,7 +43,7 @@ class StepMetrics(NamedTuple):
     loss: Float[Array, ""]
     """Mean negative log likelihood in nats, of the weights that were trained on."""
     grad_norm: Float[Array, ""]
-    """Global norm of the gradients before clipping."""
+    """Global norm of the gradients before clipping; where ranks are clipped, the mean of theirs."""
     learning_rate_multiplier: Float[Array, ""]
     muon_momentum: Float[Array, ""]
     late_qat: Int[Array, ""]
@@ -117,9 +119,17 @@ def train_step(
     late_qat = multiplier < quantize.late_qat_start
     rounded = fake_quantize(state.params, quantize)
     weights = {path: jnp.where(late_qat, rounded[path], value) for path, value in state.params.items()}
-    value, grads = mean_loss_and_grads(config.model, weights, inputs, targets)
-    if axis_name is not None:
-        value, grads = jax.lax.pmean((value, grads), axis_name)
+    loss_and_grads = partial(mean_loss_and_grads, config.model)
+    if config.optim.clip == "rank":
+        ranks = config.train.num_ranks, config.train.accumulation
+        value, grads, norm = mean_of_clipped_ranks(
+            loss_and_grads, weights, inputs, targets, config.optim.grad_clip, *ranks, axis_name
+        )
+    else:
+        value, grads = loss_and_grads(weights, inputs, targets)
+        if axis_name is not None:
+            value, grads = jax.lax.pmean((value, grads), axis_name)
+        norm = global_norm(grads)
 
     updates, opt_state = make_optimizer(config.optim, axis_name).update(
         grads, state.opt_state, state.params, learning_rate_multiplier=multiplier
@@ -135,7 +145,7 @@ def train_step(
     metrics = StepMetrics(
         step=step,
         loss=value,
-        grad_norm=global_norm(grads),
+        grad_norm=norm,
         learning_rate_multiplier=multiplier,
         muon_momentum=momentum_schedule(config.optim.muon)(state.step),
         late_qat=late_qat.astype(jnp.int32),

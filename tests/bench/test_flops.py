@@ -14,8 +14,7 @@ from jax.extend.core import jaxprs_in_params
 
 from jgolf.bench.flops import attention_flops, forward_flops, newton_schulz_flops, train_flops
 from jgolf.config import Config, ModelConfig
-from jgolf.evaluate.score import last_token_losses
-from jgolf.model.functional import loss, parameter_shapes
+from jgolf.model.functional import loss, parameter_shapes, token_losses
 from jgolf.optim.muon import newton_schulz
 
 B, T = 2, 16
@@ -66,7 +65,7 @@ def test_of_the_last_positions(nano: Config) -> None:
     model, last = nano.model, 4
     hidden = B * 4 * model.model_dim * T * T - attention_flops(model, B, T)
     hidden += B * 4 * model.model_dim * last * T - attention_flops(model, B, T, last)
-    found = product_flops(partial(last_token_losses, model), *arguments(model, last))
+    found = product_flops(partial(token_losses, model), *arguments(model, last))
     assert found == forward_flops(model, B, T, last) + hidden
 
 

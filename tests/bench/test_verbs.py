@@ -111,7 +111,7 @@ def test_evaluate(bench: Bench, nano: Config) -> None:
 
 
 def test_attention(bench: Bench) -> None:
-    assert bench("attention")["figures"].keys() == {"xla, forward", "xla, forward + backward"}  # no cuDNN on a CPU
+    assert bench("attention")["figures"].keys() == {"plain, forward", "plain, forward + backward"}  # no cuDNN on a CPU
 
 
 def test_optimizer(bench: Bench) -> None:

@@ -12,7 +12,7 @@ import pytest
 from jgolf import rules
 from jgolf.config import ModelConfig, QuantizeConfig
 from jgolf.model.functional import Params, apply, loss, parameter_shapes
-from jgolf.model.layers import bigram_hash
+from jgolf.model.embeddings import bigram_hash
 from jgolf.quantize.fake import fake_quantize
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
@@ -29,7 +29,7 @@ CONFIG = ModelConfig(
     value_embedding_layers=(2, 3),
     value_embedding_dim=16,
     compute_dtype="float32",
-    attention="xla",
+    kernels="interpret",
 )
 FORWARD_TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 2e-4

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jgolf.config import ModelConfig
-from jgolf.model import attention, gradients, heads, kernels, mlp, network, tables
+from jgolf.model import attention, blocks, context, network, norm
+from jgolf.model.kernels import heads, mlp, products, rowwise, tables
 
 NUM_ROWS = 1024
 
@@ -38,35 +39,46 @@ def assert_same_vjp(found: Callable, expected: Callable, *primals: jax.Array) ->
 def both_ways(function: Callable, num_rows: int, **how) -> tuple[Callable, Callable]:
     """The function as a kernel, and as it is; the first `num_rows` arguments are rows."""
 
-    def run(fused):
-        return lambda *args: kernels.rowwise(function, args[:num_rows], args[num_rows:], fused=fused, **how)
+    def run(choice):
+        return lambda *args: rowwise.rowwise(choice, function, args[:num_rows], args[num_rows:], **how)
 
-    return run(True), run(False)
+    return run("interpret"), run("plain")
 
 
 @pytest.mark.parametrize("width", [32, 128])
 def test_rowwise_functions_of_the_stream(width):
     x, other, x0 = (random(seed, NUM_ROWS, width) for seed in range(3))
-    weights = [random(seed, 1, width) for seed in range(3, 6)]
+    weights = [random(seed, 1, width) for seed in range(3, 7)]
     assert_same_vjp(*both_ways(network.rms_normalised, 1), x)
-    assert_same_vjp(*both_ways(network.normalised, 1, second_is_first=True, first_is_input=True), x)
-    assert_same_vjp(*both_ways(network.mixed, 2, second_is_first=True), x, x0, *weights[:2])
-    assert_same_vjp(*both_ways(network.mixed_with_skip, 3, second_is_first=True), x, other, x0, *weights)
+    assert_same_vjp(*both_ways(network.rms_normalised_mean, 2), x, other)
+    assert_same_vjp(*both_ways(blocks.normalised, 1, second_is_first=True, first_is_input=True), x)
+    for functions, how in ((blocks.ONE_STREAM, {"second_is_first": True}), (blocks.TWO_LANES, {})):
+        assert_same_vjp(*both_ways(functions["none"], 2, **how), x, x0, *weights[:2])
+        assert_same_vjp(*both_ways(functions["added"], 3, **how), x, other, x0, *weights[:3])
+        assert_same_vjp(*both_ways(functions["gated"], 3, **how), x, other, x0, *weights[:4])
+
+
+def test_rowwise_update_of_two_lanes():
+    rows, weights = [random(seed, NUM_ROWS, 32) for seed in range(4)], [random(seed, 1, 32) for seed in range(4, 10)]
+    assert_same_vjp(*both_ways(blocks.lanes_updated, 4), *rows, *weights)
 
 
 def test_rowwise_without_own_value():
-    assert_same_vjp(*both_ways(attention.without_own_value, 2), random(0, NUM_ROWS, 32), random(1, NUM_ROWS, 16))
+    y, v, gate = random(0, NUM_ROWS, 32), random(1, NUM_ROWS, 16), random(2, NUM_ROWS, 2)
+    assert_same_vjp(*both_ways(attention.without_own_value, 2), y, v)
+    assert_same_vjp(*both_ways(attention.gated, 2), y, gate)
+    assert_same_vjp(*both_ways(attention.gated_without_own_value, 3), y, v, gate)
 
 
 def test_rowwise_adds_up_addends():
     x, update = random(0, 4, NUM_ROWS // 4, 32), random(1, 4, NUM_ROWS // 4, 32)
 
-    def run(fused):
-        how = {"second_is_first": True, "first_is_input": True, "fused": fused}
-        return lambda x, update: kernels.rowwise(network.normalised, [(x, update)], **how)
+    def run(choice):
+        how = {"second_is_first": True, "first_is_input": True}
+        return lambda x, update: rowwise.rowwise(choice, blocks.normalised, [(x, update)], **how)
 
-    assert_same_vjp(run(True), run(False), x, update)
-    np.testing.assert_allclose(run(True)(x, update)[0], x + update, rtol=1e-6)
+    assert_same_vjp(run("interpret"), run("plain"), x, update)
+    np.testing.assert_allclose(run("interpret")(x, update)[0], x + update, rtol=1e-6)
 
 
 def test_split_heads_as_a_kernel():
@@ -74,20 +86,20 @@ def test_split_heads_as_a_kernel():
     length = 2 * heads.TILE_ROWS
     qkv, gain = random(0, 2, length, config.model_dim + 2 * config.kv_dim), random(1, config.num_heads)
     scale = jnp.abs(random(2, 2, length, 1)) + 0.1
-    rotary = attention.rotary_tables(config, length)
+    rotary = context.rotary_tables(config, length, length)
 
-    def run(kernel):
-        return lambda qkv, gain: attention.split_heads(config, qkv, scale, gain, rotary, kernel)
+    def run(choice):
+        shape = heads.HeadShape(4, 2, config.head_dim)
+        return lambda qkv, gain: heads.split_heads(choice, shape, qkv, scale, gain, *rotary)
 
-    assert heads.can_split_heads(heads.HeadShape(4, 2, config.head_dim, 0.0), length)
-    assert_same_vjp(run("cudnn"), run("xla"), qkv, gain)
+    assert_same_vjp(run("interpret"), run("plain"), qkv, gain)
 
 
 def test_factored_norm_has_the_gradient_of_the_norm():
     x, matrix = random(0, 8, 32), random(1, 32, 16)
 
     def factored(x):
-        inputs, factor = network.factored_norm(x)
+        inputs, factor = norm.factored_norm(x)
         return factor * (inputs @ matrix)
 
     assert_same_vjp(
@@ -95,11 +107,12 @@ def test_factored_norm_has_the_gradient_of_the_norm():
     )
 
 
-def test_mlp():
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_mlp(slope):
     factor = jnp.abs(random(1, 8, 1)) + 0.1
     assert_same_vjp(
-        lambda x, up, down: mlp.mlp(True, x, factor, up, down),
-        lambda x, up, down: jnp.maximum(factor * (x @ up), 0) ** 2 @ down,
+        lambda x, up, down: mlp.mlp("interpret", slope, x, factor, up, down),
+        lambda x, up, down: jax.nn.leaky_relu(factor * (x @ up), slope) ** 2 @ down,
         random(0, 8, 32),
         random(2, 32, 16),
         random(3, 16, 32),
@@ -107,7 +120,7 @@ def test_mlp():
 
 
 def test_matmul():
-    assert_same_vjp(gradients.matmul, lambda x, kernel: x @ kernel, random(0, 2, 8, 32), random(1, 32, 16))
+    assert_same_vjp(products.matmul, lambda x, kernel: x @ kernel, random(0, 2, 8, 32), random(1, 32, 16))
 
 
 @pytest.mark.parametrize("index", ["random", "one row", "few rows"])
@@ -118,9 +131,11 @@ def test_sums_over_sorted_positions(index):
     index = jnp.asarray({"random": drawn, "one row": 0 * drawn + 17, "few rows": np.minimum(drawn, 2)}[index])
     expected = np.zeros((rows, values.shape[1]))
     np.add.at(expected, np.asarray(index), np.asarray(values, np.float64))
-    np.testing.assert_allclose(tables.sum_sorted(values, index, rows), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tables.sum_sorted(values, index, rows, interpret=True), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_lookup():
     index = jnp.asarray([[3, 0, 3], [1, 3, 0]])
-    assert_same_vjp(lambda table: tables.lookup(table, index, jnp.float32), lambda table: table[index], random(0, 5, 8))
+    table = random(0, tables.TILE_ROWS, tables.TILE_COLUMNS)
+    for choice in ("interpret", "plain"):
+        assert_same_vjp(lambda table: tables.lookup(choice, table, index, jnp.float32), lambda table: table[index], table)  # noqa: B023

@@ -1,4 +1,4 @@
-"""Losses and gradients of networks of many shapes against the network written out plainly, and against its kernels."""
+"""Networks of many shapes: the modules with their kernels against the written model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_network
 import pytest
 
 from jgolf.config import ModelConfig
-from jgolf.evaluate.score import last_token_losses
-from jgolf.model import attention, heads, network
 from jgolf.model.functional import Params, loss, parameter_shapes, token_losses
+from jgolf.model.kernels import rowwise
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -29,8 +27,10 @@ CONFIG = ModelConfig(
     value_embedding_layers=(0, 1),
     value_embedding_dim=8,
     compute_dtype="float32",
-    attention="xla",
+    kernels="interpret",
 )
+KERNEL_TOKENS = rowwise.TILES_PER_SUM * rowwise.TILE_VALUES // 64
+"""A number of tokens that the kernels' tiles divide, the widest row being the logits' 64."""
 VARIANTS = {
     "odd layers": {"num_layers": 3, "xsa_layers": (2,), "value_embedding_layers": (1, 2)},
     "kv heads = heads": {"num_kv_heads": 4},
@@ -42,6 +42,17 @@ VARIANTS = {
         "value_embedding_layers": (), "q_gain": 0.0,
     },
     "a width that is no power of two": {"model_dim": 24, "num_heads": 2, "num_kv_heads": 1},
+    "leaky activation": {"activation_slope": 0.5},
+    "gated skips": {"num_layers": 3, "skip_gates": True},
+    "attention gate": {"attention_gate": True, "gate_window": 6, "xsa_layers": ()},
+    "attention gate after XSA": {"attention_gate": True, "attention_gate_scale": 1.0, "xsa_layers": (0, 1)},
+    "gated smear": {"gated_smear": True},
+    "loop": {"num_layers": 4, "loop_layers": (1, 2), "num_loops": 2},
+    "lanes": {"num_layers": 4, "lanes_from": 3},
+    "everything": {
+        "num_layers": 5, "loop_layers": (1, 2), "lanes_from": -2, "skip_gates": True, "attention_gate": True,
+        "gated_smear": True, "activation_slope": 0.3, "xsa_layers": (0, 3, 4),
+    },
 }  # fmt: skip
 
 
@@ -68,14 +79,13 @@ def assert_same_gradients(found: Params, expected: Params) -> None:
         assert error < 2e-4 * norm + 3e-6 * total, (path, error, norm, total)
 
 
-def plain_value_and_grad(config: ModelConfig, params: Params, tokens: tuple[jax.Array, jax.Array]):
-    return jax.value_and_grad(lambda params: jnp.mean(plain_network.token_losses(params, config, *tokens)))(params)
+def value_and_grad(config: ModelConfig, tokens: tuple[jax.Array, jax.Array], **how: int):
+    return jax.jit(jax.value_and_grad(lambda params: loss(config, params, *tokens, **how)))(random_params(config))
 
 
-def assert_same_as_plain(config: ModelConfig, tokens: tuple[jax.Array, jax.Array]) -> None:
-    params = random_params(config)
-    value, grads = jax.jit(jax.value_and_grad(lambda params: loss(config, params, *tokens)))(params)
-    expected_value, expected = jax.jit(lambda params: plain_value_and_grad(config, params, tokens))(params)
+def assert_same_as_plain(config: ModelConfig, tokens: tuple[jax.Array, jax.Array], **how: int) -> None:
+    value, grads = value_and_grad(config, tokens, **how)
+    expected_value, expected = value_and_grad(dataclasses.replace(config, kernels="plain"), tokens, **how)
     np.testing.assert_allclose(value, expected_value, rtol=2e-5)
     assert_same_gradients(grads, expected)
 
@@ -90,15 +100,16 @@ def test_one_sequence_of_one_token():
     assert_same_as_plain(CONFIG, random_tokens(CONFIG, (1, 1)))
 
 
-@pytest.mark.parametrize("variant", ["odd layers", "all dimensions rotated, XSA everywhere"])
-def test_the_kernels_compute_the_same(variant, monkeypatch):
+@pytest.mark.parametrize("variant", ["odd layers", "all dimensions rotated, XSA everywhere", "everything"])
+def test_shapes_that_suit_the_kernels(variant):
     config = dataclasses.replace(CONFIG, **VARIANTS[variant])
-    assert heads.can_split_heads(heads.HeadShape(4, 2, 8, 0.0), heads.TILE_ROWS)
-    # Kernels are interpreted on a CPU; cuDNN's is the one that cannot be.
-    xla_attention = attention.causal_attention
-    monkeypatch.setattr(network, "attention_kernel", lambda config: "cudnn")
-    monkeypatch.setattr(attention, "causal_attention", lambda q, k, v, kernel: xla_attention(q, k, v, "xla"))
-    assert_same_as_plain(config, random_tokens(config, (8, heads.TILE_ROWS)))
+    assert_same_as_plain(config, random_tokens(config, (KERNEL_TOKENS // 16, 16)))
+
+
+@pytest.mark.parametrize("piece_length", [5, 40])
+def test_documents(piece_length):
+    config = dataclasses.replace(CONFIG, **VARIANTS["everything"])
+    assert_same_as_plain(config, random_tokens(config, (2, 30)), piece_length=piece_length)
 
 
 def test_gradients_under_vmap():
@@ -113,5 +124,5 @@ def test_losses_of_the_last_positions():
     params, (inputs, targets) = random_params(CONFIG), random_tokens(CONFIG, (2, 12))
     every = jax.jit(lambda: token_losses(CONFIG, params, inputs, targets))()
     for num_last in (5, 12):
-        last = jax.jit(lambda targets: last_token_losses(CONFIG, params, inputs, targets))(targets[:, -num_last:])
+        last = jax.jit(lambda targets: token_losses(CONFIG, params, inputs, targets))(targets[:, -num_last:])
         np.testing.assert_allclose(last, every[:, -num_last:], rtol=1e-5)

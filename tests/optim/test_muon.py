@@ -6,12 +6,41 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jgolf.optim.muon import newton_schulz, orthogonalize_tree, scale_by_muon, share_over_devices
+from jgolf.optim.muon import (
+    COEFFICIENTS,
+    nesterov,
+    newton_schulz,
+    normalize_rows,
+    orthogonalize_tree,
+    scale_by_muon,
+    share_over_devices,
+)
+
+POLAR_EXPRESS = COEFFICIENTS["polar_express"]
+FULL_RANK = ("square", "wide", "tall")
 
 
 @pytest.fixture(scope="module")
 def arrays(golden):
     return np.load(golden / "tiny" / "newton_schulz.npz")
+
+
+@pytest.fixture(scope="module")
+def polar(golden):
+    """The record's Newton-Schulz and Muon; its matrices are (outputs, inputs)."""
+    return np.load(golden / "pr1855" / "newton_schulz.npz")
+
+
+def orthogonalized(matrices, **options):
+    """`newton_schulz` of one matrix or a batch, lying or standing."""
+    standing = matrices.shape[-2] > matrices.shape[-1]
+    lying = jnp.asarray(matrices.mT if standing else matrices).reshape(-1, *sorted(matrices.shape[-2:]))
+    found = np.asarray(newton_schulz(lying, coefficients=POLAR_EXPRESS, **options), np.float32)
+    return (found.mT if standing else found).reshape(matrices.shape)
+
+
+def distance(found, expected):
+    return np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
 
 
 def test_newton_schulz_in_float32(arrays):
@@ -34,6 +63,58 @@ def test_a_tall_matrix_is_orthogonalized_as_its_transpose(arrays):
     np.testing.assert_array_equal(found["tall"], found["wide"].T)
 
 
+@pytest.mark.parametrize("tag", [*FULL_RANK, "zero", "rank1"])
+def test_polar_express_in_float32(polar, tag):
+    given = polar[f"{tag}/in"]
+    assert distance(orthogonalized(given, steps=1, dtype="float32"), polar[f"{tag}/f32_steps1"]) < 1e-4
+    allowed = 2e-3 if tag == "rank1" else 1e-4
+    for steps in (5, 9):  # there are coefficients for five iterations
+        found = orthogonalized(given, steps=steps, dtype="float32")
+        assert distance(found, polar[f"{tag}/f32_steps5"]) < allowed
+
+
+@pytest.mark.parametrize("tag", [*FULL_RANK, "zero", "rank1"])
+def test_bfloat16_rounded_after_every_operation_is_pytorch_s_bit_for_bit(polar, tag):
+    np.testing.assert_array_equal(orthogonalized(polar[f"{tag}/in"], round_each=True), polar[f"{tag}/bf16_steps5"])
+
+
+@pytest.mark.parametrize("tag", FULL_RANK)
+def test_bfloat16_rounded_after_chains_of_operations_is_near(polar, tag):
+    assert distance(orthogonalized(polar[f"{tag}/in"]), polar[f"{tag}/bf16_steps5"]) < 0.15
+
+
+@pytest.mark.parametrize("steps", [1, 5, 9])
+@pytest.mark.parametrize("coefficients", COEFFICIENTS.values(), ids=COEFFICIENTS.keys())
+def test_a_traced_number_of_iterations(arrays, coefficients, steps):
+    def run(steps):
+        return newton_schulz(arrays["g"][None], steps, "float32", coefficients)
+
+    np.testing.assert_allclose(jax.jit(run)(steps), run(steps), atol=1e-5)
+
+
+@pytest.mark.parametrize("coefficients", [(1.0, 2.0), ((1.0, 2.0, 3.0, 4.0),), (), 3.0])
+def test_coefficients_of_another_shape_are_refused(coefficients):
+    with pytest.raises(ValueError, match=r"one \(a, b, c\) or a table of them, found an array of shape"):
+        newton_schulz(jnp.ones((1, 2, 3)), coefficients=coefficients)
+
+
+@pytest.mark.parametrize("tag", ["wide", "tall"])
+def test_the_chain_takes_the_record_s_steps(polar, tag):
+    """Two steps of the whole Muon on the two matrices of a bank."""
+    given = polar[f"{tag}/in"]
+    params = {name: jnp.ones_like(given[0].T) for name in "ab"}
+    muon = scale_by_muon(0.9, 5, "float32", newton_schulz_coefficients=POLAR_EXPRESS, row_normalization=True)
+    optimizer = optax.chain(muon, optax.add_decayed_weights(0.2), optax.scale(-0.1))
+    state = optimizer.init(params)
+    for name, bank in (("muon_p1", given), ("muon_p2", 0.7 * given[..., ::-1])):
+        grads = {name: jnp.asarray(matrix.T) for name, matrix in zip("ab", bank, strict=True)}
+        updates, state = jax.jit(optimizer.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        for own, expected in zip(params.values(), polar[f"{tag}/{name}"], strict=True):
+            assert distance(own.T, expected) < 1e-4
+            assert distance(own.T - 1, expected - 1) < 2e-3
+
+
 def test_newton_schulz_equals_the_polynomial_of_the_singular_values():
     matrix = np.random.default_rng(0).normal(size=(6, 10))
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
@@ -44,24 +125,48 @@ def test_newton_schulz_equals_the_polynomial_of_the_singular_values():
     np.testing.assert_allclose(found, (u * s) @ vt, atol=3e-5)
 
 
-def test_agrees_with_optax_contrib_where_both_do_the_same():
-    """Square matrices have no shape factor; Newton-Schulz removes the scale between a sum and an average.
+def test_agrees_with_optax_contrib():
+    """Newton-Schulz removes the scale between a sum and an average.
 
     Optax also corrects the bias of its average before the Nesterov step, which fades with the steps.
     """
     rng = np.random.default_rng(1)
-    params = {"a": jnp.zeros((8, 8)), "b": jnp.zeros((8, 8))}
+    params = {"square": jnp.zeros((8, 8)), "wide": jnp.zeros((6, 12)), "tall": jnp.zeros((12, 6))}
     dimensions = {name: optax.contrib.MuonDimensionNumbers(0, 1) for name in params}
     ours = scale_by_muon(0.8, newton_schulz_dtype="float32")
-    theirs = optax.contrib.scale_by_muon(beta=0.8, eps=1e-7, weight_dimension_numbers=dimensions)
+    # Its whole chain, scale by shape included, and a learning rate of -1, since it turns the sign.
+    theirs = optax.contrib.muon(-1.0, beta=0.8, eps=1e-7, muon_weight_dimension_numbers=dimensions)
     our_state, their_state = ours.init(params), theirs.init(params)
     our_update, their_update = jax.jit(ours.update), jax.jit(theirs.update)
     for _ in range(80):
-        grads = {name: jnp.asarray(rng.normal(size=(8, 8)), jnp.float32) for name in params}
+        grads = {name: jnp.asarray(rng.normal(size=value.shape), jnp.float32) for name, value in params.items()}
         ours_now, our_state = our_update(grads, our_state)
-        theirs_now, their_state = their_update(grads, their_state)
+        theirs_now, their_state = their_update(grads, their_state, params)
     for name in params:
-        np.testing.assert_allclose(ours_now[name], theirs_now[name], atol=2e-4)
+        np.testing.assert_allclose(ours_now[name], theirs_now[name], atol=3e-4)
+
+
+def test_nesterov_is_optax_s_trace():
+    rng = np.random.default_rng(2)
+    ours, theirs = nesterov(0.9), optax.trace(0.9, nesterov=True)
+    params = {"a": jnp.zeros((3, 4))}
+    our_state, their_state = ours.init(params), theirs.init(params)
+    for _ in range(3):
+        grads = {"a": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)}
+        ours_now, our_state = ours.update(grads, our_state)
+        theirs_now, their_state = theirs.update(grads, their_state)
+        np.testing.assert_allclose(ours_now["a"], theirs_now["a"], rtol=1e-6)
+
+
+def test_every_output_s_row_has_norm_one():
+    kernel = np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32)
+    kernel[:, 1] = 0.0
+    for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 1e-2)):
+        found, _ = normalize_rows().update({"a": jnp.asarray(kernel, dtype)}, optax.EmptyState())
+        assert found["a"].dtype == dtype
+        np.testing.assert_allclose(
+            np.linalg.norm(np.asarray(found["a"], np.float32), axis=0), [1, 0, 1], atol=tolerance
+        )
 
 
 def test_shape_factor_is_of_outputs_over_inputs():
@@ -87,6 +192,48 @@ def test_composes_with_optax_chain_under_jit():
     updates, _ = jax.jit(transform.update)({"a": jnp.ones((4, 6))}, transform.init(params), params)
     assert updates["a"].shape == (4, 6)
     assert np.isfinite(updates["a"]).all()
+
+
+def test_numbers_may_be_injected_and_changed():
+    grads = {"a": jnp.asarray(np.random.default_rng(4).normal(size=(4, 6)), jnp.float32)}
+    injected = optax.inject_hyperparams(scale_by_muon)(momentum=0.9, newton_schulz_dtype="float32")
+    state, update = injected.init(grads), jax.jit(injected.update)
+    plain = scale_by_muon(0.9, newton_schulz_dtype="float32")
+    expected, _ = plain.update(grads, plain.init(grads))
+    found, state = update(grads, state, grads)
+    np.testing.assert_allclose(found["a"], expected["a"], atol=1e-6)
+    state.hyperparams["momentum"] = jnp.float32(0.5)
+    _, state = update(grads, state, grads)
+    np.testing.assert_allclose(state.inner_state.momentum["a"], 1.5 * grads["a"], rtol=1e-6)
+    scheduled = optax.inject_hyperparams(scale_by_muon)(
+        lambda count: 0.1 * count, newton_schulz_coefficients=POLAR_EXPRESS
+    )
+    _, state = jax.jit(scheduled.update)(grads, scheduled.init(grads), grads)
+    assert float(state.hyperparams["momentum"]) == 0.0
+
+
+@pytest.mark.parametrize("momentum", [0.9, jnp.float32(0.9), lambda count: 0.9 + 0.0 * count])
+def test_bfloat16_parameters_are_skipped_where_gradients_are_not_finite(momentum):
+    params = {"a": jnp.ones((4, 6), jnp.bfloat16)}
+    guarded = optax.apply_if_finite(scale_by_muon(momentum, row_normalization=True), 3)
+    update = jax.jit(guarded.update)
+    state = guarded.init(params)
+    updates, state = update(params, state, params)
+    assert updates["a"].dtype == state.inner_state.momentum["a"].dtype == jnp.bfloat16
+    assert np.abs(np.asarray(updates["a"], np.float32)).min() > 0
+    skipped, after = update({"a": jnp.full((4, 6), jnp.nan, jnp.bfloat16)}, state, params)
+    assert not np.asarray(skipped["a"], np.float32).any()
+    np.testing.assert_array_equal(after.inner_state.momentum["a"], state.inner_state.momentum["a"])
+
+
+def test_momentum_is_not_rounded_to_the_matrices_type():
+    """180 × 0.97 = 174.6 is 175 in bfloat16; 0.97 itself is 0.96875 there, and 180 × that is 174."""
+    params = {"a": jnp.full((2, 2), 180.0, jnp.bfloat16)}
+    for momentum in (0.97, jnp.float32(0.97)):
+        transform = nesterov(momentum)
+        _, state = transform.update(params, transform.init(params))
+        _, state = transform.update({"a": jnp.zeros((2, 2), jnp.bfloat16)}, state)
+        assert float(state.momentum["a"][0, 0]) == 175
 
 
 def test_vectors_are_refused_by_name():

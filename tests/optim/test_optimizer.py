@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from jgolf.config import MuonConfig, OptimConfig
+from jgolf.config import AdamWConfig, MuonConfig, OptimConfig
 from jgolf.model.functional import loss
-from jgolf.optim.optimizer import clip_by_global_norm, global_norm, make_optimizer
+from jgolf.optim.optimizer import UpdateRule, clip_by_global_norm, global_norm, make_optimizer, update_rule
 from tests.conftest import params_of, relative_distances
 
 EMA_DECAY = 0.997
@@ -67,18 +67,32 @@ def test_clipping_is_pytorch_s(max_norm):
     np.testing.assert_allclose(clipped["a"], factor * np.arange(4.0), rtol=1e-6)
 
 
-def test_adamw_groups_match_a_numpy_derivation(tiny):
+def test_adamw_groups_match_a_numpy_derivation():
+    """Every group's learning rate and weight decay, and the multipliers of a parameter's own."""
     matrix = "blocks/0/mlp/up_proj/kernel"
-    config = OptimConfig(grad_clip=0.0, matrices="adamw")
-    params = {"embed/embedding": jnp.full((3, 2), 0.5), "smear/gate": jnp.full((2,), -1.0), matrix: jnp.ones((2, 3))}
-    optimizer = make_optimizer(config)
-    state = optimizer.init(params)
-    rng, adamw = np.random.default_rng(0), config.adamw
-    rates = {
-        "embed/embedding": adamw.token_learning_rate,
-        "smear/gate": adamw.scalar_learning_rate,
-        matrix: adamw.matrix_learning_rate,
+    adamw = AdamWConfig(
+        scalar_learning_rate=0.02,
+        head_learning_rate=0.01,
+        token_weight_decay=0.3,
+        scalar_weight_decay=0.2,
+        head_weight_decay=0.5,
+        matrix_weight_decay=0.4,
+    )
+    settings = {
+        "embed/embedding": (adamw.token_learning_rate, 0.3),
+        "smear/gate": (0.02 * 0.5, 0.2 * 3.0),
+        "skip_weights": (0.02, 0.2),
+        "head/kernel": (0.01, 0.5),
+        matrix: (adamw.matrix_learning_rate, 0.4),
     }
+
+    def rule(path):
+        return update_rule(path)._replace(learning_rate=0.5, weight_decay=3.0) if "gate" in path else update_rule(path)
+
+    optimizer = make_optimizer(OptimConfig(adamw=adamw, grad_clip=0.0, matrices="adamw"), rule=rule)
+    rng = np.random.default_rng(0)
+    params = {path: jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for path in settings}
+    state = optimizer.init(params)
     expected = {path: np.asarray(value, np.float64) for path, value in params.items()}
     moments = {path: (np.zeros_like(v), np.zeros_like(v)) for path, v in expected.items()}
     for t in range(1, 5):
@@ -91,8 +105,74 @@ def test_adamw_groups_match_a_numpy_derivation(tiny):
             m = adamw.beta1 * moments[path][0] + (1 - adamw.beta1) * g
             v = adamw.beta2 * moments[path][1] + (1 - adamw.beta2) * g**2
             moments[path] = m, v
-            rate = 0.7 * rates[path]
+            rate, weight_decay = 0.7 * settings[path][0], settings[path][1]
             step = m / (1 - adamw.beta1**t) / (np.sqrt(v / (1 - adamw.beta2**t)) + adamw.epsilon)
-            expected[path] = expected[path] * (1 - rate * adamw.weight_decay) - rate * step
+            expected[path] = expected[path] * (1 - rate * weight_decay) - rate * step
     for path, value in expected.items():
-        np.testing.assert_allclose(params[path], value, rtol=2e-5)
+        np.testing.assert_allclose(params[path], value, rtol=2e-5, atol=1e-6)
+
+
+def test_multipliers_of_a_matrix_s_own():
+    """With its multipliers a matrix takes the step of a group of that learning rate and weight decay."""
+    rng = np.random.default_rng(0)
+    path = "blocks/0/mlp/up_proj/kernel"
+    params, grads = ({path: jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)} for _ in range(2))
+
+    def updated(muon, rule):
+        optimizer = make_optimizer(OptimConfig(muon=muon), rule=rule)
+        return optimizer.update(grads, optimizer.init(params), params)[0][path]
+
+    found = updated(MuonConfig(), lambda path: UpdateRule("muon", 0.5, 3.0))
+    expected = updated(MuonConfig(learning_rate=0.0125, weight_decay=0.12), update_rule)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_record_s_adamw_step(golden):
+    """One step of its two AdamW groups, from the mean of two ranks' clipped gradients."""
+    arrays, start = np.load(golden / "pr1855" / "two_ranks.npz"), np.load(golden / "pr1855" / "model.npz")
+    names = [name.removeprefix("mean_grad/") for name in arrays if name.startswith("mean_grad/")]
+    params = {name: jnp.asarray(start[f"params/{name}"]) for name in names}
+    grads = {name: jnp.asarray(arrays[f"mean_grad/{name}"]) for name in names}
+    adamw = AdamWConfig(
+        token_learning_rate=0.03,
+        token_weight_decay=0.085,
+        scalar_learning_rate=0.02,
+        scalar_weight_decay=0.02,
+        beta2=0.99,
+    )
+    optimizer = make_optimizer(
+        OptimConfig(adamw=adamw, clip="rank"),
+        rule=lambda name: UpdateRule("adamw_token" if name == "tok_emb.weight" else "adamw_scalar"),
+    )
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    found = optax.apply_updates(params, updates)
+    for name in names:
+        expected = arrays[f"after1/{name}"]
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+        moved, wanted = found[name] - params[name], expected - params[name]
+        assert np.linalg.norm(moved - wanted) < 2e-3 * np.linalg.norm(wanted)
+
+
+def test_bfloat16_parameters_are_skipped_where_gradients_are_not_finite():
+    params = {path: jnp.ones((2, 2), jnp.bfloat16) for path in ("embed/embedding", "blocks/0/attn/q_proj/kernel")}
+    guarded = optax.apply_if_finite(make_optimizer(OptimConfig()), 3)
+    update = jax.jit(guarded.update)
+    state = guarded.init(params)
+    updates, state = update(params, state, params, learning_rate_multiplier=jnp.float32(0.5))
+    assert all(value.dtype == jnp.bfloat16 and value.all() for value in updates.values())
+    updates, _ = update({path: p * jnp.nan for path, p in params.items()}, state, params, learning_rate_multiplier=1.0)
+    assert not any(value.any() for value in updates.values())
+
+
+def test_the_state_s_layout_is_that_of_earlier_checkpoints():
+    """Orbax restores a checkpoint into a state of the same paths and numbers of parts only."""
+    params = {path: jnp.ones((2, 2)) for path in ("embed/embedding", "blocks/0/attn/q_proj/kernel", "skip_weights")}
+    for muon in (MuonConfig(), MuonConfig(row_normalization=True, newton_schulz_coefficients="polar_express")):
+        clipping, partitioned, multiplier = make_optimizer(OptimConfig(muon=muon)).init(params)
+        assert clipping == multiplier == optax.EmptyState()
+        groups = partitioned.inner_states
+        assert groups.keys() == {"muon", "adamw_token", "adamw_scalar"}
+        for group, fields in (("muon", {"count", "momentum"}), ("adamw_token", {"count", "mu", "nu"})):
+            direction, *rest = groups[group].inner_state
+            assert direction._asdict().keys() == fields
+            assert rest == [optax.EmptyState()] * 2

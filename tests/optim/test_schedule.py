@@ -1,10 +1,13 @@
 import dataclasses
+import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jgolf.config import MuonConfig, TrainConfig
-from jgolf.optim.schedule import learning_rate_multiplier, momentum_schedule
+from jgolf.optim.schedule import fraction, learning_rate_multiplier, loop_is_on, momentum_schedule
 
 BY_STEPS = TrainConfig(steps=100, warmdown_steps=40, time_cap_s=0.0)
 BY_TIME = TrainConfig(steps=20_000, warmdown_steps=3500, time_cap_s=600.0)
@@ -32,9 +35,66 @@ def test_steps_and_cap_together_take_the_lower():
     assert float(learning_rate_multiplier(both, 50, 600.0)) == 0.0
 
 
-def test_no_warmdown_is_full_rate_to_the_end():
-    config = dataclasses.replace(BY_STEPS, warmdown_steps=0)
-    assert [float(learning_rate_multiplier(config, step, 0.0)) for step in (0, 99)] == [1.0, 1.0]
+@pytest.mark.parametrize("time_cap_s", [0.0, 600.0])
+def test_no_warmdown_is_full_rate_to_the_end(time_cap_s):
+    config = dataclasses.replace(BY_STEPS, warmdown_steps=0, time_cap_s=time_cap_s)
+    for step, elapsed_s in ((0, 0.0), (50, 599.99), (99, 700.0), (100, 700.0)):
+        assert float(learning_rate_multiplier(config, step, elapsed_s)) == 1.0
+
+
+def test_the_record_s_decisions(golden):
+    """Multiplier, momentum and loop before every step, by a clock that the record's script was given."""
+    record = json.loads((golden / "pr1855" / "schedule.json").read_text())
+    train = TrainConfig(
+        time_cap_s=record["cap_s"] - record["reserve_s"],
+        warmdown_steps=0,
+        warmdown_fraction=record["warmdown_frac"],
+        learning_rate_floor=record["min_lr"],
+    )
+    momentum = momentum_schedule(
+        MuonConfig(
+            momentum=record["muon_momentum"],
+            momentum_warmup_start=record["muon_momentum_warmup_start"],
+            momentum_warmup_steps=record["muon_momentum_warmup_steps"],
+        )
+    )
+    looping = [one["looping"] for one in record["steps"]]
+    assert looping.count(True) > 1 and not looping[0]
+    for step, expected in enumerate(record["steps"]):
+        elapsed_s = expected["elapsed_s"]
+        found = learning_rate_multiplier(train, step, elapsed_s)
+        assert float(found) == pytest.approx(expected["scale"], rel=1e-6)
+        assert float(momentum(step)) == pytest.approx(expected["momentum"], rel=1e-6)
+        assert bool(loop_is_on(fraction(train, step, elapsed_s), record["enable_looping_at"])) == expected["looping"]
+
+
+def test_warmdown_of_a_fraction_of_the_steps():
+    train = dataclasses.replace(BY_STEPS, warmdown_steps=0, warmdown_fraction=0.5, learning_rate_floor=0.2)
+    found = [float(learning_rate_multiplier(train, step, 0.0)) for step in (0, 50, 75, 89, 90, 99, 100)]
+    np.testing.assert_allclose(found, [1, 1, 0.5, 0.22, 0.2, 0.2, 0.2], rtol=1e-5)
+
+
+def test_the_floor_holds_for_a_warmdown_in_steps():
+    train = dataclasses.replace(BY_STEPS, learning_rate_floor=0.3)
+    found = [float(learning_rate_multiplier(train, step, 0.0)) for step in (60, 80, 90)]
+    np.testing.assert_allclose(found, [1, 0.5, 0.3], rtol=1e-6)
+
+
+def test_the_fraction_is_of_steps_or_of_time():
+    both = dataclasses.replace(BY_STEPS, time_cap_s=600.0)
+    found = [float(fraction(both, *now)) for now in ((0, 0.0), (50, 150.0), (50, 450.0), (100, 1.0), (7, 900.0))]
+    np.testing.assert_allclose(found, [0, 0.5, 0.75, 1, 1], rtol=1e-6)
+    assert float(fraction(BY_STEPS, 50, 450.0)) == 0.5
+    assert float(fraction(dataclasses.replace(BY_STEPS, steps=0), 0, 0.0)) == 0.0
+
+
+def test_lengths_of_the_warmdown_may_be_traced():
+    def multiplier(steps, part):
+        train = dataclasses.replace(BY_STEPS, warmdown_steps=steps, warmdown_fraction=part)
+        return learning_rate_multiplier(train, 80, 0.0)
+
+    found = jax.jit(jax.vmap(multiplier))(jnp.array([40.0, 0.0, 0.0]), jnp.array([0.0, 0.8, 0.0]))
+    np.testing.assert_allclose(found, [0.5, 0.25, 1.0], rtol=1e-6)
 
 
 def test_momentum_warm_up():

@@ -10,6 +10,7 @@ from jgolf.config import AverageConfig, Config, MuonConfig, OptimConfig, Quantiz
 from jgolf.errors import ConfigError
 from jgolf.model.functional import loss
 from jgolf.model.initial import init
+from jgolf.optim.optimizer import make_optimizer
 from jgolf.quantize.fake import fake_quantize
 from jgolf.train.averages import averaged_params
 from jgolf.train.step import init_state, train_step
@@ -117,6 +118,27 @@ def test_accumulation_equals_one_large_batch(history, step):
     assert parts_metrics.grad_norm == pytest.approx(float(whole_metrics.grad_norm), rel=1e-5)
     for path, value in whole.params.items():
         np.testing.assert_allclose(parts.params[path], value, atol=2e-5)
+
+
+def test_ranks_are_clipped_before_their_mean(history, config):
+    """Each half of the batch is a rank: the optimizer gets the mean of their clipped gradients."""
+    states, _, batches = history
+    inputs, targets = batches[0]
+    optim = dataclasses.replace(config.optim, clip="rank", grad_clip=0.5)
+    ranked = dataclasses.replace(config, optim=optim, train=dataclasses.replace(config.train, num_ranks=2))
+    found, metrics = jax.jit(partial(train_step, ranked))(states[0], inputs, targets)
+
+    grad = jax.jit(jax.grad(partial(loss, config.model)))
+    of_ranks = [grad(states[0].params, inputs[0, rows], targets[0, rows]) for rows in (slice(0, 2), slice(2, 4))]
+    norms = [np.sqrt(sum(float(jnp.sum(g**2)) for g in grads.values())) for grads in of_ranks]
+    factors = [min(1.0, 0.5 / (norm + 1e-6)) for norm in norms]
+    mean = {path: (factors[0] * of_ranks[0][path] + factors[1] * of_ranks[1][path]) / 2 for path in of_ranks[0]}
+    updates, _ = make_optimizer(dataclasses.replace(optim, grad_clip=0.0)).update(
+        mean, states[0].opt_state, states[0].params
+    )
+    assert max(factors) < 1.0 and metrics.grad_norm == pytest.approx(np.mean(norms), rel=1e-5)
+    for path, value in found.params.items():
+        np.testing.assert_allclose(value, states[0].params[path] + updates[path], atol=2e-5)
 
 
 def test_numbers_of_the_config_may_be_traced(history, config):

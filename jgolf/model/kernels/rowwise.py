@@ -3,8 +3,8 @@
 The matrix units do most of the arithmetic but the clock is spent on memory: normalising, mixing and
 rotating read and write the activations many times over if the compiler cuts them at every reduction.
 Here a program takes a few rows, computes the function or, by tracing `jax.vjp` inside the kernel, its
-derivative, and writes the results. The function itself is ordinary JAX on float32 arrays; without a
-suitable GPU it is called as it is.
+derivative, and writes the results. The function itself is ordinary JAX on float32 arrays, and is called
+as it is where there is no suitable GPU.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array
+
+from jgolf.model.kernels.door import Choice, choose, triton
 
 Rows = Array | tuple[Array, ...]
 """[..., width], or addends of that shape: they are added up as they are read."""
@@ -29,9 +30,10 @@ TILES_PER_SUM = 8
 NUM_WARPS = 2
 
 
-class _Plan(NamedTuple):
+class _Call(NamedTuple):
     """What is static about a call."""
 
+    interpret: bool
     function: Callable
     tile: int
     num_addends: tuple[int, ...]
@@ -40,36 +42,43 @@ class _Plan(NamedTuple):
 
 
 def rowwise(
+    choice: Choice,
     function: Callable,
     rows: Sequence[Rows],
     whole: Sequence[Array] = (),
     *,
-    fused: bool = True,
     second_is_first: bool = False,
     first_is_input: bool = False,
 ) -> tuple[Array, ...]:
     """function(*rows, *whole), where a row of the results depends on the same row of `rows` and on all of `whole`.
 
     Args:
+      choice: which forms are allowed.
       function: takes and returns float32 arrays, [n, width] for `rows`, [1, width] for `whole`. Results
         wider than 1 are rounded to the type of the first row argument.
       rows: arrays [..., width], or tuples of addends.
       whole: arrays [1, width].
-      fused: run as one kernel, if the widths are powers of two.
       second_is_first: the first two results are equal and differ in their gradients: written once.
       first_is_input: the first result is the first row argument: it is what is kept for the backward pass.
     """
     rows = tuple(row if isinstance(row, tuple) else (row,) for row in rows)
     leading, dtype = rows[0][0].shape[:-1], rows[0][0].dtype
     flat = tuple(tuple(part.reshape(-1, part.shape[-1]) for part in row) for row in rows)
-    tile = _tile_rows(flat, whole)
-    if fused and tile:
-        plan = _Plan(function, tile, tuple(map(len, flat)), second_is_first, first_is_input)
-        results = _rowwise(plan, flat, tuple(whole))
-    else:
-        totals = (sum(part.astype(jnp.float32) for part in row) for row in flat)
+
+    def plain(rows: tuple, whole: tuple) -> tuple[Array, ...]:
+        totals = (sum(part.astype(jnp.float32) for part in row) for row in rows)
         results = function(*totals, *(array.astype(jnp.float32) for array in whole))
-        results = [result.astype(_result_dtype(result, dtype)) for result in results]
+        return tuple(result.astype(_result_dtype(result, dtype)) for result in results)
+
+    def kernel(interpret: bool, rows: tuple, whole: tuple) -> tuple[Array, ...]:
+        tile, _ = _tile_rows(rows, whole)
+        call = _Call(interpret, function, tile, tuple(map(len, rows)), second_is_first, first_is_input)
+        return _rowwise(call, rows, whole)
+
+    _, obstacle = _tile_rows(flat, whole)
+    if choice != "interpret" and dtype != jnp.bfloat16:
+        obstacle = f"it is made for bfloat16, not for {dtype}"
+    results = choose(choice, function.__name__, plain, kernel, obstacle, flat, tuple(whole))
     return tuple(result.reshape(*leading, result.shape[-1]) for result in results)
 
 
@@ -77,70 +86,75 @@ def _result_dtype(result: Array, dtype: jnp.dtype) -> jnp.dtype:
     return dtype if result.shape[-1] > 1 else jnp.float32
 
 
-def _tile_rows(rows: tuple[tuple[Array, ...], ...], whole: Sequence[Array]) -> int:
-    """Rows that are taken at once; 0 where the shapes do not suit a kernel."""
+def _tile_rows(rows: tuple[tuple[Array, ...], ...], whole: Sequence[Array]) -> tuple[int, str | None]:
+    """Rows that are taken at once, or what keeps a kernel from these shapes."""
+    if triton() is None:
+        return 0, "this JAX has no Triton backend for Pallas"
     widths = {part.shape[1] for row in rows for part in row} | {array.shape[1] for array in whole}
-    if any(width & (width - 1) for width in widths):
-        return 0
-    tile = max(1, TILE_VALUES // max(widths))
-    return tile if rows[0][0].shape[0] % (tile * TILES_PER_SUM) == 0 else 0
+    uneven = [width for width in widths if width & (width - 1)]
+    if uneven:
+        return 0, f"widths have to be powers of two, not {max(uneven)}"
+    tile, count = max(1, TILE_VALUES // max(widths)), rows[0][0].shape[0]
+    if count % (tile * TILES_PER_SUM):
+        return 0, f"the number of tokens has to be a multiple of {tile * TILES_PER_SUM}, not {count}"
+    return tile, None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rowwise(plan: _Plan, rows: tuple, whole: tuple) -> tuple[Array, ...]:
-    return _forward(plan, rows, whole)[0]
+def _rowwise(call: _Call, rows: tuple, whole: tuple) -> tuple[Array, ...]:
+    return _forward(call, rows, whole)[0]
 
 
 # jit: calls of the same shapes share one kernel, which is traced and compiled once.
 @partial(jax.jit, static_argnums=0)
-def _forward(plan, rows, whole):
+def _forward(call, rows, whole):
     def compute(*tiles):
-        results = plan.function(*tiles)
-        return (results[0], *results[2:]) if plan.second_is_first else results
+        results = call.function(*tiles)
+        return (results[0], *results[2:]) if call.second_is_first else results
 
     def tile_of(array):
-        return jax.ShapeDtypeStruct((plan.tile, array.shape[1]), jnp.float32)
+        return jax.ShapeDtypeStruct((call.tile, array.shape[1]), jnp.float32)
 
     shapes = jax.eval_shape(compute, *(tile_of(row[0]) for row in rows), *whole)
     dtypes = [_result_dtype(shape, rows[0][0].dtype) for shape in shapes]
     out = [(len(rows[0][0]), shape.shape[1], dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-    results, _ = _call(lambda inputs: (compute(*inputs), ()), plan, "forward", rows, whole, (), out, [])
-    kept = ((results[0],), *rows[1:]) if plan.first_is_input else rows
-    results = (results[0], *results) if plan.second_is_first else tuple(results)
+    results, _ = _run(lambda inputs: (compute(*inputs), ()), call, "forward", rows, whole, (), out, [])
+    kept = ((results[0],), *rows[1:]) if call.first_is_input else rows
+    results = (results[0], *results) if call.second_is_first else tuple(results)
     return results, (kept, whole)
 
 
 @partial(jax.jit, static_argnums=0)
-def _backward(plan, residuals, gradients):
+def _backward(call, residuals, gradients):
     rows, whole = residuals
 
     def differentiate(inputs):
         count = len(rows) + len(whole)
-        _, vjp = jax.vjp(lambda *primals: tuple(plan.function(*primals)), *inputs[:count])
+        _, vjp = jax.vjp(lambda *primals: tuple(call.function(*primals)), *inputs[:count])
         gradients = vjp(tuple(inputs[count:]))
         return gradients[: len(rows)], gradients[len(rows) :]
 
     out = [(*row[0].shape, row[0].dtype) for row in rows]
     widths = [array.shape[1] for array in whole]
-    results, sums = _call(differentiate, plan, "backward", rows, whole, gradients, out, widths)
-    gradients = tuple((result,) * count for result, count in zip(results, plan.num_addends, strict=True))
+    results, sums = _run(differentiate, call, "backward", rows, whole, gradients, out, widths)
+    gradients = tuple((result,) * count for result, count in zip(results, call.num_addends, strict=True))
     return gradients, tuple(sums)
 
 
 _rowwise.defvjp(_forward, _backward)
 
 
-def _call(compute, plan, direction, rows, whole, more_rows, out_rows, out_sums) -> tuple[list[Array], list[Array]]:
+def _run(compute, call, direction, rows, whole, more_rows, out_rows, out_sums) -> tuple[list[Array], list[Array]]:
     """compute(inputs) → (row results, sums over rows) on every tile of rows; the sums are totalled."""
     row_parts = [part for row in rows for part in row]
     tiles = TILES_PER_SUM if out_sums else 1
-    block = plan.tile * tiles
+    block = call.tile * tiles
 
     def kernel(*refs):
         inputs_refs, outputs = refs[: len(row_parts) + len(whole) + len(more_rows)], refs[-len(out_rows + out_sums) :]
 
         def run_tile(i, sums):
-            here = pl.ds(i * plan.tile, plan.tile)
+            here = pl.ds(i * call.tile, call.tile)
             rest = list(inputs_refs)
             inputs = [sum(rest.pop(0)[here, :].astype(jnp.float32) for _ in row) for row in rows]
             inputs += [rest.pop(0)[...] for _ in whole]
@@ -170,9 +184,9 @@ def _call(compute, plan, direction, rows, whole, more_rows, out_rows, out_sums) 
         ],
         out_specs=[*map(tiled, out_shapes), *(pl.BlockSpec((1, width), lambda i: (i, 0)) for width in out_sums)],
         out_shape=out_shapes + [jax.ShapeDtypeStruct((num_blocks, width), jnp.float32) for width in out_sums],
-        compiler_params=triton.CompilerParams(num_warps=NUM_WARPS, num_stages=1),
-        interpret=jax.default_backend() == "cpu",
-        name=f"{plan.function.__name__}_{direction}",
+        compiler_params=triton().CompilerParams(num_warps=NUM_WARPS, num_stages=1),
+        interpret=call.interpret,
+        name=f"{call.function.__name__}_{direction}",
     )(*row_parts, *whole, *more_rows)
     sums = [jnp.sum(partial_sums, axis=0, keepdims=True) for partial_sums in results[len(out_rows) :]]
     return results[: len(out_rows)], sums

@@ -12,8 +12,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
+
+from jgolf.model.kernels.door import Choice, choose, triton
 
 TILE_ROWS = 16
 """Rows of the table that one program sums, of TILE_COLUMNS columns."""
@@ -24,37 +25,47 @@ SPLITS = 8
 """Programs that share the positions of the same rows, in case many positions have them."""
 
 
-def lookup(table: Float[Array, "rows dim"], index: Int[Array, ...], dtype: jnp.dtype) -> Float[Array, "... dim"]:
+def lookup(
+    choice: Choice, table: Float[Array, "rows dim"], index: Int[Array, ...], dtype: jnp.dtype
+) -> Float[Array, "... dim"]:
     """The rows of a table at `index`, in `dtype`; its gradient is summed in float32."""
-    return _lookup(table, index, table.shape[0], dtype)
+    rows, dim = table.shape
+    obstacle = None
+    if rows % TILE_ROWS or dim % TILE_COLUMNS:
+        obstacle = f"a table has to have a multiple of {TILE_ROWS} rows and of {TILE_COLUMNS} columns, not {rows} × {dim}"
+    elif triton() is None:
+        obstacle = "this JAX has no Triton backend for Pallas"
+    return choose(
+        choice,
+        "embedding lookup",
+        lambda table, index: table[index].astype(dtype),
+        lambda interpret, table, index: _lookup(table, index, rows, dtype, interpret),
+        obstacle,
+        table,
+        index,
+    )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _lookup(table: Array, index: Array, rows: int, dtype: jnp.dtype) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _lookup(table: Array, index: Array, rows: int, dtype: jnp.dtype, interpret: bool) -> Array:
     return table.astype(dtype)[index]
 
 
-def _lookup_forward(table, index, rows, dtype):
-    return _lookup(table, index, rows, dtype), index
+def _lookup_forward(table, index, rows, dtype, interpret):
+    return _lookup(table, index, rows, dtype, interpret), index
 
 
-def _lookup_backward(rows, dtype, index, gradient):
-    return sum_by_row(gradient.reshape(-1, gradient.shape[-1]), index.reshape(-1), rows), None
+def _lookup_backward(rows, dtype, interpret, index, gradient):
+    return sum_sorted(gradient.reshape(-1, gradient.shape[-1]), index.reshape(-1), rows, interpret), None
 
 
 _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
-def sum_by_row(values: Float[Array, "n dim"], index: Int[Array, n], rows: int) -> Float[Array, "rows dim"]:
-    """Adds each value to the row of its index, in float32."""
-    suits = rows % TILE_ROWS == 0 and values.shape[1] % TILE_COLUMNS == 0
-    if jax.default_backend() == "gpu" and suits:
-        return sum_sorted(values, index, rows)
-    return jnp.zeros((rows, values.shape[1]), jnp.float32).at[index].add(values)
-
-
-def sum_sorted(values: Float[Array, "n dim"], index: Int[Array, n], rows: int) -> Float[Array, "rows dim"]:
-    """`sum_by_row` as a kernel, for `rows` and `dim` that its tiles divide."""
+def sum_sorted(
+    values: Float[Array, "n dim"], index: Int[Array, n], rows: int, interpret: bool = False
+) -> Float[Array, "rows dim"]:
+    """Adds each value to the row of its index, in float32, for `rows` and `dim` that the tiles divide."""
     order = jnp.argsort(index).astype(jnp.int32)
     edges = jnp.arange(0, rows + 1, TILE_ROWS)
     bounds = jnp.sum(index[:, None] < edges, axis=0, dtype=jnp.int32)
@@ -82,8 +93,8 @@ def sum_sorted(values: Float[Array, "n dim"], index: Int[Array, n], rows: int) -
         grid=(rows // TILE_ROWS, values.shape[1] // TILE_COLUMNS, SPLITS),
         out_specs=pl.BlockSpec((None, TILE_ROWS, TILE_COLUMNS), lambda i, j, split: (split, i, j)),
         out_shape=jax.ShapeDtypeStruct((SPLITS, rows, values.shape[1]), jnp.float32),
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
-        interpret=jax.default_backend() == "cpu",
+        compiler_params=triton().CompilerParams(num_warps=4, num_stages=2),
+        interpret=interpret,
         name="sum_sorted",
     )(values, order, index[order].astype(jnp.int32), bounds)
     return jnp.sum(parts, axis=0)

@@ -1,6 +1,6 @@
 """From the product with the q, k and v kernels to normalised, rotated heads, as one kernel each way.
 
-What it computes is `jgolf.model.attention.split_heads`; this does it in one pass over memory. A head's
+What it computes is `plain_split_heads`; the kernel does it in one pass over memory. A head's
 normalising needs a reduction, its rotation the neighbouring half of the rotated dimensions, and cuDNN
 three separate arrays: cut up by the compiler, that is five passes forward and more backward.
 
@@ -16,8 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
+
+from jgolf.model.kernels.door import Choice, choose, triton
+from jgolf.model.norm import RMS_EPSILON, rms_norm
 
 TILE_ROWS = 16
 NUM_WARPS = 8
@@ -29,7 +31,6 @@ class HeadShape(NamedTuple):
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    epsilon: float
 
     @property
     def num_factors(self) -> int:
@@ -37,9 +38,51 @@ class HeadShape(NamedTuple):
         return 1 << (self.num_heads // self.num_kv_heads).bit_length()
 
 
-def can_split_heads(shape: HeadShape, length: int) -> bool:
-    """Whether the kernel's tiles fit: powers of two, and no tile across two sequences."""
-    return shape.head_dim & (shape.head_dim - 1) == 0 and length % TILE_ROWS == 0
+def split_heads(
+    choice: Choice,
+    shape: HeadShape,
+    qkv: Float[Array, "B T E"],
+    scale: Float[Array, "B T 1"],
+    gain: Float[Array, N],
+    cos: Float[Array, "T r"],
+    sin: Float[Array, "T r"],
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """q, k and v of `scale · qkv` for a constant scale: q and k normalised per head and rotated, q times `gain`."""
+    return choose(
+        choice,
+        "splitting heads",
+        partial(plain_split_heads, shape),
+        lambda interpret, *arrays: _split_heads(interpret, shape, *arrays),
+        _obstacle(shape, qkv, choice),
+        *(qkv, scale, gain, cos, sin),
+    )
+
+
+def _obstacle(shape: HeadShape, qkv: Float[Array, "B T E"], choice: Choice) -> str | None:
+    """What keeps the kernel from these heads: its tiles are powers of two, and none lies across two sequences."""
+    if choice != "interpret" and qkv.dtype != jnp.bfloat16:
+        return f"it is made for bfloat16, not for {qkv.dtype}"
+    if shape.head_dim & (shape.head_dim - 1):
+        return f"a head's width has to be a power of two, not {shape.head_dim}"
+    if qkv.shape[1] % TILE_ROWS:
+        return f"a sequence's length has to be a multiple of {TILE_ROWS}, not {qkv.shape[1]}"
+    return None if triton() else "this JAX has no Triton backend for Pallas"
+
+
+def plain_split_heads(shape: HeadShape, qkv: Array, scale: Array, gain: Array, cos: Array, sin: Array) -> tuple:
+    """`split_heads` in ordinary JAX."""
+    x = (jax.lax.stop_gradient(scale) * qkv).reshape(*qkv.shape[:2], -1, shape.head_dim)
+    q, k, v = jnp.split(x, [shape.num_heads, shape.num_heads + shape.num_kv_heads], axis=2)
+    q, k = (rotated(rms_norm(part), cos, sin) for part in (q, k))
+    return (gain[:, None] * q).astype(qkv.dtype), k.astype(qkv.dtype), v.astype(qkv.dtype)
+
+
+def rotated(x: Float[Array, "B T n H"], cos: Float[Array, "T r"], sin: Float[Array, "T r"]) -> Float[Array, "B T n H"]:
+    """RoPE: turns the pairs (i, i + r) of a head's first 2r dimensions."""
+    r = cos.shape[-1]
+    cos, sin = (table[:, None, :].astype(x.dtype) for table in (cos, sin))
+    a, b, rest = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]
+    return jnp.concatenate([a * cos + b * sin, b * cos - a * sin, rest], axis=-1)
 
 
 Operand = tuple[Array | jax.ShapeDtypeStruct, pl.BlockSpec]
@@ -60,29 +103,21 @@ def _per_tile(array: Array | jax.ShapeDtypeStruct) -> Operand:
     return array, pl.BlockSpec((1, array.shape[1]), lambda i, group: (i, 0))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def split_heads(
-    shape: HeadShape,
-    qkv: Float[Array, "B T E"],
-    scale: Float[Array, "B T 1"],
-    gain: Float[Array, N],
-    cos: Float[Array, "T r"],
-    sin: Float[Array, "T r"],
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """q, k and v of `scale · qkv` for a constant scale: q and k normalised per head and rotated, q times `gain`."""
-    return _forward(shape, qkv, scale, gain, cos, sin)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _split_heads(interpret: bool, shape: HeadShape, qkv: Array, scale: Array, gain: Array, cos: Array, sin: Array):
+    return _forward(interpret, shape, qkv, scale, gain, cos, sin)[0]
 
 
 # jit: layers of one shape share one kernel, which is traced and compiled once.
-@partial(jax.jit, static_argnums=0)
-def _forward(shape, qkv, scale, gain, cos, sin):
+@partial(jax.jit, static_argnums=(0, 1))
+def _forward(interpret, shape, qkv, scale, gain, cos, sin):
     def kernel(qkv_ref, scale_ref, gain_ref, cos_ref, sin_ref, q_ref, k_ref, v_ref, factors_ref):
         group, scale = pl.program_id(1), scale_ref[...]
         factors = []
 
         def rotated(head):
             x = _load(qkv_ref, head, shape)
-            factors.append(scale * jax.lax.rsqrt(jnp.mean((scale * x) ** 2, axis=-1, keepdims=True) + shape.epsilon))
+            factors.append(scale * jax.lax.rsqrt(jnp.mean((scale * x) ** 2, axis=-1, keepdims=True) + RMS_EPSILON))
             return factors[-1] * (x * cos_ref[...] + _load_partner(qkv_ref, head, cos, shape) * sin_ref[...])
 
         for head in _query_heads(group, shape):
@@ -98,13 +133,13 @@ def _forward(shape, qkv, scale, gain, cos, sin):
     out = [_rows(jax.ShapeDtypeStruct((rows, n * shape.head_dim), qkv.dtype)) for n in widths]
     out.append(_rows_of_group(jax.ShapeDtypeStruct((shape.num_kv_heads, rows, shape.num_factors), jnp.float32)))
     inputs = [_rows(qkv.reshape(rows, -1)), _rows(scale.reshape(rows, 1))]
-    *parts, factors = _call(kernel, "split_heads_forward", shape, rows, out, inputs, gain, cos, sin)
+    *parts, factors = _call(interpret, kernel, "split_heads_forward", shape, rows, out, inputs, gain, cos, sin)
     q, k, v = (part.reshape(*qkv.shape[:2], n, shape.head_dim) for part, n in zip(parts, widths, strict=True))
     return (q, k, v), (q, k, factors, scale, gain, cos, sin)
 
 
-@partial(jax.jit, static_argnums=0)
-def _backward(shape, residuals, gradients):
+@partial(jax.jit, static_argnums=(0, 1))
+def _backward(interpret, shape, residuals, gradients):
     q, k, factors, scale, gain, cos, sin = residuals
 
     def kernel(*refs):
@@ -143,12 +178,12 @@ def _backward(shape, residuals, gradients):
         _per_tile(jax.ShapeDtypeStruct((rows // TILE_ROWS, shape.num_heads), jnp.float32)),
     ]
     inputs = [_rows(array.reshape(rows, -1)) for array in (scale, q, k, *gradients)] + [_rows_of_group(factors)]
-    qkv_gradient, gain_gradient = _call(kernel, "split_heads_backward", shape, rows, out, inputs, gain, cos, sin)
+    qkv_gradient, gain_gradient = _call(interpret, kernel, "split_heads_backward", shape, rows, out, inputs, gain, cos, sin)
     no_scale, *no_tables = map(jnp.zeros_like, (scale, cos, sin))  # constants
     return qkv_gradient.reshape(*q.shape[:2], width), no_scale, jnp.sum(gain_gradient, axis=0), *no_tables
 
 
-split_heads.defvjp(_forward, _backward)
+_split_heads.defvjp(_forward, _backward)
 
 
 def _query_heads(group: Array, shape: HeadShape) -> list[Array]:
@@ -181,7 +216,7 @@ def _store(ref, head: Array, shape: HeadShape, values: Array) -> None:
     ref[:, pl.ds(head * shape.head_dim, shape.head_dim)] = values.astype(ref.dtype)
 
 
-def _call(kernel, name, shape, rows, out, inputs, gain, cos, sin):
+def _call(interpret, kernel, name, shape, rows, out, inputs, gain, cos, sin):
     """Runs a kernel on every tile of rows, once for each key/value head; `gain` and the tables follow the inputs."""
     cos_table, sin_table = _full_tables(cos, sin, shape)
     tiles_each = len(cos) // TILE_ROWS
@@ -193,7 +228,7 @@ def _call(kernel, name, shape, rows, out, inputs, gain, cos, sin):
         in_specs=[*(spec for _, spec in inputs), shared, table, table],
         out_specs=[spec for _, spec in out],
         out_shape=[result for result, _ in out],
-        compiler_params=triton.CompilerParams(num_warps=NUM_WARPS, num_stages=1),
-        interpret=jax.default_backend() == "cpu",
+        compiler_params=triton().CompilerParams(num_warps=NUM_WARPS, num_stages=1),
+        interpret=interpret,
         name=name,
     )(*(array for array, _ in inputs), gain[None], cos_table, sin_table)

@@ -1,0 +1,78 @@
+"""What a batch brings besides its tokens, made once and handed down to every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jgolf.config import ModelConfig
+from jgolf.data.shards import BOS_ID
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """Arrays that depend on the tokens only.
+
+    Attributes:
+      tokens: ids [B, T].
+      begins: whether a document begins at the position, [B, T].
+      segments: number of the piece that the position is in, [B, T], rising along the row; attention stays
+        within pieces. None: a row is one piece.
+      longest_piece: most tokens of a piece; a static number.
+      cos, sin: of the rotary angles, [T, r], r = rotated dimensions / 2.
+    """
+
+    tokens: Int[Array, "B T"]
+    begins: Bool[Array, "B T"]
+    segments: Int[Array, "B T"] | None
+    longest_piece: int
+    cos: Float[Array, "T r"]
+    sin: Float[Array, "T r"]
+
+
+def make_context(config: ModelConfig, tokens: Int[Array, "B T"], piece_length: int = 0) -> Context:
+    """The context of rows of tokens.
+
+    Args:
+      config: the network.
+      tokens: ids.
+      piece_length: where attention stays within documents, the most tokens of one: longer ones are cut into pieces
+        of this length, counted from their own start. 0: every row is a piece.
+    """
+    begins = tokens == BOS_ID
+    length = tokens.shape[1]
+    segments = None if piece_length == 0 else jnp.cumsum(piece_starts(tokens, piece_length), axis=1, dtype=jnp.int32)
+    longest = min(piece_length or length, length)
+    return Context(tokens, begins, segments, longest, *rotary_tables(config, length, longest))
+
+
+def piece_starts(tokens: Int[Array, "B T"], piece_length: int) -> Bool[Array, "B T"]:
+    """Where a piece begins: at a row's start, at every BOS, and every `piece_length` tokens after either."""
+    place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    document_start = jax.lax.cummax(jnp.where(tokens == BOS_ID, place, 0), axis=1)
+    return (place - document_start) % piece_length == 0
+
+
+def rotary_base(config: ModelConfig, length: int) -> float:
+    """Base of the rotary frequencies for pieces of up to `length` tokens.
+
+    Past `rope_original_length` it grows by (length / original)^(d / (d − 2)), in training too.
+    """
+    dims, original = config.rope_dims or config.head_dim, config.rope_original_length
+    if not original or length <= original or dims <= 2:
+        return config.rope_base
+    return config.rope_base * (length / original) ** (dims / (dims - 2))
+
+
+def rotary_tables(
+    config: ModelConfig, length: int, longest_piece: int
+) -> tuple[Float[Array, "T r"], Float[Array, "T r"]]:
+    """Cosines and sines of the rotary angles: position in the row × base^(−2j/d)."""
+    dims = config.rope_dims or config.head_dim
+    exponents = -jnp.arange(0, dims, 2, dtype=jnp.float32) / dims
+    frequencies = (rotary_base(config, longest_piece) ** exponents).astype(config.rope_frequency_dtype)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies.astype(jnp.float32)
+    return jnp.cos(angles), jnp.sin(angles)

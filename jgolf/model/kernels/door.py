@@ -1,0 +1,76 @@
+"""The door to every operation that has a kernel: which form a program gets is settled when it is lowered.
+
+A program that is lowered for NVIDIA GPUs gets the kernel, one for anything else the plain form, whatever the
+process's default device is. A process without such a GPU does not trace kernels at all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+
+Choice = Literal["auto", "plain", "interpret"]
+"""As the setting `model.kernels`."""
+
+log = logging.getLogger("jgolf")
+
+
+@cache
+def gpu() -> jax.Device | None:
+    """An NVIDIA GPU of this process, if it has one; all of a process's are alike."""
+    try:
+        return jax.local_devices(backend="cuda")[0]
+    except RuntimeError:  # no such platform here
+        return None
+
+
+@cache
+def triton() -> ModuleType | None:
+    """Pallas's backend for kernels on tiles in registers; JAX has announced its end, so it may be missing."""
+    try:
+        from jax.experimental.pallas import triton
+    except ImportError:
+        return None
+    return triton
+
+
+def is_hopper() -> bool:
+    """Whether this process's GPUs have Hopper's matrix units."""
+    return gpu() is not None and getattr(gpu(), "compute_capability", "") == "9.0"
+
+
+def choose(
+    choice: Choice, operation: str, plain: Callable, kernel: Callable[..., Any], obstacle: str | None, *arguments: Any
+) -> Any:
+    """plain(*arguments), or kernel(interpret, *arguments) where the program is lowered for an NVIDIA GPU.
+
+    Args:
+      choice: what is allowed.
+      operation: its name, for the note that its kernel is not used.
+      plain: the operation as ordinary JAX.
+      kernel: the same, with a derivative of its own; takes whether to run in an interpreter first.
+      obstacle: what keeps the kernel from these arguments; said once. None: nothing does.
+      arguments: arrays.
+    """
+    if choice == "interpret" and obstacle is None:
+        return kernel(True, *arguments)
+    if choice != "auto" or gpu() is None:
+        return plain(*arguments)
+    if obstacle is not None:
+        note(f"{operation}: without its kernel, since {obstacle}")
+        return plain(*arguments)
+    # Both forms' derivatives share what they keep; a checkpoint keeps arguments only, so the kernel's has nothing more.
+    return jax.lax.platform_dependent(
+        *arguments, default=jax.checkpoint(plain), cuda=lambda *arguments: kernel(False, *arguments)
+    )
+
+
+@cache
+def note(text: str) -> None:
+    """Says once, on the error output, that a slower way is taken, and why."""
+    log.warning(text)
