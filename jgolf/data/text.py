@@ -69,24 +69,33 @@ def read_text(paths: Sequence[str | Path], tokenizer: Tokenizer, max_tokens: int
     shards = without_sidecars(paths)
     stream = TokenStream(shards, tokenizer.vocab_size)
     tokens = stream.take(0, min(len(stream), max_tokens) if max_tokens else len(stream))
-    found = [sidecar_of(path) for path in shards]
-    missing = [path for path, sidecar in zip(shards, found, strict=True) if sidecar is None or not sidecar.is_file()]
+    if not counted_beside(shards, tokenizer):
+        return Text.of(tokens, tokenizer.bos_id, table_bytes(tokens, tokenizer))
+    counts = [sidecar_bytes(path, tokenizer.bos_id) for path in shards]
+    return Text.of(tokens, tokenizer.bos_id, np.concatenate(counts)[: len(tokens)])
+
+
+def counted_beside(shards: Sequence[Path], tokenizer: Tokenizer) -> bool:
+    """Whether the bytes of the shards' tokens are counted in sidecars beside them, rather than by the tokenizer.
+
+    Raises:
+      DataError: only some have sidecars; or none has, and the tokenizer's tables cannot be believed.
+    """
+    expected = [sidecar_of(path) for path in shards]
+    missing = [path for path, sidecar in zip(shards, expected, strict=True) if sidecar is None or not sidecar.is_file()]
     if missing and len(missing) < len(shards):
         raise DataError(
             f"{missing[0]}: no byte counts are beside it, which other shards of the same text have: download or pack "
             "the set again"
         )
     if missing and tokenizer.table_fault:
-        expected = sidecar_of(missing[0]) or missing[0].with_name("NAME_val_bytes_000000.bin")
+        name = (sidecar_of(missing[0]) or Path("NAME_val_bytes_000000.bin")).name
         raise DataError(
-            f"{missing[0]}: its bytes cannot be counted without {expected.name} beside it, because the tokenizer "
+            f"{missing[0]}: its bytes cannot be counted without {name} beside it, because the tokenizer "
             f"{tokenizer.path} {tokenizer.table_fault}; download the set with its byte counts, or pack the documents "
             "again with --split val"
         )
-    if missing:
-        return Text.of(tokens, tokenizer.bos_id, table_bytes(tokens, tokenizer))
-    counts = [sidecar_bytes(path, tokenizer.bos_id) for path in shards]
-    return Text.of(tokens, tokenizer.bos_id, np.concatenate(counts)[: len(tokens)])
+    return not missing
 
 
 def without_sidecars(paths: Sequence[str | Path]) -> list[Path]:
