@@ -8,6 +8,7 @@
 # the `# %%` format, and jupytext, open it as a notebook.
 
 # %%
+import dataclasses
 import subprocess
 import sys
 from functools import partial
@@ -18,7 +19,7 @@ import numpy as np
 
 from jgolf import api
 from jgolf import config as configs
-from jgolf.config import AverageConfig, Config, ModelConfig, MuonConfig, OptimConfig, QuantizeConfig, TrainConfig
+from jgolf.config.parts import compose
 from jgolf.data.batches import BatchOrder
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
@@ -34,24 +35,31 @@ subprocess.run([sys.executable, "-m", "jgolf", "data", "demo", "--out", DATA], c
 tokenizer = load_tokenizer(find_tokenizer(DATA))
 train_stream, val_stream = (TokenStream(find_shards(DATA, split)) for split in ("train", "val"))
 
-config = Config(
-    name="example",
-    model=ModelConfig(
-        num_layers=2,
-        model_dim=64,
-        num_heads=2,
-        num_kv_heads=1,
-        bigram_buckets=256,
-        bigram_dim=32,
-        xsa_layers=(1,),
-        value_embedding_layers=(1,),
-        value_embedding_dim=32,
-        orthogonal_init=False,
-        compute_dtype="float32",
-    ),
-    optim=OptimConfig(muon=MuonConfig(momentum=0.9, momentum_warmup_steps=0)),
-    average=AverageConfig(ema_decay=0.9),
-    train=TrainConfig(steps=60, time_cap_s=0.0, warmdown_steps=30, batch_tokens=1024, seq_len=128, num_ranks=1),
+config = compose(
+    "example",
+    configs.load("pr592"),  # a recipe; Config() has no technique at all
+    {
+        "model.num_layers": 2,
+        "model.model_dim": 64,
+        "model.num_heads": 2,
+        "model.num_kv_heads": 1,
+        "model.bigram_buckets": 256,
+        "model.bigram_dim": 32,
+        "model.xsa_layers": (-1,),
+        "model.value_embedding_layers": (-1,),
+        "model.value_embedding_dim": 32,
+        "model.orthogonal_init": False,
+        "model.compute_dtype": "float32",
+        "optim.muon.momentum": 0.9,
+        "optim.muon.momentum_warmup_steps": 0,
+        "average.ema_decay": 0.9,
+        "train.steps": 60,
+        "train.time_cap_s": 0.0,
+        "train.warmdown_steps": 30,
+        "train.batch_tokens": 1024,
+        "train.seq_len": 128,
+        "train.num_ranks": 1,
+    },
 )
 model = config.model
 order = BatchOrder.from_config(config.train)
@@ -152,7 +160,7 @@ print(f"curvature along the gradient: {float(curvature):.3f}")
 val_loss = jax.jit(partial(api.loss, model))
 sizes = {}
 for form in ("int8", "int6", "int4"):
-    rules = QuantizeConfig(mlp=form, attention=form, small_size=1024)
+    rules = dataclasses.replace(config.quantize, mlp=form, attention=form, small_size=1024)
     data = api.pack(api.quantize(params, rules), {"made by": "examples/functional.py"})
     stored, metadata = api.unpack(data)
     bpb = api.bits_per_byte(float(val_loss(api.dequantize(stored), *val)), val.targets.size, val_bytes)

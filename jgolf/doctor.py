@@ -27,6 +27,7 @@ from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
+from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
 from jgolf.model import functional
 from jgolf.model.functional import parameter_shapes
@@ -106,11 +107,12 @@ doctor.parse_and_call = lambda prog, argv: doctor(argv, prog)
 def run_checks(config: Config) -> Iterator[Check]:
     """All checks, in order."""
     yield packages()
+    config = _with_known_vocabulary(config)
     sense = settings(config)
     yield sense
     found = devices()
     yield found
-    makes_sense = sense.verdict != "missing"
+    makes_sense = sense.verdict != "missing" and config.model.vocab_size > 0
     if makes_sense and found.verdict != "missing":
         yield batch(config)
         yield attention(config)
@@ -139,6 +141,9 @@ def settings(config: Config) -> Check:
         configs.validate(config)
     except JgolfError as error:
         return Check("settings", "missing", str(error), "change them in the config's file or on the command line")
+    if not config.model.vocab_size:
+        found = f"{config.name}: a vocabulary of the tokenizer's size; the rest is told when there is a tokenizer"
+        return Check("settings", "ok", found)
     count = sum(int(np.prod(shape)) for shape in parameter_shapes(config.model).values())
     return Check("settings", "ok", f"{config.name}: {count:,} parameters, {config.train.steps:,} steps at most")
 
@@ -176,7 +181,9 @@ def attention(config: Config) -> Check:
         return Check("attention", "ok", f"{by_plain}; {functional.description(model, documents=False)}")
     _, _, reason = kernel_for(jnp.dtype(model.compute_dtype), model.head_dim, documents=False)
     if reason is not None:
-        return Check("attention", "warning", f"{by_plain}, slower than a kernel: {reason}", "--model.compute-dtype bfloat16")
+        return Check(
+            "attention", "warning", f"{by_plain}, slower than a kernel: {reason}", "--model.compute-dtype bfloat16"
+        )
     name = attention_name(model.compute_dtype, model.head_dim, documents=False)
     try:
         error = attention_error(config)
@@ -223,7 +230,8 @@ def tokenizer(config: Config) -> Check:
     if _demo_to_be_built(config):
         return Check("tokenizer", "ok", f"{config.data.dir} will be built when it is needed")
     try:
-        found = load_tokenizer(find_tokenizer(config.data.dir, config.data.tokenizer), config.model.vocab_size)
+        path = find_tokenizer(config.data.dir, config.data.tokenizer)
+        found = load_tokenizer(path, config.model.vocab_size or None)
     except JgolfError as error:
         return Check("tokenizer", "missing", str(error))
     return Check("tokenizer", "ok", f"{found.path}: {found.vocab_size:,} pieces")
@@ -283,6 +291,14 @@ def state_bytes(config: Config) -> int:
     params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in parameter_shapes(config.model).items()}
     state = jax.eval_shape(lambda params: init_state(config, params), params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def _with_known_vocabulary(config: Config) -> Config:
+    """The config with the size of the tokenizer's vocabulary where it takes that, as far as there is a tokenizer."""
+    try:
+        return configs.replace(config, "model", resolved_for(config.data, config.model))
+    except JgolfError:  # `tokenizer` says what is wrong with it
+        return config
 
 
 def _demo_to_be_built(config: Config) -> bool:

@@ -11,12 +11,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from jgolf import config as configs
 from jgolf.artifact import container
 from jgolf.artifact.scoring import check_shapes, read_artifact
 from jgolf.config import Average, Config, ModelConfig
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.quantize.stored import StoredTensor, dequantize
 
+RECIPE = "pr592"
+"""Has the settings that a file which holds a model alone does not tell: where its data may be, say."""
 Kind = Literal["run", "jgolf", "ptz", "pt"]
 ZSTD_MAGIC = bytes.fromhex("28b52ffd")
 PYTORCH_MAGICS = (b"PK\x03\x04", b"\x80\x02")  # torch.save's zip archive, and its older pickle
@@ -27,7 +30,7 @@ class LoadedModel:
     """A model's weights and all that is known about them.
 
     Attributes:
-      config: the run's settings; for a file that holds the model alone, all but `config.model` are the recipe's.
+      config: the run's settings; for a file that holds the model alone, all else is the recipe pr592's.
       params: path → float32 array.
       stored: the same in storage form, where the file holds that; else None.
       tokenizer_fingerprint: SHA-256 of the tokenizer it was trained with, where the file says so.
@@ -124,7 +127,7 @@ def _load_run(path: str | Path, average: str | None) -> LoadedModel:
 
 def _load_artifact(path: str | Path) -> LoadedModel:
     artifact = read_artifact(path)
-    recipe = Config()
+    recipe = configs.load(RECIPE)
     full_config = dataclasses.replace(
         recipe,
         name=artifact.name,

@@ -10,15 +10,15 @@ import pytest
 
 from jgolf import api
 from jgolf import config as configs
-from jgolf.config import Config, MuonConfig, OptimConfig, QuantizeConfig, TrainConfig
-from tests.conftest import NANO, TINY, params_of, relative_distances
+from tests.conftest import NANO, RECIPE, TINY, params_of, relative_distances
 
 SMALL = dataclasses.replace(NANO, vocab_size=64)
-CONFIG = Config(
+CONFIG = dataclasses.replace(
+    RECIPE,
     name="small",
     model=SMALL,
-    optim=OptimConfig(muon=MuonConfig(newton_schulz_dtype="float32")),
-    train=TrainConfig(steps=10, warmdown_steps=8, time_cap_s=0.0),
+    optim=dataclasses.replace(RECIPE.optim, muon=dataclasses.replace(RECIPE.optim.muon, newton_schulz_dtype="float32")),
+    train=dataclasses.replace(RECIPE.train, steps=10, warmdown_steps=8, time_cap_s=0.0),
 )
 
 
@@ -126,7 +126,7 @@ def test_train_step_vmaps_over_learning_rates_and_learns(params):
 
 
 def test_quantize_pack_unpack_dequantize(params):
-    rules = dataclasses.replace(QuantizeConfig(), small_size=256)
+    rules = dataclasses.replace(RECIPE.quantize, small_size=256)
     stored, metadata = api.unpack(api.pack(api.quantize(params, rules), {"note": [1, "two"]}))
     assert metadata == {"note": [1, "two"]}
     restored = api.dequantize(stored)

@@ -9,7 +9,8 @@ from scipy import stats
 
 from jgolf.cli import main
 from jgolf.compare import Sample, further_seeds, welch_test
-from jgolf.config import Config, replace, write_json
+from jgolf.config import replace, write_json
+from tests.conftest import RECIPE
 
 BETTER, WORSE = (1.9000, 1.9012, 1.8991), (1.9101, 1.9120, 1.9093)
 
@@ -24,7 +25,7 @@ def write_run(
 ) -> str:
     folder.mkdir(parents=True)
     seed = int(folder.name, 36) if seed is None else seed
-    write_json(replace(Config(), "train.seed", seed), folder / "config.json")
+    write_json(replace(RECIPE, "train.seed", seed), folder / "config.json")
     row = {"step": 3, "val_loss": validation, "val_bpb": bpb_a_nat * validation, "train_time_s": 1.0}
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     if sliding is not None:

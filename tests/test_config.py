@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from jgolf import config as configs
-from jgolf.config import Config
+from jgolf.config import Config, Mark
+from jgolf.config.marks import bounds
 from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.optim.muon import COEFFICIENTS
+from tests.conftest import RECIPE
 
 
 @pytest.mark.parametrize("name", configs.config_names())
@@ -37,7 +39,7 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
         ("model.num_heads", 7, "a divisor of model_dim 512, such as 8"),
         ("model.num_kv_heads", 3, "a divisor of num_heads 8"),
         ("model.xsa_layers", (3, 12), "each from 0 to 11"),
-        ("model.value_embedding_layers", (-1,), "each from 0 to 11"),
+        ("model.value_embedding_layers", (-13,), "each from 0 to 11, or from the end, -12 to -1"),
         ("model.value_embedding_layers", (4, 4), "different layers"),
         ("model.rope_dims", 66, "up to the head width 64"),
         ("model.rope_dims", 15, "even"),
@@ -58,7 +60,7 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
     ],
 )
 def test_senseless_settings_are_refused_by_name(name, value, expected):
-    config = configs.replace(Config(), name, value)
+    config = configs.replace(RECIPE, name, value)
     with pytest.raises(ConfigError) as error:
         configs.validate(config)
     reported = {"average.ema_decay": "average.export", "model.model_dim": "model.num_heads"}.get(name, name)
@@ -82,7 +84,7 @@ def test_polar_express_has_a_number_of_iterations():
 
 
 def test_all_problems_are_reported_at_once():
-    config = configs.replace(configs.replace(Config(), "train.steps", -1), "model.num_layers", 0)
+    config = configs.replace(configs.replace(RECIPE, "train.steps", -1), "model.num_layers", 0)
     with pytest.raises(ConfigError) as error:
         configs.validate(config)
     assert "train.steps is -1" in str(error.value)
@@ -98,7 +100,7 @@ def test_replace_reaches_every_leaf_and_nothing_else():
 
 def test_stored_config_with_unknown_or_mistyped_settings_is_refused(tmp_path):
     path = tmp_path / "config.json"
-    values = dataclasses.asdict(Config())
+    values = dataclasses.asdict(RECIPE)
     path.write_text(json.dumps(values | {"colour": "red"}))
     with pytest.raises(ConfigError, match="colour"):
         configs.read_json(path)
@@ -153,3 +155,12 @@ def test_config_from_a_file_of_ones_own(tmp_path: Path):
         configs.load(str(path))
     with pytest.raises(ConfigError, match="pr592"):
         configs.load("pr5920")
+
+
+def test_every_number_has_a_bound_or_is_a_layer():
+    numbers = {
+        name
+        for name, value in configs.leaves(Config()).items()
+        if isinstance(value, int | float | tuple) and not isinstance(value, bool)
+    }
+    assert numbers <= bounds(Config).keys() | set(configs.marked(Config, Mark.LAYERS))

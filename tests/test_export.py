@@ -20,7 +20,7 @@ from jgolf import config as configs
 from jgolf.artifact import submission
 from jgolf.artifact.scoring import read_artifact
 from jgolf.cli import main
-from jgolf.config import AverageConfig, Config, DataConfig, EvaluateConfig, QuantizeConfig, TrainConfig
+from jgolf.config import DataConfig, EvaluateConfig
 from jgolf.data.shards import TokenStream
 from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.model.functional import apply, parameter_shapes
@@ -28,13 +28,14 @@ from jgolf.quantize import budget as budget_search
 from jgolf.train.averages import averaged_params
 from jgolf.train.checkpoint import Checkpoints, load_state
 from jgolf.train.step import init_state
-from tests.conftest import NANO, random_words
+from tests.conftest import NANO, RECIPE, random_words
 
-CONFIG = Config(
+CONFIG = dataclasses.replace(
+    RECIPE,
     name="tiny",
     model=NANO,
-    train=TrainConfig(batch_tokens=512, seq_len=64, num_ranks=1),
-    quantize=QuantizeConfig(small_size=256),
+    train=dataclasses.replace(RECIPE.train, batch_tokens=512, seq_len=64, num_ranks=1),
+    quantize=dataclasses.replace(RECIPE.quantize, small_size=256),
     evaluate=EvaluateConfig(batch_tokens=1024, sliding_stride=16),
 )
 VALIDATION_SHARD = "nano_val_000000.bin"
@@ -137,7 +138,11 @@ def test_averages_side_by_side(run):
 
 
 def test_averages_that_a_run_does_not_have(nano_data, tmp_path):
-    run = make_run(tmp_path / "run", nano_data, dataclasses.replace(CONFIG, average=AverageConfig(swa_start=0)))
+    run = make_run(
+        tmp_path / "run",
+        nano_data,
+        dataclasses.replace(CONFIG, average=dataclasses.replace(RECIPE.average, swa_start=0)),
+    )
     code, result, shown = export(run, "--compare-averages", "--max-tokens", 500)
     assert code == 0 and "no parameters were summed" in result["averages"]["ema+swa"]["missing"]
     assert "none" in shown and "val_bpb" in result["averages"]["raw"]

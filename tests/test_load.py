@@ -12,14 +12,15 @@ import pytest
 from jgolf import config as configs
 from jgolf.artifact import container
 from jgolf.artifact.scoring import Artifact
-from jgolf.config import Config, ModelConfig
 from jgolf.errors import ArtifactError, ConfigError, MissingExtraError
 from jgolf.load import kind_of, load_model, load_params
 from jgolf.model.initial import init
 from jgolf.quantize.export import quantize
+from tests.conftest import RECIPE
 
 GOLDEN = Path(__file__).parent / "golden"
-MODEL = ModelConfig(
+MODEL = dataclasses.replace(
+    RECIPE.model,
     vocab_size=40,
     num_layers=3,
     model_dim=16,
@@ -32,7 +33,7 @@ MODEL = ModelConfig(
     value_embedding_layers=(0, 2),
     value_embedding_dim=4,
 )
-CONFIG = dataclasses.replace(Config(name="little"), model=MODEL)
+CONFIG = dataclasses.replace(RECIPE, name="little", model=MODEL)
 
 
 def artifact_of(config, fingerprint, stored):

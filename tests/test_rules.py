@@ -1,11 +1,12 @@
+import dataclasses
 import json
 
 import pytest
 
-from jgolf.config import ModelConfig, QuantizeConfig
 from jgolf.errors import ArtifactError
 from jgolf.model.functional import parameter_shapes
 from jgolf.rules import fake_quantize_bits, path_of_torch_name, rule_of, storage_form, torch_name
+from tests.conftest import RECIPE
 
 
 def test_groups_are_the_reference_s(golden, tiny):
@@ -17,15 +18,15 @@ def test_groups_are_the_reference_s(golden, tiny):
 
 
 def test_names_go_there_and_back():
-    for config in (ModelConfig(), ModelConfig(tie_embeddings=False)):
+    for config in (RECIPE.model, dataclasses.replace(RECIPE.model, tie_embeddings=False)):
         for path in parameter_shapes(config):
             assert path_of_torch_name(torch_name(path)) == path
     assert path_of_torch_name("blocks.0.attn.c_q.bias") is None
 
 
 def test_storage_forms_of_the_recipe():
-    recipe = QuantizeConfig()
-    forms = {path: storage_form(path, shape, recipe) for path, shape in parameter_shapes(ModelConfig()).items()}
+    recipe = RECIPE.quantize
+    forms = {path: storage_form(path, shape, recipe) for path, shape in parameter_shapes(RECIPE.model).items()}
     assert forms["blocks/3/mlp/up_proj/kernel"] == "int5"
     assert forms["blocks/3/attn/k_proj/kernel"] == "int6"
     assert forms["embed/embedding"] == "fp16"
@@ -37,7 +38,7 @@ def test_storage_forms_of_the_recipe():
 
 
 def test_late_qat_takes_all_of_muon_s_matrices():
-    bits = {path: fake_quantize_bits(path, QuantizeConfig()) for path in parameter_shapes(ModelConfig())}
+    bits = {path: fake_quantize_bits(path, RECIPE.quantize) for path in parameter_shapes(RECIPE.model)}
     assert bits["blocks/0/mlp/down_proj/kernel"] == 5
     assert bits["blocks/0/attn/out_proj/kernel"] == bits["value_embed/proj/kernel"] == 6
     assert all((value is not None) == (rule_of(path).group == "muon") for path, value in bits.items())

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jgolf.artifact import container
-from jgolf.config import Config, ModelConfig, from_dict, validate
+from jgolf.config import Config, ModelConfig, from_dict, resolved, validate, versions
 from jgolf.data.text import read_text
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, ConfigError, JgolfError
@@ -52,6 +52,7 @@ class Artifact:
     def metadata(self) -> dict[str, Any]:
         """What the artifact's file says beside the weights."""
         return {
+            versions.KEY: versions.VERSION,
             "name": self.name,
             "model": dataclasses.asdict(self.model),
             "seq_len": self.seq_len,
@@ -76,7 +77,8 @@ def read_artifact(path: str | Path) -> Artifact:
     stored, metadata = container.read(path)
     try:
         fields = {item.name: metadata[item.name] for item in dataclasses.fields(Artifact) if item.name != "stored"}
-        artifact = Artifact(**{**fields, "model": from_dict(metadata["model"], ModelConfig), "stored": stored})
+        model = versions.complete(metadata["model"], metadata.get(versions.KEY, 0), "model")
+        artifact = Artifact(**{**fields, "model": resolved(from_dict(model, ModelConfig)), "stored": stored})
         _check_plausible(artifact)
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise ArtifactError(f"{path}: its metadata do not describe a model: {error!s:.500}") from None

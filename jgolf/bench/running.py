@@ -42,7 +42,7 @@ def bench_config(name: str, sequences: int = 0) -> Config:
     train = dataclasses.replace(
         config.train, batch_tokens=sequences * config.train.seq_len, num_ranks=1, accumulation=1
     )
-    return configs.validate(dataclasses.replace(config, train=train))
+    return configs.validate(dataclasses.replace(config, model=configs.resolved(config.model), train=train))
 
 
 def prepare_reference(script: Path | None) -> None:

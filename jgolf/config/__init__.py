@@ -5,6 +5,8 @@ leaf by its dotted name; `validate` refuses combinations that make no sense.
 """
 
 from jgolf.config.check import validate
+from jgolf.config.marks import Mark, marked
+from jgolf.config.resolve import resolved
 from jgolf.config.settings import (
     STORAGE_FORMS,
     AdamWConfig,
@@ -25,6 +27,7 @@ from jgolf.config.store import (
     choices,
     config_names,
     from_dict,
+    from_written,
     leading_name,
     leaves,
     load,
@@ -44,6 +47,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "Mark",
     "ModelConfig",
     "MuonConfig",
     "OptimConfig",
@@ -54,12 +58,15 @@ __all__ = [
     "config_names",
     "form_bits",
     "from_dict",
+    "from_written",
     "leading_name",
     "leaves",
     "load",
+    "marked",
     "read_json",
     "replace",
     "replace_all",
+    "resolved",
     "to_dict",
     "validate",
     "with_absolute_paths",

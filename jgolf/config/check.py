@@ -3,98 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
+from jgolf.config.marks import bounds
 from jgolf.config.plan import plan_problems
+from jgolf.config.resolve import LAYER_SETTINGS, counted_from_0, layers_from_0
 from jgolf.config.settings import Config
 from jgolf.config.store import leaves
 from jgolf.errors import ConfigError
 
-LARGEST_INTEGER = 1 << 31  # arrays on the device count in int32
 POLAR_EXPRESS_STEPS = 5
-Bound = tuple[Callable[[Any], bool], str]
-
-POSITIVE: Bound = (lambda value: value >= 1, "at least 1")
-NOT_NEGATIVE: Bound = (lambda value: 0 <= value < math.inf, "0 or more")
-OFF_OR_MORE: Bound = (lambda value: 0 <= value < math.inf, "0 (off) or more")
-DECAY: Bound = (lambda value: 0 <= value < 1, "at least 0 and below 1")
-MULTIPLIER: Bound = (lambda value: 0 <= value <= 1, "a learning-rate multiplier from 0 (off) to 1")
-QUANTILE: Bound = (lambda value: 0 < value <= 1, "a quantile above 0, up to 1")
-
-BOUNDS: dict[str, Bound] = {
-    "model.vocab_size": (lambda value: 1 <= value <= 1 << 16, "from 1 to 65536, the ids that shards can hold"),
-    "model.num_layers": POSITIVE,
-    "model.model_dim": POSITIVE,
-    "model.num_heads": POSITIVE,
-    "model.num_kv_heads": POSITIVE,
-    "model.mlp_multiple": (lambda value: 0 < value < math.inf, "more than 0"),
-    "model.bigram_buckets": (lambda value: value == 0 or value >= 2, "0 (off) or at least 2"),
-    "model.bigram_dim": POSITIVE,
-    "model.rope_dims": OFF_OR_MORE,
-    "model.rope_base": (lambda value: 1 < value < math.inf, "more than 1"),
-    "model.rope_original_length": OFF_OR_MORE,
-    "model.gate_window": POSITIVE,
-    "model.num_loops": POSITIVE,
-    "model.activation_slope": (lambda value: 0 <= value < 1, "0 (ReLU²) or more, and below 1"),
-    "model.attention_gate_scale": NOT_NEGATIVE,
-    "model.value_embedding_dim": POSITIVE,
-    "model.q_gain": OFF_OR_MORE,
-    "model.logit_softcap": OFF_OR_MORE,
-    "model.embedding_init_std": NOT_NEGATIVE,
-    "optim.grad_clip": OFF_OR_MORE,
-    "optim.muon.learning_rate": NOT_NEGATIVE,
-    "optim.muon.momentum": DECAY,
-    "optim.muon.momentum_warmup_start": DECAY,
-    "optim.muon.momentum_warmup_steps": NOT_NEGATIVE,
-    "optim.muon.weight_decay": NOT_NEGATIVE,
-    "optim.muon.newton_schulz_steps": NOT_NEGATIVE,
-    "optim.adamw.token_learning_rate": NOT_NEGATIVE,
-    "optim.adamw.scalar_learning_rate": NOT_NEGATIVE,
-    "optim.adamw.head_learning_rate": NOT_NEGATIVE,
-    "optim.adamw.matrix_learning_rate": NOT_NEGATIVE,
-    "optim.adamw.token_weight_decay": NOT_NEGATIVE,
-    "optim.adamw.scalar_weight_decay": NOT_NEGATIVE,
-    "optim.adamw.head_weight_decay": NOT_NEGATIVE,
-    "optim.adamw.matrix_weight_decay": NOT_NEGATIVE,
-    "optim.adamw.beta1": DECAY,
-    "optim.adamw.beta2": DECAY,
-    "optim.adamw.epsilon": NOT_NEGATIVE,
-    "train.steps": NOT_NEGATIVE,
-    "train.time_cap_s": OFF_OR_MORE,
-    "train.warmdown_steps": OFF_OR_MORE,
-    "train.warmdown_fraction": (lambda value: 0 <= value <= 1, "a part of the run, from 0 (off) to 1"),
-    "train.learning_rate_floor": MULTIPLIER,
-    "train.batch_tokens": POSITIVE,
-    "train.seq_len": POSITIVE,
-    "train.num_ranks": POSITIVE,
-    "train.accumulation": POSITIVE,
-    "train.seed": (lambda value: 0 <= value < 1 << 32, "from 0 to 4294967295"),
-    "train.validate_every": NOT_NEGATIVE,
-    "train.log_every": NOT_NEGATIVE,
-    "train.checkpoint_every_steps": OFF_OR_MORE,
-    "train.checkpoint_every_s": OFF_OR_MORE,
-    "train.keep_checkpoints": POSITIVE,
-    "average.ema_decay": (DECAY[0], "0 (off), or below 1"),
-    "average.swa_start": MULTIPLIER,
-    "average.swa_every": POSITIVE,
-    "quantize.control": (lambda form: form in ("fp16", "fp32"), "fp16 or fp32"),
-    "quantize.small_size": NOT_NEGATIVE,
-    "quantize.table_clip_percentile": QUANTILE,
-    "quantize.late_qat_start": MULTIPLIER,
-    "evaluate.batch_tokens": POSITIVE,
-    "evaluate.sliding_stride": POSITIVE,
-    "evaluate.max_tokens": OFF_OR_MORE,
-}
-"""What each setting may be by itself."""
+LARGEST_INTEGER = 1 << 31  # arrays on the device count in int32
 
 
 def validate(config: Config) -> Config:
     """Returns `config`, or raises one ConfigError that lists every setting that makes no sense."""
     values = leaves(config)
-    problems = [
-        (name, expected) for name, (allowed, expected) in BOUNDS.items() if name in values and not allowed(values[name])
-    ]
+    problems = [(name, bound.expected) for name, bound in bounds(Config).items() if not bound.allowed(values[name])]
     wrong = {name for name, _ in problems} | {"train.seed"}
     problems += [
         (name, f"below {LARGEST_INTEGER:,}")
@@ -121,21 +46,21 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "model.rope_dims", f"an even number up to the head width {model.head_dim}, or 0 for all of an even width"
     if model.mlp_dim < 1:
         yield "model.mlp_multiple", "a hidden width of at least 1"
-    for name in ("xsa_layers", "value_embedding_layers"):
-        layers = getattr(model, name)
+    for name in LAYER_SETTINGS:
+        value = counted_from_0(getattr(model, name), model.num_layers)
+        layers = value if isinstance(value, tuple) else (value,)
         if any(not 0 <= layer < model.num_layers for layer in layers) or list(layers) != sorted(set(layers)):
-            yield f"model.{name}", f"different layers in rising order, each from 0 to {model.num_layers - 1}"
+            what = "different layers in rising order, each" if isinstance(value, tuple) else "a layer,"
+            last = model.num_layers - 1
+            yield f"model.{name}", f"{what} from 0 to {last}, or from the end, {-model.num_layers} to -1"
     if (model.attention_gate or model.gated_smear) and model.gate_window > model.model_dim:
         yield "model.gate_window", f"at most model_dim {model.model_dim}"
-    yield from plan_problems(model)
+    yield from plan_problems(layers_from_0(model))
     if train.warmdown_fraction and train.warmdown_steps:
         yield "train.warmdown_steps", f"0 (off) where train.warmdown_fraction, {train.warmdown_fraction}, is set"
     muon = config.optim.muon
     if muon.newton_schulz_coefficients == "polar_express" and muon.newton_schulz_steps > POLAR_EXPRESS_STEPS:
         yield "optim.muon.newton_schulz_steps", f"at most the {POLAR_EXPRESS_STEPS} that polar_express is made of"
-    clips = config.quantize.clip_percentiles
-    if not clips or not all(0 < clip <= 1 for clip in clips):
-        yield "quantize.clip_percentiles", "one or more quantiles above 0, up to 1"
     for kept, name in ((average.ema_decay, "ema"), (average.swa_start, "swa")):
         if name in average.export and not kept:
             yield "average.export", f"an average that the run keeps; {name} is switched off"

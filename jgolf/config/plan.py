@@ -1,5 +1,7 @@
 """The order in which a network's blocks run, as data: no arrays, so it can be checked before anything is compiled.
 
+Layers are counted from 0 here: settings come through `jgolf.config.resolve`.
+
 A plan is a tuple of visits, one for each execution of a block. The first half encode: what they leave is read
 by the second half, the decoders, last in, first out. A loop runs some blocks more than once, with the same weights;
 with it the two halves are those of the longer order. From `lanes_from` on attention and MLP have a lane each.
@@ -68,7 +70,7 @@ def num_skips(config: ModelConfig) -> int:
 
 def first_lane_layer(config: ModelConfig) -> int:
     """The first layer with two lanes; past the last where there is none."""
-    return config.lanes_from % config.num_layers if config.lanes_from else config.num_layers
+    return config.lanes_from or config.num_layers
 
 
 def kept(plan: Plan) -> set[int]:
@@ -78,14 +80,10 @@ def kept(plan: Plan) -> set[int]:
 
 def plan_problems(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """Pairs of a setting's name and what it should have been for a plan that makes sense."""
-    num_layers, loop = config.num_layers, config.loop_layers
-    if loop and (loop != tuple(range(loop[0], loop[0] + len(loop))) or loop[0] < 0 or loop[-1] >= num_layers):
-        yield "model.loop_layers", f"layers that follow one another, each from 0 to {num_layers - 1}"
+    loop, first = config.loop_layers, first_lane_layer(config)
+    if loop and loop != tuple(range(loop[0], loop[0] + len(loop))):
+        yield "model.loop_layers", "layers that follow one another"
         return
-    if not -num_layers < config.lanes_from < num_layers:
-        yield "model.lanes_from", f"a layer from 1 to {num_layers - 1}, from −{num_layers - 1} to −1 from the end, or 0"
-        return
-    first = first_lane_layer(config)
     if loop and first <= loop[-1]:
         yield (
             "model.lanes_from",

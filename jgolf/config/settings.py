@@ -1,83 +1,117 @@
-"""Every setting of a run, as a tree of frozen dataclasses. The values here are the recipe `pr592`."""
+"""Every setting of a run, as a tree of frozen dataclasses: its type, its bound, what it does.
+
+The defaults are a plain transformer that trains: every technique is off, and what only matters to one that is on
+has its usual value. Recipes are composed of parts (`jgolf.config.parts`).
+
+A new setting is one field here, off by default: its annotation bears a `Bound` if it is a number, and the marks that
+apply (`jgolf.config.marks`); its docstring is its help on the command line.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 import tyro
 
+from jgolf.config.marks import (
+    DECAY,
+    DECAY_OR_OFF,
+    MULTIPLIER,
+    NOT_NEGATIVE,
+    OFF_OR_MORE,
+    POSITIVE,
+    QUANTILE,
+    QUANTILES,
+    Bound,
+    Mark,
+)
+
 StorageForm = Literal["int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
 Average = Literal["raw", "ema", "swa", "ema+swa"]
+
+VOCABULARY = Bound(
+    lambda value: 0 <= value <= 1 << 16,
+    "from 1 to 65536, the ids that shards can hold, or 0 for the tokenizer's",
+)
+ABOVE_0 = Bound(lambda value: 0 < value < math.inf, "more than 0")
+ABOVE_1 = Bound(lambda value: 1 < value < math.inf, "more than 1")
+BUCKETS = Bound(lambda value: value == 0 or value >= 2, "0 (off) or at least 2")
+SEED = Bound(lambda value: 0 <= value < 1 << 32, "from 0 to 4294967295")
+SLOPE = Bound(lambda value: 0 <= value < 1, "0 (ReLU²) or more, and below 1")
+FRACTION = Bound(lambda value: 0 <= value <= 1, "a part of the run, from 0 to 1")
+FLOATING_POINT = Bound(lambda form: form in ("fp16", "fp32"), "fp16 or fp32")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The network."""
 
-    vocab_size: int = 1024
-    """Number of pieces of the tokenizer."""
-    num_layers: int = 12
+    vocab_size: Annotated[int, VOCABULARY] = 0
+    """Number of pieces of the tokenizer; 0 takes it from the tokenizer."""
+    num_layers: Annotated[int, POSITIVE] = 9
     """Blocks; the first half encode, the second half decode."""
-    model_dim: int = 512
+    model_dim: Annotated[int, POSITIVE] = 512
     """Width of the residual stream."""
-    num_heads: int = 8
+    num_heads: Annotated[int, POSITIVE] = 8
     """Query heads."""
-    num_kv_heads: int = 4
+    num_kv_heads: Annotated[int, POSITIVE] = 4
     """Key/value heads; each serves num_heads / num_kv_heads query heads."""
-    mlp_multiple: float = 3.0
+    mlp_multiple: Annotated[float, ABOVE_0] = 2.0
     """Hidden width of the MLP as a multiple of model_dim."""
-    activation_slope: float = 0.0
+    activation_slope: Annotated[float, SLOPE] = 0.0
     """Slope of the MLP's activation below zero, before it is squared; 0 for ReLU²."""
-    tie_embeddings: bool = True
+    tie_embeddings: bool = False
     """Use the token embedding as the output head."""
-    bigram_buckets: int = 10240
+    bigram_buckets: Annotated[int, BUCKETS] = 0
     """Rows of the hashed bigram table; 0 leaves it out."""
-    bigram_dim: int = 128
+    bigram_dim: Annotated[int, POSITIVE] = 128
     """Width of the bigram table, projected to model_dim where they differ."""
-    smear_gate: bool = True
+    smear_gate: bool = False
     """Blend every position's embedding with the one before it."""
     gated_smear: bool = False
     """Add to every token's embedding a learnt share of the one before it, but for a document's first."""
-    unet_skips: bool = True
+    unet_skips: bool = False
     """Add encoder outputs to the decoder layers, last in, first out."""
     skip_gates: bool = False
     """Blend a skip and the stream by a learnt share per channel, instead of adding the skip."""
-    loop_layers: tuple[int, ...] = ()
+    loop_layers: Annotated[tuple[int, ...], Mark.LAYERS] = ()
     """Layers that follow one another and run more than once, with the same weights; none for no loop."""
-    num_loops: int = 2
+    num_loops: Annotated[int, POSITIVE] = 2
     """How often the loop's layers run again after the first time."""
-    lanes_from: int = 0
-    """First layer with two residual lanes, one for attention and one for the MLP; 0 for one lane throughout."""
-    xsa_layers: tuple[int, ...] = (8, 9, 10, 11)
-    """Layers, from 0, whose attention output loses its component along its own value (XSA)."""
-    rope_dims: int = 16
+    lanes_from: Annotated[int, Mark.LAYERS] = 0
+    """First layer, from 0 or from the end (-1), with two residual lanes, one for attention and one for the MLP; 0 for
+    one lane throughout."""
+    xsa_layers: Annotated[tuple[int, ...], Mark.LAYERS] = ()
+    """Layers, from 0 or from the end (-1), whose attention output loses its component along its own value (XSA)."""
+    rope_dims: Annotated[int, OFF_OR_MORE] = 0
     """Dimensions of each head that are rotated; 0 rotates all."""
-    rope_base: float = 10000.0
+    rope_base: Annotated[float, ABOVE_1] = 10000.0
     """Base of the rotary frequencies."""
-    rope_original_length: int = 1024
+    rope_original_length: Annotated[int, OFF_OR_MORE] = 0
     """Sequences longer than this raise the rotary base; 0 leaves it at any length."""
     rope_frequency_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the rotary frequencies are rounded to."""
     attention_gate: bool = False
     """Multiply every head's output by a gate that reads the first gate_window channels of attention's input."""
-    attention_gate_scale: float = 0.5
+    attention_gate_scale: Annotated[float, NOT_NEGATIVE] = 0.5
     """Factor in front of that gate's logit."""
-    gate_window: int = 12
+    gate_window: Annotated[int, POSITIVE] = 12
     """Channels that the attention gate and the gated smear read."""
-    value_embedding_layers: tuple[int, ...] = (10, 11)
-    """Layers, from 0, whose values receive the shared value embedding; none leaves it out."""
-    value_embedding_dim: int = 128
+    value_embedding_layers: Annotated[tuple[int, ...], Mark.LAYERS] = ()
+    """Layers, from 0 or from the end (-1), whose values receive the shared value embedding; none leaves it out."""
+    value_embedding_dim: Annotated[int, POSITIVE] = 128
     """Width of the value-embedding table."""
-    ln_scale: bool = True
+    ln_scale: bool = False
     """Scale each block's normalised inputs by 1 / sqrt(layer + 1)."""
-    q_gain: float = 1.5
+    q_gain: Annotated[float, OFF_OR_MORE] = 0.0
     """Initial gain of every query head; 0 leaves the gain out."""
-    logit_softcap: float = 30.0
+    logit_softcap: Annotated[float, OFF_OR_MORE] = 0.0
     """Logits are softcap * tanh(logits / softcap); 0 leaves them as they are."""
-    orthogonal_init: bool = True
+    orthogonal_init: bool = False
     """Orthogonal matrices at the start; otherwise normal with std 1 / sqrt(inputs)."""
-    embedding_init_std: float = 0.005
+    embedding_init_std: Annotated[float, NOT_NEGATIVE] = 0.005
     """Standard deviation of the token embedding at the start."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of matrix products and activations; parameters are always float32."""
@@ -112,21 +146,21 @@ class ModelConfig:
 class MuonConfig:
     """Muon: momentum, then orthogonalization, for the matrices."""
 
-    learning_rate: float = 0.025
+    learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.04
     """Learning rate before the schedule's multiplier."""
-    momentum: float = 0.99
+    momentum: Annotated[float, DECAY, Mark.TRACED] = 0.95
     """Momentum after its warm-up."""
-    momentum_warmup_start: float = 0.92
+    momentum_warmup_start: Annotated[float, DECAY, Mark.TRACED] = 0.85
     """Momentum at step 0."""
-    momentum_warmup_steps: int = 1500
+    momentum_warmup_steps: Annotated[int, NOT_NEGATIVE] = 0
     """Steps over which the momentum rises linearly; 0 starts at its full value."""
-    weight_decay: float = 0.04
+    weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.0
     """Decoupled weight decay."""
     row_normalization: bool = False
     """Normalize every output's row before the orthogonalization."""
     newton_schulz_coefficients: Literal["standard", "polar_express"] = "standard"
     """Coefficients of the iterations: the same in all, or the five of Polar Express."""
-    newton_schulz_steps: int = 5
+    newton_schulz_steps: Annotated[int, NOT_NEGATIVE] = 5
     """Iterations of the orthogonalization."""
     newton_schulz_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type in which the iterations run."""
@@ -136,27 +170,27 @@ class MuonConfig:
 class AdamWConfig:
     """AdamW for the tables, vectors and scalars."""
 
-    token_learning_rate: float = 0.035
+    token_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.05
     """Learning rate of the embedding tables before the schedule's multiplier."""
-    scalar_learning_rate: float = 0.025
+    scalar_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.04
     """Learning rate of everything else that Muon does not update."""
-    head_learning_rate: float = 0.025
-    """Learning rate of an untied head."""
-    matrix_learning_rate: float = 0.002
+    head_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.008
+    """Learning rate of an untied head, which starts at zero."""
+    matrix_learning_rate: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.002
     """Learning rate of the matrices where `optim.matrices` is adamw."""
-    token_weight_decay: float = 0.04
+    token_weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.0
     """Decoupled weight decay of the embedding tables."""
-    scalar_weight_decay: float = 0.04
+    scalar_weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.0
     """Decoupled weight decay of everything else that Muon does not update."""
-    head_weight_decay: float = 0.04
+    head_weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.0
     """Decoupled weight decay of an untied head."""
-    matrix_weight_decay: float = 0.04
+    matrix_weight_decay: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 0.0
     """Decoupled weight decay of the matrices where `optim.matrices` is adamw."""
-    beta1: float = 0.9
+    beta1: Annotated[float, DECAY, Mark.TRACED] = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.95
+    beta2: Annotated[float, DECAY, Mark.TRACED] = 0.95
     """Decay of the second moment."""
-    epsilon: float = 1e-8
+    epsilon: Annotated[float, NOT_NEGATIVE, Mark.TRACED] = 1e-8
     """Added to the root of the second moment."""
 
 
@@ -166,9 +200,9 @@ class OptimConfig:
 
     muon: MuonConfig = field(default_factory=MuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
-    matrices: Literal["muon", "adamw"] = "muon"
+    matrices: Literal["muon", "adamw"] = "adamw"
     """What updates the matrices."""
-    grad_clip: float = 0.3
+    grad_clip: Annotated[float, OFF_OR_MORE, Mark.TRACED] = 0.0
     """Largest global norm of the gradients; 0 does not clip."""
     clip: Literal["mean", "rank"] = "mean"
     """What is clipped: the mean of the gradients, or those of each of `train.num_ranks` parts, before their mean."""
@@ -178,38 +212,45 @@ class OptimConfig:
 class TrainConfig:
     """Length, batches and schedule of a run."""
 
-    steps: Annotated[int, tyro.conf.arg(aliases=["--steps"])] = 20000
+    steps: Annotated[int, tyro.conf.arg(aliases=["--steps"]), NOT_NEGATIVE] = 20000
     """Optimizer steps, unless the time cap comes first."""
-    time_cap_s: float = 600.0
+    time_cap_s: Annotated[float, OFF_OR_MORE] = 0.0
     """Training time in seconds after which the run ends; 0 for no cap."""
-    warmdown_steps: int = 3500
+    warmdown_steps: Annotated[int, OFF_OR_MORE, Mark.TRACED] = 0
     """Last steps, or their worth of time under a cap, in which the learning rate falls to 0; 0 for none."""
-    warmdown_fraction: float = 0.0
+    warmdown_fraction: Annotated[float, FRACTION, Mark.TRACED] = 0.0
     """The same as a part of the whole run, of its steps or its time, in place of `warmdown_steps`; 0 for none."""
-    learning_rate_floor: float = 0.0
+    learning_rate_floor: Annotated[float, MULTIPLIER, Mark.TRACED] = 0.0
     """Learning-rate multiplier below which the warmdown does not go."""
-    batch_tokens: int = 786_432
+    loop_start_fraction: Annotated[float, FRACTION, Mark.TRACED] = 0.0
+    """Part of the run after which the loop's layers run more than once."""
+    batch_tokens: Annotated[int, POSITIVE] = 524_288
     """Tokens of one optimizer step, over all devices."""
-    seq_len: int = 2048
+    seq_len: Annotated[int, POSITIVE] = 1024
     """Tokens of one sequence."""
     documents: bool = False
-    """Keep documents apart: a rank's tokens are one row, attention stays within a document and within seq_len tokens."""
-    num_ranks: int = 8
+    """Keep documents apart: a rank's tokens are one row; attention stays within a document, and seq_len of it."""
+    num_ranks: Annotated[int, POSITIVE] = 1
     """Parts of a micro-step, each of consecutive tokens: the order of the data, whatever the number of devices."""
-    accumulation: int = 1
+    accumulation: Annotated[int, POSITIVE] = 1
     """Micro-steps of one optimizer step."""
-    seed: Annotated[int, tyro.conf.arg(aliases=["--seed"])] = 1337
+    seed: Annotated[int, tyro.conf.arg(aliases=["--seed"]), SEED] = 1337
     """Seed of the initial parameters."""
-    validate_every: int = 500
+    validate_every: Annotated[int, NOT_NEGATIVE] = 500
     """Steps between validations; 0 validates at the start and the end only."""
-    log_every: int = 100
+    log_every: Annotated[int, NOT_NEGATIVE] = 100
     """Steps between log lines (the first ten are always logged)."""
-    checkpoint_every_steps: int = 0
+    checkpoint_every_steps: Annotated[int, OFF_OR_MORE] = 0
     """Steps between checkpoints; 0 for none by steps."""
-    checkpoint_every_s: float = 120.0
+    checkpoint_every_s: Annotated[float, OFF_OR_MORE] = 120.0
     """Seconds between checkpoints; 0 for none by time."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, POSITIVE] = 2
     """Checkpoints that are kept."""
+
+    @property
+    def piece_length(self) -> int:
+        """Most tokens that attend to one another where documents are kept apart; 0 where they are not."""
+        return self.seq_len if self.documents else 0
 
     @property
     def run_tokens(self) -> int:
@@ -221,13 +262,13 @@ class TrainConfig:
 class AverageConfig:
     """Averages of the parameters over training."""
 
-    ema_decay: float = 0.997
+    ema_decay: Annotated[float, DECAY_OR_OFF, Mark.TRACED_ABOVE_0] = 0.0
     """Decay of the exponential moving average, every step; 0 leaves it out."""
-    swa_start: float = 0.2
+    swa_start: Annotated[float, MULTIPLIER, Mark.TRACED_ABOVE_0] = 0.0
     """SWA sums parameters while the learning-rate multiplier is below this; 0 leaves it out."""
-    swa_every: int = 50
+    swa_every: Annotated[int, POSITIVE] = 50
     """Steps between two parameter sets of the SWA."""
-    export: Average = "ema"
+    export: Annotated[Average, Mark.AFTER_TRAINING] = "raw"
     """The weights that are exported unless the command line says otherwise."""
 
 
@@ -235,27 +276,27 @@ class AverageConfig:
 class QuantizeConfig:
     """Storage of the exported weights."""
 
-    mlp: StorageForm = "int5"
+    mlp: StorageForm = "int8"
     """MLP matrices."""
-    attention: StorageForm = "int6"
+    attention: StorageForm = "int8"
     """Attention matrices and table projections."""
-    embedding: StorageForm = "fp16"
+    embedding: Annotated[StorageForm, Mark.AFTER_TRAINING] = "fp16"
     """The token embedding and an untied head."""
-    table: StorageForm = "int8"
+    table: Annotated[StorageForm, Mark.AFTER_TRAINING] = "int8"
     """Bigram and value tables."""
-    control: StorageForm = "fp32"
+    control: Annotated[StorageForm, FLOATING_POINT, Mark.AFTER_TRAINING] = "fp32"
     """Vectors and scalars."""
-    small: StorageForm = "fp16"
+    small: Annotated[StorageForm, Mark.AFTER_TRAINING] = "fp16"
     """Matrices and tables of at most small_size values."""
-    small_size: int = 65_536
+    small_size: Annotated[int, NOT_NEGATIVE, Mark.AFTER_TRAINING] = 65_536
     """Most values of a matrix or table that is stored in the form of `small`."""
-    clip_percentiles: tuple[float, ...] = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
+    clip_percentiles: Annotated[tuple[float, ...], QUANTILES, Mark.AFTER_TRAINING] = (1.0,)
     """Quantiles of a row's magnitudes tried as its clip; the best for the whole matrix is taken."""
-    table_clip_percentile: float = 0.9999984
+    table_clip_percentile: Annotated[float, QUANTILE, Mark.AFTER_TRAINING] = 1.0
     """Quantile of a table row's magnitudes at which Int8 tables are clipped."""
-    scale_floor: bool = True
+    scale_floor: bool = False
     """Keep every row's step at 1 / levels or more, as the reference does."""
-    late_qat_start: float = 0.15
+    late_qat_start: Annotated[float, MULTIPLIER, Mark.TRACED] = 0.0
     """Train on quantized weights while the learning-rate multiplier is below this; 0 never does."""
 
 
@@ -275,11 +316,11 @@ class DataConfig:
 class EvaluateConfig:
     """How validation is scored."""
 
-    batch_tokens: int = 65_536
+    batch_tokens: Annotated[int, POSITIVE] = 65_536
     """Tokens scored at once on each device."""
-    sliding_stride: int = 64
+    sliding_stride: Annotated[int, POSITIVE] = 64
     """Tokens between the starts of two sliding windows."""
-    max_tokens: int = 0
+    max_tokens: Annotated[int, OFF_OR_MORE] = 0
     """Validate, during training and in sweeps, on this many tokens only; 0 takes all."""
 
 
@@ -287,7 +328,7 @@ class EvaluateConfig:
 class Config:
     """A whole run."""
 
-    name: str = "pr592"
+    name: str = "plain"
     """What the run is called; its folder is runs/NAME unless --run-dir says otherwise."""
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -9,12 +9,14 @@ import json
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import dacite
 
 from jgolf import files
-from jgolf.config.settings import Config
+from jgolf.config import versions
+from jgolf.config.settings import Config, DataConfig
 from jgolf.errors import ConfigError
 
 
@@ -36,11 +38,30 @@ def load(name: str) -> Config:
     Raises:
       ConfigError: there is none, or it cannot be used.
     """
-    path = Path(name)
-    if path.suffix == ".json":
-        return read_json(path)
-    if path.suffix != ".py":
-        path = config_folder() / f"{name}.py"
+    if Path(name).suffix == ".json":
+        return read_json(name)
+    module = load_module(name)
+    path = Path(module.__file__)
+    try:
+        found = module.config() if callable(getattr(module, "config", None)) else None
+    except (Exception, SystemExit) as error:  # the user's own code may do anything
+        raise ConfigError(f"{path}: cannot be used: {_error_in_file(error, path)}") from None
+    if not isinstance(found, Config):
+        what = "no such function" if found is None else f"one that returns a {type(found).__name__}"
+        raise ConfigError(f"{path}: expected a function config() that returns a jgolf.config.Config, found {what}")
+    try:
+        return from_dict(to_dict(found))  # types are checked, and lists become tuples
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def load_module(name: str) -> ModuleType:
+    """The file in which a config is written, as a module: a name in configs/, or a path of such a .py file.
+
+    Raises:
+      ConfigError: there is none, or it cannot be run.
+    """
+    path = Path(name) if Path(name).suffix == ".py" else config_folder() / f"{name}.py"
     if not path.is_file():
         known = ", ".join(config_names())
         near = difflib.get_close_matches(name, config_names(), n=1)
@@ -52,16 +73,9 @@ def load(name: str) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        found = module.config() if callable(getattr(module, "config", None)) else None
-    except (Exception, SystemExit) as error:  # the user's own code may do anything
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path}: cannot be used: {_error_in_file(error, path)}") from None
-    if not isinstance(found, Config):
-        what = "no such function" if found is None else f"one that returns a {type(found).__name__}"
-        raise ConfigError(f"{path}: expected a function config() that returns a jgolf.config.Config, found {what}")
-    try:
-        return from_dict(to_dict(found))  # types are checked, and lists become tuples
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return module
 
 
 def _error_in_file(error: BaseException, path: Path) -> str:
@@ -86,7 +100,7 @@ def read_json(path: str | Path) -> Config:
       ConfigError: the file cannot be read, or holds no config.
     """
     try:
-        return from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return from_written(json.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError, ConfigError) as error:
@@ -96,8 +110,20 @@ def read_json(path: str | Path) -> Config:
 
 
 def write_json(config: Config, path: str | Path) -> None:
-    """Writes every setting of `config`."""
-    files.write_text(path, json.dumps(to_dict(config), indent=1) + "\n")
+    """Writes every setting of `config`, and the version."""
+    files.write_text(path, json.dumps({versions.KEY: versions.VERSION, **to_dict(config)}, indent=1) + "\n")
+
+
+def from_written(values: dict[str, Any]) -> Config:
+    """The config that a file of any version holds; see `jgolf.config.versions`.
+
+    Raises:
+      ConfigError: it is of a later version, or holds unknown names or wrong types.
+    """
+    if isinstance(values, dict):
+        said = {name: value for name, value in values.items() if name != versions.KEY}
+        values = versions.complete(said, values.get(versions.KEY, 0))
+    return from_dict(values)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -111,7 +137,7 @@ def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
         raise ConfigError(f"expected an object of settings, found a {type(values).__name__}")
     options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
     try:
-        return dacite.from_dict(kind, _with_todays_names(values), options)
+        return dacite.from_dict(kind, values, options)
     except dacite.UnexpectedDataError as error:
         known = [item.name for item in dataclasses.fields(kind)] + [name.rpartition(".")[2] for name in leaves(kind())]
         near = [match for key in error.keys for match in difflib.get_close_matches(key, known, n=1)]
@@ -119,19 +145,6 @@ def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
         raise ConfigError(f"no setting is called {', '.join(sorted(error.keys))}{hint}") from None
     except (dacite.DaciteError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from None
-
-
-def _with_todays_names(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a file from before AdamW's groups had weight decays of their own, as they are called now."""
-    optim = values.get("optim")
-    adamw = optim.get("adamw") if isinstance(optim, dict) else None
-    if not isinstance(adamw, dict) or "weight_decay" not in adamw:
-        return values
-    each = {f"{group}_weight_decay": adamw["weight_decay"] for group in ("token", "scalar", "head", "matrix")}
-    if "scalar_learning_rate" in adamw:  # an untied head was of that group
-        each["head_learning_rate"] = adamw["scalar_learning_rate"]
-    rest = {name: value for name, value in adamw.items() if name != "weight_decay"}
-    return values | {"optim": optim | {"adamw": each | rest}}
 
 
 def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -155,10 +168,10 @@ def choices(name: str, kind: type = Config) -> tuple[str, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
-def with_absolute_paths(config: Config) -> Config:
+def with_absolute_paths(data: DataConfig) -> DataConfig:
     """The data's paths as they hold from any working directory: a run's config is read from others."""
-    paths = {"data.dir": config.data.dir, "data.tokenizer": config.data.tokenizer}
-    return replace_all(config, {name: str(Path(path).absolute()) if path else "" for name, path in paths.items()})
+    paths = {"dir": data.dir, "tokenizer": data.tokenizer}
+    return replace_all(data, {name: str(Path(path).absolute()) if path else "" for name, path in paths.items()})
 
 
 def replace(config: Any, name: str, value: Any) -> Any:

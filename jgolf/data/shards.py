@@ -256,8 +256,9 @@ class TokenStream:
         ends = np.cumsum((self._ends - begins - offsets) // span)
         if not ends[-1]:
             raise DataError(
-                f"{self.paths[0]} and {len(self.paths) - 1} more: no shard holds {span:,} tokens after its first BOS, as "
-                "a batch of whole documents takes from one shard: pack larger shards, or make train.batch-tokens smaller"
+                f"{self.paths[0]} and {len(self.paths) - 1} more: no shard holds {span:,} tokens after its first "
+                "BOS, which a batch of whole documents takes from one shard: pack larger shards, or make "
+                "train.batch-tokens smaller"
             )
         return begins + offsets, ends
 

@@ -80,7 +80,7 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
     if vocab_size is not None and tokenizer.vocab_size != vocab_size:
         raise DataError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, expected {vocab_size}: take the tokenizer that "
-            "the shards were packed with, or set model.vocab_size to its size"
+            "the shards were packed with, or set model.vocab_size to its size, or to 0, which means that"
         )
     if tokenizer.vocab_size > _MAX_VOCAB_SIZE:
         raise DataError(

@@ -159,6 +159,4 @@ class Block(nnx.Module):
 
     def _attention(self, read: Array, norm: Array, inputs: Inputs, last: int) -> Float[Array, "B S D"]:
         value_embedding = inputs.value_embeddings.get(self.layer)
-        return self.attn(
-            inputs.context, read, self.norm_scale * norm, self.attn_scale[...], value_embedding, last
-        )
+        return self.attn(inputs.context, read, self.norm_scale * norm, self.attn_scale[...], value_embedding, last)

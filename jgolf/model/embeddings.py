@@ -87,9 +87,7 @@ class ValueEmbedding(nnx.Module):
         self.scale = nnx.Param(jnp.zeros(()))
         self.layer_scales = nnx.List([nnx.Param(jnp.zeros((1,))) for _ in range(num_layers)])
 
-    def __call__(
-        self, choice: Choice, tokens: Int[Array, "B T"], dtype: jnp.dtype
-    ) -> list[Float[Array, "B T K*H"]]:
+    def __call__(self, choice: Choice, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> list[Float[Array, "B T K*H"]]:
         """The addition to the values of each of its layers, in their order."""
         x = lookup(choice, self.embedding[...], tokens, dtype)
         scales = [self.scale[...] * scale[...] for scale in self.layer_scales]

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jgolf.config import ModelConfig
+from jgolf.config import ModelConfig, resolved
+from jgolf.config.plan import make_plan
 from jgolf.model import plain
 from jgolf.model.context import make_context
 from jgolf.model.head import token_nll
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name
 from jgolf.model.network import GPT, Observer
-from jgolf.config.plan import make_plan
 
 Params = dict[str, Array]
 
@@ -30,7 +30,7 @@ Params = dict[str, Array]
 @cache
 def _definition(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State, dict[str, tuple]]:
     """The static half of the network, its abstract state, and path → key tuple of each parameter."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: GPT(config)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: GPT(resolved(config))))
     flat = flax.traverse_util.flatten_dict(nnx.to_pure_dict(state))
     return graphdef, state, {"/".join(map(str, keys)): keys for keys in flat}
 
@@ -87,6 +87,7 @@ def hidden(
       last: positions at the end of each row that are asked for; 0 for all.
       observe: is given intermediate results by name, in order.
     """
+    config = resolved(config)
     context, plan = make_context(config, tokens, piece_length), make_plan(config, looped)
     last = last or tokens.shape[1]
     if runs_as_written(config):

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jgolf.config import ModelConfig
+from jgolf.config.plan import Plan, Visit, kept, num_skips
 from jgolf.model.blocks import Block, Inputs, Skip
 from jgolf.model.context import Context
 from jgolf.model.embeddings import BigramHash, Embedding, GatedSmear, SmearGate, ValueEmbedding
@@ -18,7 +19,6 @@ from jgolf.model.kernels.products import matmul
 from jgolf.model.kernels.rowwise import Rows, rowwise
 from jgolf.model.layers import Linear
 from jgolf.model.norm import rms_norm
-from jgolf.config.plan import Plan, Visit, kept, num_skips
 
 Observer = Callable[[str, Array], None]
 

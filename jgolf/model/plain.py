@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jgolf.config import ModelConfig
+from jgolf.config.plan import Plan, Visit, kept
 from jgolf.model.context import Context
 from jgolf.model.embeddings import bigram_hash, shift_right
 from jgolf.model.kernels.attention import masked_attention
 from jgolf.model.kernels.heads import rotated
 from jgolf.model.kernels.products import product
 from jgolf.model.norm import rms_norm
-from jgolf.config.plan import Plan, Visit, kept
 
 Params = dict[str, Array]
 Observer = Callable[[str, Array], None]

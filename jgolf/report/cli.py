@@ -28,7 +28,7 @@ CURVES = (
     "Strong lines are means over 2 % of the logged steps, faint ones every step; dots are validations, "
     "without the untrained model's where there are later ones."
 )
-UNINTERESTING = ("name", "data.dir", "data.tokenizer", "data.build_demo")
+UNINTERESTING = ("version", "name", "data.dir", "data.tokenizer", "data.build_demo")
 """Settings that say nothing about how a run was trained."""
 
 

@@ -5,60 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
 
-from jgolf import config as configs
 from jgolf.config import Config
+from jgolf.config.parts import PARTS, Part
 from jgolf.errors import ConfigError
 from jgolf.sweep.grid import SweepRun, spelled, with_seeds
 from jgolf.sweep.results import CONFIDENCE, QUANTIZED, RunResult, half_interval
 
 WITHOUT = "without"
 NOTHING = "nothing"
-
-OFF: dict[str, dict[str, Any]] = {
-    "BigramHash": {"model.bigram_buckets": 0},
-    "SmearGate": {"model.smear_gate": False},
-    "XSA": {"model.xsa_layers": ()},
-    "partial RoPE": {"model.rope_dims": 0},
-    "value embedding": {"model.value_embedding_layers": ()},
-    "U-Net skips": {"model.unet_skips": False},
-    "LN scale": {"model.ln_scale": False},
-    "q gain": {"model.q_gain": 0.0},
-    "logit softcap": {"model.logit_softcap": 0.0},
-    "3× MLP": {"model.mlp_multiple": 2.0},
-    "tied embeddings": {"model.tie_embeddings": False},
-    "OrthoInit": {"model.orthogonal_init": False},
-    "Muon": {"optim.matrices": "adamw"},
-    "momentum warm-up": {"optim.muon.momentum_warmup_steps": 0},
-    "weight decay": {
-        "optim.muon.weight_decay": 0.0,
-        "optim.adamw.token_weight_decay": 0.0,
-        "optim.adamw.scalar_weight_decay": 0.0,
-        "optim.adamw.head_weight_decay": 0.0,
-        "optim.adamw.matrix_weight_decay": 0.0,
-    },
-    "gradient clip": {"optim.grad_clip": 0.0},
-    "warmdown": {"train.warmdown_steps": 0},
-    "EMA": {"average.export": "raw"},
-    "late QAT": {"quantize.late_qat_start": 0.0},
-    "clip search": {"quantize.clip_percentiles": (1.0,)},
-    "Int5 MLP": {"quantize.mlp": "int6"},
-}
-"""Technique → the settings that leave it out, or put what is usual in its place.
-
-Without a warmdown the learning rate never falls to where late QAT and SWA begin, so these go with it.
-"""
-ON: dict[str, dict[str, Any]] = {
-    "3× MLP": {"model.mlp_multiple": 3.0},
-    "EMA": {"average.export": "ema"},
-    "Int5 MLP": {"quantize.mlp": "int5"},
-}
-"""What a config must say to have the technique; of the others, it has those that OFF would change."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +42,7 @@ class Worth:
     """What a technique gives and what it takes.
 
     Attributes:
-      technique: its name in OFF.
+      technique: the name of its part.
       quantized: what it gains in bits per byte, in the artifact's weights.
       before: the same in the average that the run exports, before quantization.
       artifact_bytes: what it adds to the artifact, in the mean of the seeds with which both have one; NaN without any.
@@ -95,31 +54,31 @@ class Worth:
     artifact_bytes: float
 
 
-def make_ablation(base: Config, seeds: int, techniques: Sequence[str] = ()) -> list[SweepRun]:
+def make_ablation(
+    base: Config, seeds: int, techniques: Sequence[str] = (), parts: Sequence[Part] = PARTS
+) -> list[SweepRun]:
     """The recipe, then the recipe without each technique that it has, each with `seeds` seeds.
 
     Args:
       base: the recipe.
       seeds: runs of each.
-      techniques: names in OFF, in any case, with x for ×; all of them by default.
+      techniques: names of parts, in any case, with x for ×; all of them by default.
+      parts: those that the recipe may have.
 
     Raises:
-      ConfigError: there are no seeds, nothing to leave out, or a name is not in OFF.
+      ConfigError: there are no seeds, nothing to leave out, or a name is no part's.
     """
-    known = {_typed(name): name for name in OFF}
+    known = {_typed(part.name): part.name for part in parts}
     unknown = [name for name in techniques if _typed(name) not in known]
     if unknown:
-        raise ConfigError(f"--techniques {unknown[0]!r}: expected some of {', '.join(map(repr, OFF))}")
-    techniques = [known[_typed(name)] for name in techniques]
+        raise ConfigError(f"--techniques {unknown[0]!r}: expected some of {', '.join(map(repr, known.values()))}")
+    names = [known[_typed(name)] for name in techniques] or list(known.values())
     runs = with_seeds(base, seeds, {WITHOUT: NOTHING})
-    for technique, settings in OFF.items():
-        config = configs.replace_all(base, settings)
-        has_it = config != base and configs.replace_all(base, ON.get(technique, {})) == base
-        if has_it and technique in (techniques or OFF):
-            runs += with_seeds(config, seeds, {WITHOUT: technique})
+    for part in parts:
+        if part.name in names and part.is_in(base):
+            runs += with_seeds(part.left_out_of(base), seeds, {WITHOUT: part.name})
     if len(runs) == seeds:
-        names = ", ".join(techniques or OFF)
-        raise ConfigError(f"--ablate: {base.name} has none of the techniques that can be left out: {names}")
+        raise ConfigError(f"--ablate: {base.name} has none of the techniques that can be left out: {', '.join(names)}")
     return runs
 
 
@@ -173,8 +132,9 @@ def _difference(without: Mapping[int, float], whole: Mapping[int, float]) -> Dif
     return Difference(len(seeds), mean, float(gains.mean()), half_interval(gains))
 
 
-def worths_table(found: Sequence[Worth]) -> Table:
+def worths_table(found: Sequence[Worth], parts: Sequence[Part] = PARTS) -> Table:
     """The techniques for a terminal; under each, what leaves it out."""
+    off = {part.name: part.off for part in parts}
     table = Table(
         title="What each technique is worth: bits per byte without it − with it", box=box.SIMPLE, pad_edge=False
     )
@@ -183,7 +143,7 @@ def worths_table(found: Sequence[Worth]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for one in found:
         settings = dict.fromkeys(
-            f"{name.rpartition('.')[2]}={spelled(value) or 'none'}" for name, value in OFF[one.technique].items()
+            f"{name.rpartition('.')[2]}={spelled(value) or 'none'}" for name, value in off[one.technique].items()
         )
         size = "–" if math.isnan(one.artifact_bytes) else f"{one.artifact_bytes:+,.0f}"
         name = f"{one.technique}\n[dim]{', '.join(settings)}[/dim]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,11 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jgolf import config as configs
 from jgolf.config import Config
+from jgolf.config.parts import PARTS, Part, known_parts
 from jgolf.data.demo import build_demo
+from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_OK, JgolfError
 from jgolf.progress import counted, table_console
 from jgolf.run_dir import RESULTS_FILE
-from jgolf.sweep.ablation import OFF, make_ablation, worths, worths_table
+from jgolf.sweep.ablation import make_ablation, worths, worths_table
 from jgolf.sweep.folder import CSV_FILE, SweepFolder
 from jgolf.sweep.grid import SweepRun, groups, make_runs
 from jgolf.sweep.results import RunResult, results_table, summarize
@@ -29,6 +31,8 @@ from jgolf.train.cli import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from jgolf.train.step import StepMetrics
+
+NAMES = ", ".join(part.name for part in PARTS)
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,7 @@ class SweepOptions:
     """A setting to vary, NAME=VALUE,VALUE,…; several such options make a grid. Between tuples put a semicolon."""
     ablate: bool = False
     """Train the config, then the config without each of its techniques, and tell what each is worth."""
-    techniques: Annotated[
-        tuple[str, ...], tyro.conf.arg(help=f"Of --ablate: leave out these only, of: {', '.join(OFF)}.")
-    ] = ()
+    techniques: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Of --ablate: leave out these only, of: {NAMES}.")] = ()
     out: Path | None = None
     """Folder of the results; runs/sweep-NAME by default, runs/ablation-NAME with --ablate."""
     resume: bool = False
@@ -69,21 +71,21 @@ def sweep(argv: list[str], prog: str = "jgolf sweep") -> int:
             f"--set optim.muon.learning_rate=0.02,0.025 --set quantize.mlp=int5,int6; {prog} demo --ablate --seeds 3"
         ),
     )
-    _run(options)
+    _run(options, known_parts(name))
     return EXIT_OK
 
 
 sweep.parse_and_call = lambda prog, argv: sweep(argv, prog)
 
 
-def _run(options: SweepOptions) -> None:
+def _run(options: SweepOptions, parts: Sequence[Part]) -> None:
     base, console = options.config, table_console()
     if options.at_once < 0:
         raise JgolfError(f"--at-once {options.at_once}: expected 0 (all) or more")
     if base.train.time_cap_s:
         print(f"no time cap in a sweep: train.time_cap_s {base.train.time_cap_s:g} is off, runs end by train.steps")
         base = configs.replace(base, "train.time_cap_s", 0.0)
-    runs = _make_runs(options, base)
+    runs = _make_runs(options, base, parts)
     out = options.out or Path("runs") / f"{'ablation' if options.ablate else 'sweep'}-{base.name}"
     if (out / RESULTS_FILE).exists() and not options.resume:
         raise JgolfError(f"{out}: already holds a sweep; go on with it by --resume, or choose another --out")
@@ -103,22 +105,31 @@ def _run(options: SweepOptions) -> None:
         _train(options, base, folder)
     console.print(results_table(summarize(folder.results), console.width))
     if options.ablate:
-        console.print(worths_table(worths(folder.results)))
+        console.print(worths_table(worths(folder.results), parts))
     print(f"{out / RESULTS_FILE}, {out / CSV_FILE}; plots: jgolf report {out}")
 
 
-def _make_runs(options: SweepOptions, base: Config) -> list[SweepRun]:
+def _make_runs(options: SweepOptions, base: Config, parts: Sequence[Part]) -> list[SweepRun]:
     if options.ablate and options.set:
         raise JgolfError("--ablate chooses what to vary: leave --set out, and change the config itself instead")
     if options.techniques and not options.ablate:
         raise JgolfError("--techniques belongs to --ablate: add that, or vary settings with --set")
     if options.ablate:
-        runs = make_ablation(base, options.seeds, options.techniques)
+        runs = make_ablation(base, options.seeds, options.techniques, parts)
     else:
         runs = make_runs(base, options.seeds, options.set)
     if any(run.config.train.time_cap_s for run in runs):
         raise JgolfError("--set train.time_cap_s: there is no time cap in a sweep; vary train.steps instead")
-    return [dataclasses.replace(run, config=configs.with_absolute_paths(run.config)) for run in runs]
+    if base.data.build_demo and not all(run.config.model.vocab_size for run in runs):
+        build_demo(base.data.dir)  # its tokenizer is asked
+    return [_resolved(run) for run in runs]
+
+
+def _resolved(run: SweepRun) -> SweepRun:
+    """The run as its folder's config.json has it, whatever the working directory."""
+    data = configs.with_absolute_paths(run.config.data)
+    model = resolved_for(data, run.config.model)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, data=data, model=model))
 
 
 def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:

@@ -9,48 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from jgolf import config as configs
-from jgolf.config import Config
+from jgolf.config import Config, Mark
 from jgolf.errors import ConfigError
 
 SEED = "train.seed"
-TRACEABLE = (
-    "optim.grad_clip",
-    "optim.muon.learning_rate",
-    "optim.muon.momentum",
-    "optim.muon.momentum_warmup_start",
-    "optim.muon.weight_decay",
-    "optim.adamw.token_learning_rate",
-    "optim.adamw.scalar_learning_rate",
-    "optim.adamw.head_learning_rate",
-    "optim.adamw.matrix_learning_rate",
-    "optim.adamw.beta1",
-    "optim.adamw.beta2",
-    "optim.adamw.epsilon",
-    "optim.adamw.token_weight_decay",
-    "optim.adamw.scalar_weight_decay",
-    "optim.adamw.head_weight_decay",
-    "optim.adamw.matrix_weight_decay",
-    "train.warmdown_steps",
-    "train.warmdown_fraction",
-    "train.learning_rate_floor",
-    "average.ema_decay",
-    "average.swa_start",
-    "quantize.late_qat_start",
-)
-"""Settings that the training step takes as values: runs that differ in these alone are one program."""
-AFTER_TRAINING = (
-    "average.export",
-    "quantize.embedding",
-    "quantize.table",
-    "quantize.control",
-    "quantize.small",
-    "quantize.small_size",
-    "quantize.clip_percentiles",
-    "quantize.table_clip_percentile",
-)
+SWITCHES = configs.marked(Config, Mark.TRACED_ABOVE_0)
+"""Settings of which 0 and another value are two programs: they are a part of the state or not."""
+TRACEABLE = configs.marked(Config, Mark.TRACED, Mark.TRACED_ABOVE_0)
+"""Settings that the step takes as values: runs that differ in these alone are one program, but for SWITCHES."""
+AFTER_TRAINING = configs.marked(Config, Mark.AFTER_TRAINING)
 """Settings that training never looks at."""
-SWITCHES = ("average.ema_decay", "average.swa_start")
-"""Of these, the ones that are a part of the state or not: 0 and another value are two programs."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def parse(option: str | None) -> Given:
         raise ConfigError(f"{source}: expected a JSON object, found {type(values).__name__}")
     if isinstance(values.get("model"), dict):
         try:
-            return _of_config(configs.from_dict(values), source)
+            return _of_config(configs.from_written(values), source)
         except ConfigError as error:
             raise ConfigError(f"{source}: not a jgolf config: {error}") from None
     return Given(source, _translate(values, source))

@@ -79,8 +79,9 @@ def resolve(found: Mapping[str, Shape], option: str | None, source: str) -> tupl
     if "num_heads" not in told and "num_heads" not in given.settings:
         assumed.append("num_heads")
     contradictions.raise_any()
-    config = dataclasses.replace(base, model=ModelConfig(**values))
-    configs.validate(dataclasses.replace(Config(), model=config.model))
+    model = ModelConfig(**values)
+    configs.validate(dataclasses.replace(Config(), model=model))
+    config = dataclasses.replace(base, model=configs.resolved(model))
     return config, _notices(values, assumed, recipe, source)
 
 
@@ -121,7 +122,7 @@ def _set_sizes(values: dict[str, Any], told: Mapping[str, Told], contradictions:
     """Every width and count that a tensor tells; the rest stay as they are in `values`."""
     for name in ("vocab_size", "num_layers", "model_dim", "num_heads", *TABLE_SIZES):
         if name in told:
-            if values[name] != told[name].value:
+            if values[name] != told[name].value and (name, values[name]) != ("vocab_size", 0):
                 contradictions.note(name, told[name].value, told[name])
             values[name] = told[name].value
     if not {"num_heads"} & (told.keys() | contradictions.given.settings.keys()):

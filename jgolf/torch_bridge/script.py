@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from jgolf.config import ModelConfig
+from jgolf.config import ModelConfig, resolved
 from jgolf.errors import ConfigError, JgolfError
 from jgolf.torch_bridge import names, stand_ins
 
@@ -131,6 +131,7 @@ def reference_settings(config: ModelConfig) -> dict[str, Any]:
     Raises:
       ConfigError: XSA is on other layers than the last ones.
     """
+    config = resolved(config)
     num_xsa = len(config.xsa_layers)
     if config.xsa_layers != tuple(range(config.num_layers - num_xsa, config.num_layers)):
         raise ConfigError(f"model.xsa_layers is {config.xsa_layers}: the PyTorch reference knows last layers only")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from jgolf import compiling
 from jgolf import config as configs
-from jgolf.config import Config
+from jgolf.config import Config, DataConfig
 from jgolf.data.demo import build_demo
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.tokenizer import find_tokenizer
+from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import ConfigError, JgolfError
 from jgolf.evaluate.validation import Validation
 from jgolf.load import load_params
@@ -83,7 +85,10 @@ def prepared_run(config: Config, run_dir: Path, init_from: str | None, resume: b
         peers.barrier("demo")
         build_demo(config.data.dir)  # on hosts that do not share the first one's folders
     train_shards = find_shards(config.data.dir, "train")
-    config = _with_found_data(config)
+    data = _found_data(config.data)
+    model = resolved_for(data, config.model)
+    vocab_size = int(peers.agree("vocabulary", str(model.vocab_size)))  # hosts may hold tokenizers of their own
+    config = dataclasses.replace(config, data=data, model=dataclasses.replace(model, vocab_size=vocab_size))
     mesh = make_mesh()
     validation = Validation.open(config)
     source = BatchSource(config, TokenStream(train_shards, config.model.vocab_size), mesh)
@@ -156,6 +161,7 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
 def _check_same_state(config: Config, run_dir: Path) -> None:
     """Raises ConfigError where settings were changed that decide what a checkpoint consists of."""
     stored = configs.read_json(run_dir / CONFIG_FILE)
+    stored = configs.replace(stored, "model", configs.resolved(stored.model, config.model.vocab_size))
     if (config.model, config.average, config.optim) == (stored.model, stored.average, stored.optim):
         return
     one_device = SingleDeviceSharding(jax.local_devices()[0])
@@ -173,11 +179,10 @@ def _check_same_state(config: Config, run_dir: Path) -> None:
     )
 
 
-def _with_found_data(config: Config) -> Config:
-    """The settings with the paths of the data and of the tokenizer that is found there."""
-    config = configs.with_absolute_paths(config)
-    tokenizer = find_tokenizer(config.data.dir, config.data.tokenizer).resolve()
-    return configs.replace(config, "data.tokenizer", str(tokenizer))
+def _found_data(data: DataConfig) -> DataConfig:
+    """The data's absolute paths, that of the tokenizer which is found there included."""
+    data = configs.with_absolute_paths(data)
+    return dataclasses.replace(data, tokenizer=str(find_tokenizer(data.dir, data.tokenizer).resolve()))
 
 
 def _first_state(

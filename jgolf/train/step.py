@@ -8,13 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jgolf.config import Config, ModelConfig
 from jgolf.model.functional import Params, loss
 from jgolf.model.initial import init
 from jgolf.optim.optimizer import global_norm, make_optimizer
-from jgolf.optim.schedule import learning_rate_multiplier, momentum_schedule
+from jgolf.optim.schedule import fraction, learning_rate_multiplier, loop_is_on, momentum_schedule
 from jgolf.quantize.fake import fake_quantize
 from jgolf.train.rank_clip import mean_of_clipped_ranks
 
@@ -48,6 +48,8 @@ class StepMetrics(NamedTuple):
     muon_momentum: Float[Array, ""]
     late_qat: Int[Array, ""]
     """1 where the step trained on quantized weights."""
+    looped: Int[Array, ""]
+    """1 where the step ran the loop's layers more than once."""
     swa_count: Int[Array, ""]
 
 
@@ -73,10 +75,24 @@ def new_state(config: Config, key: PRNGKeyArray) -> TrainState:
 
 
 def mean_loss_and_grads(
-    model: ModelConfig, params: Params, inputs: Int[Array, "A B T"], targets: Int[Array, "A B T"]
+    model: ModelConfig,
+    params: Params,
+    inputs: Int[Array, "A B T"],
+    targets: Int[Array, "A B T"],
+    looped: Bool[Array, ""] | bool = True,
+    piece_length: int = 0,
 ) -> tuple[Float[Array, ""], Params]:
-    """Loss and gradients averaged over A micro-batches, one at a time."""
-    value_and_grad = jax.value_and_grad(lambda params, x, y: loss(model, params, x, y))
+    """Loss and gradients averaged over A micro-batches, one at a time; see `jgolf.model.functional` for the rest."""
+
+    def value_and_grad(params: Params, x: Int[Array, "B T"], y: Int[Array, "B T"]) -> tuple[Float[Array, ""], Params]:
+        def of(looped: bool):
+            return jax.value_and_grad(partial(loss, model, looped=looped, piece_length=piece_length))
+
+        if not model.loop_layers or isinstance(looped, bool):
+            return of(bool(looped))(params, x, y)
+        # Outside of the gradient: inside, either way would keep what both need.
+        return jax.lax.cond(looped, of(True), of(False), params, x, y)
+
     if len(inputs) == 1:
         return value_and_grad(params, inputs[0], targets[0])
 
@@ -98,7 +114,7 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """Trains on A micro-batches of B sequences.
 
-    Everything that depends on the schedule (learning rate, late QAT, SWA) is decided in here, from the
+    Everything that depends on the schedule (learning rate, loop, late QAT, SWA) is decided in here, from the
     step and the clock's reading; the numbers that `jgolf.sweep.grid.TRACEABLE` names may be
     traced values.
 
@@ -112,6 +128,7 @@ def train_step(
     """
     average, quantize = config.average, config.quantize
     multiplier = learning_rate_multiplier(config.train, state.step, elapsed_s)
+    looped = loop_is_on(fraction(config.train, state.step, elapsed_s), config.train.loop_start_fraction)
 
     # Rounding the weights costs nothing beside the step, so both are computed and one is taken: a step
     # with late QAT is the same program as one without. The gradient at the rounded weights is the
@@ -119,7 +136,7 @@ def train_step(
     late_qat = multiplier < quantize.late_qat_start
     rounded = fake_quantize(state.params, quantize)
     weights = {path: jnp.where(late_qat, rounded[path], value) for path, value in state.params.items()}
-    loss_and_grads = partial(mean_loss_and_grads, config.model)
+    loss_and_grads = partial(mean_loss_and_grads, config.model, looped=looped, piece_length=config.train.piece_length)
     if config.optim.clip == "rank":
         ranks = config.train.num_ranks, config.train.accumulation
         value, grads, norm = mean_of_clipped_ranks(
@@ -149,6 +166,7 @@ def train_step(
         learning_rate_multiplier=multiplier,
         muon_momentum=momentum_schedule(config.optim.muon)(state.step),
         late_qat=late_qat.astype(jnp.int32),
+        looped=(looped & bool(config.model.loop_layers)).astype(jnp.int32),
         swa_count=swa_count,
     )
     return TrainState(step, params, opt_state, ema, swa_sum, swa_count), metrics

@@ -5,6 +5,7 @@ variable FUZZ_SECONDS says, 60 by default.
 """
 
 import copy
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -19,10 +20,10 @@ from stored_examples import stored_example
 
 from jgolf.artifact import container
 from jgolf.artifact.scoring import Artifact, read_artifact
-from jgolf.config import ModelConfig
 from jgolf.errors import ArtifactError
 from jgolf.model.functional import parameter_shapes
 from jgolf.quantize.stored import StoredTensor
+from tests.conftest import RECIPE
 
 START_BYTES = 13  # magic, version, checksum
 MOST_BYTES = 64 << 20  # that reading these few kilobytes may take
@@ -166,7 +167,8 @@ def test_damaged_artifacts_are_refused_or_harmless_for_long(codec):
             break
 
 
-MODEL = ModelConfig(
+MODEL = dataclasses.replace(
+    RECIPE.model,
     vocab_size=16,
     num_layers=2,
     model_dim=8,

@@ -19,11 +19,11 @@ from jgolf.artifact.size import (
     size_table,
     smaller_forms,
 )
-from jgolf.config import QuantizeConfig
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import StoredTensor
+from tests.conftest import RECIPE
 
-CONFIG = QuantizeConfig(small_size=1000)
+CONFIG = dataclasses.replace(RECIPE.quantize, small_size=1000)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jgolf import config as configs
 from jgolf.bench import timing
-from jgolf.config import Config, DataConfig, OptimConfig, TrainConfig
-from tests.conftest import NANO
+from jgolf.config import Config, DataConfig
+from tests.conftest import NANO, RECIPE
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -34,12 +34,13 @@ def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(scope="session")
 def nano() -> Config:
-    muon = dataclasses.replace(OptimConfig().muon, newton_schulz_dtype="float32", newton_schulz_steps=1)
-    return Config(
+    muon = dataclasses.replace(RECIPE.optim.muon, newton_schulz_dtype="float32", newton_schulz_steps=1)
+    return dataclasses.replace(
+        RECIPE,
         name="nano",
         model=NANO,
-        optim=OptimConfig(muon=muon),
-        train=TrainConfig(batch_tokens=512, seq_len=16, num_ranks=8),
+        optim=dataclasses.replace(RECIPE.optim, muon=muon),
+        train=dataclasses.replace(RECIPE.train, batch_tokens=512, seq_len=16, num_ranks=8),
         data=DataConfig(dir="no such folder"),
     )
 

@@ -14,15 +14,18 @@ from jgolf.bench.collectives import Collective, compiled_collectives
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
-from jgolf.config import Config, ModelConfig, TrainConfig
+from dataclasses import replace
+from jgolf.config import load
 
 def config():
-    model = ModelConfig(
-        vocab_size=320, num_layers=4, model_dim=32, num_heads=2, num_kv_heads=1, bigram_buckets=64, bigram_dim=16,
-        xsa_layers=(3,), rope_dims=8, value_embedding_layers=(3,), value_embedding_dim=8, compute_dtype="float32",
+    recipe = load("pr592")
+    model = replace(
+        recipe.model, vocab_size=320, num_layers=4, model_dim=32, num_heads=2, num_kv_heads=1, bigram_buckets=64,
+        bigram_dim=16, xsa_layers=(3,), rope_dims=8, value_embedding_layers=(3,), value_embedding_dim=8,
+        compute_dtype="float32",
     )
-    train = TrainConfig(batch_tokens=1024, seq_len=32, num_ranks=8, accumulation=2)
-    return Config(name="nano", model=model, train=train)
+    train = replace(recipe.train, batch_tokens=1024, seq_len=32, num_ranks=8, accumulation=2)
+    return replace(recipe, name="nano", model=model, train=train)
 """
 # Matrices that Muon updates, by shape with the short side first: four layers' q and out; k and v; up and down; and
 # the projections of the bigram table and of the value table.

@@ -16,6 +16,7 @@ from jgolf.bench.flops import attention_flops, forward_flops, newton_schulz_flop
 from jgolf.config import Config, ModelConfig
 from jgolf.model.functional import loss, parameter_shapes, token_losses
 from jgolf.optim.muon import newton_schulz
+from tests.conftest import RECIPE
 
 B, T = 2, 16
 
@@ -70,14 +71,14 @@ def test_of_the_last_positions(nano: Config) -> None:
 
 
 def test_attention_counts_what_causality_leaves() -> None:
-    model = ModelConfig(model_dim=8, num_heads=2, num_kv_heads=1)
+    model = dataclasses.replace(RECIPE.model, model_dim=8, num_heads=2, num_kv_heads=1)
     pairs = sum(position + 1 for position in range(T))
     assert attention_flops(model, B, T) == B * 2 * 2 * 8 * pairs
     assert attention_flops(model, B, T, last=3) == B * 2 * 2 * 8 * (T + (T - 1) + (T - 2))
 
 
 def test_of_the_recipe() -> None:
-    assert train_flops(ModelConfig(), 48, 2048) == pytest.approx(2.4e13, rel=0.03)
+    assert train_flops(RECIPE.model, 48, 2048) == pytest.approx(2.4e13, rel=0.03)
 
 
 @pytest.mark.parametrize(("count", "rows", "columns"), [(3, 4, 8), (1, 8, 4)])

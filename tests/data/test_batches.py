@@ -4,10 +4,10 @@ import threading
 import numpy as np
 import pytest
 
-from jgolf.config import Config
 from jgolf.data.batches import BatchOrder, Prefetcher
 from jgolf.data.shards import TokenStream, find_shards, write_shard
 from jgolf.errors import DataError
+from tests.conftest import RECIPE
 
 GOLDEN_ORDERS = [
     "ws1_acc1_tok512_seq64",
@@ -84,7 +84,7 @@ def test_rows_are_a_part_of_the_batch_and_read_no_more(golden_loader):
 
 
 def test_order_of_a_config():
-    order = BatchOrder.from_config(Config().train)
+    order = BatchOrder.from_config(RECIPE.train)
     assert order == BatchOrder(run_tokens=98_304, seq_len=2048, num_ranks=8, accumulation=1)
     assert (order.rows_per_run, order.micro_batch_rows, order.tokens_per_step) == (48, 384, 8 * 98_305)
 

@@ -16,7 +16,8 @@ def cases(golden, folder):
 
 
 @pytest.mark.parametrize(
-    ("folder", "number"), [*(("loader", number) for number in range(5)), *(("loader_edges", number) for number in range(3))]
+    ("folder", "number"),
+    [*(("loader", number) for number in range(5)), *(("loader_edges", number) for number in range(3))],
 )
 def test_takes_and_pieces(golden, folder, number):
     case = cases(golden, folder)[number]

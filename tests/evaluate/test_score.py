@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from jgolf.config import ModelConfig
 from jgolf.data.sentence_piece import ByteTables
 from jgolf.data.text import Text
 from jgolf.errors import DataError
@@ -27,9 +26,10 @@ from jgolf.evaluate.score import (
 )
 from jgolf.model.functional import apply
 from jgolf.model.initial import init
-from tests.conftest import GOLDEN, params_of
+from tests.conftest import GOLDEN, RECIPE, params_of
 
-SMALL = ModelConfig(
+SMALL = dataclasses.replace(
+    RECIPE.model,
     num_layers=2,
     model_dim=320,
     num_heads=5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 
 from jgolf import rules
-from jgolf.config import ModelConfig, QuantizeConfig
-from jgolf.model.functional import Params, apply, loss, parameter_shapes
 from jgolf.model.embeddings import bigram_hash
+from jgolf.model.functional import Params, apply, loss, parameter_shapes
 from jgolf.quantize.fake import fake_quantize
+from tests.conftest import RECIPE
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
-CONFIG = ModelConfig(
+CONFIG = dataclasses.replace(
+    RECIPE.model,
     vocab_size=128,
     num_layers=4,
     model_dim=64,
@@ -77,7 +79,7 @@ def test_logits_of_a_sequence_with_a_rescaled_rotary_base(golden):
 def test_loss_and_every_gradient(golden, quantized):
     params = from_torch(golden, "params/")
     if quantized:
-        params = fake_quantize(params, QuantizeConfig())
+        params = fake_quantize(params, RECIPE.quantize)
     prefix = "qat_" if quantized else ""
     value, grads = jax.jit(jax.value_and_grad(partial(loss, CONFIG)))(params, golden["x"], golden["y"])
     np.testing.assert_allclose(value, golden[prefix + "loss"], rtol=FORWARD_TOLERANCE)

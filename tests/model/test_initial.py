@@ -5,14 +5,15 @@ import jax
 import numpy as np
 import pytest
 
-from jgolf.config import ModelConfig
 from jgolf.model.functional import parameter_shapes
 from jgolf.model.initial import init
 from jgolf.rules import torch_name
+from tests.conftest import RECIPE
 
 jitted_init = jax.jit(init, static_argnums=0)
 
-CONFIG = ModelConfig(
+CONFIG = dataclasses.replace(
+    RECIPE.model,
     num_layers=4,
     model_dim=128,
     num_heads=2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.config import ModelConfig
 from jgolf.model import attention, blocks, context, network, norm
 from jgolf.model.kernels import heads, mlp, products, rowwise, tables
+from tests.conftest import RECIPE
 
 NUM_ROWS = 1024
 
@@ -82,7 +83,9 @@ def test_rowwise_adds_up_addends():
 
 
 def test_split_heads_as_a_kernel():
-    config = ModelConfig(model_dim=32, num_heads=4, num_kv_heads=2, rope_dims=4, compute_dtype="float32")
+    config = dataclasses.replace(
+        RECIPE.model, model_dim=32, num_heads=4, num_kv_heads=2, rope_dims=4, compute_dtype="float32"
+    )
     length = 2 * heads.TILE_ROWS
     qkv, gain = random(0, 2, length, config.model_dim + 2 * config.kv_dim), random(1, config.num_heads)
     scale = jnp.abs(random(2, 2, length, 1)) + 0.1
@@ -138,4 +141,5 @@ def test_lookup():
     index = jnp.asarray([[3, 0, 3], [1, 3, 0]])
     table = random(0, tables.TILE_ROWS, tables.TILE_COLUMNS)
     for choice in ("interpret", "plain"):
-        assert_same_vjp(lambda table: tables.lookup(choice, table, index, jnp.float32), lambda table: table[index], table)  # noqa: B023
+        looked_up = partial(tables.lookup, choice)
+        assert_same_vjp(lambda table, f=looked_up: f(table, index, jnp.float32), lambda table: table[index], table)

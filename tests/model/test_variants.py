@@ -12,8 +12,10 @@ import pytest
 from jgolf.config import ModelConfig
 from jgolf.model.functional import Params, loss, parameter_shapes, token_losses
 from jgolf.model.kernels import rowwise
+from tests.conftest import RECIPE
 
-CONFIG = ModelConfig(
+CONFIG = dataclasses.replace(
+    RECIPE.model,
     vocab_size=64,
     num_layers=2,
     model_dim=32,

@@ -8,18 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from jgolf.config import AdamWConfig, MuonConfig, OptimConfig
 from jgolf.model.functional import loss
 from jgolf.optim.optimizer import UpdateRule, clip_by_global_norm, global_norm, make_optimizer, update_rule
-from tests.conftest import params_of, relative_distances
+from tests.conftest import RECIPE, params_of, relative_distances
 
 EMA_DECAY = 0.997
 
 
 def six_steps(golden, model, arrays, dtype):
     # The golden run warms its momentum up over four steps.
-    muon = MuonConfig(momentum_warmup_steps=4, newton_schulz_dtype=dtype)
-    optimizer = make_optimizer(dataclasses.replace(OptimConfig(), muon=muon))
+    muon = dataclasses.replace(RECIPE.optim.muon, momentum_warmup_steps=4, newton_schulz_dtype=dtype)
+    optimizer = make_optimizer(dataclasses.replace(RECIPE.optim, muon=muon))
     params = params_of(np.load(golden / "tiny" / "model.npz"), "params/")
     state, ema = optimizer.init(params), params
 
@@ -70,7 +69,8 @@ def test_clipping_is_pytorch_s(max_norm):
 def test_adamw_groups_match_a_numpy_derivation():
     """Every group's learning rate and weight decay, and the multipliers of a parameter's own."""
     matrix = "blocks/0/mlp/up_proj/kernel"
-    adamw = AdamWConfig(
+    adamw = dataclasses.replace(
+        RECIPE.optim.adamw,
         scalar_learning_rate=0.02,
         head_learning_rate=0.01,
         token_weight_decay=0.3,
@@ -89,7 +89,8 @@ def test_adamw_groups_match_a_numpy_derivation():
     def rule(path):
         return update_rule(path)._replace(learning_rate=0.5, weight_decay=3.0) if "gate" in path else update_rule(path)
 
-    optimizer = make_optimizer(OptimConfig(adamw=adamw, grad_clip=0.0, matrices="adamw"), rule=rule)
+    config = dataclasses.replace(RECIPE.optim, adamw=adamw, grad_clip=0.0, matrices="adamw")
+    optimizer = make_optimizer(config, rule=rule)
     rng = np.random.default_rng(0)
     params = {path: jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for path in settings}
     state = optimizer.init(params)
@@ -119,11 +120,11 @@ def test_multipliers_of_a_matrix_s_own():
     params, grads = ({path: jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)} for _ in range(2))
 
     def updated(muon, rule):
-        optimizer = make_optimizer(OptimConfig(muon=muon), rule=rule)
+        optimizer = make_optimizer(dataclasses.replace(RECIPE.optim, muon=muon), rule=rule)
         return optimizer.update(grads, optimizer.init(params), params)[0][path]
 
-    found = updated(MuonConfig(), lambda path: UpdateRule("muon", 0.5, 3.0))
-    expected = updated(MuonConfig(learning_rate=0.0125, weight_decay=0.12), update_rule)
+    found = updated(RECIPE.optim.muon, lambda path: UpdateRule("muon", 0.5, 3.0))
+    expected = updated(dataclasses.replace(RECIPE.optim.muon, learning_rate=0.0125, weight_decay=0.12), update_rule)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -133,7 +134,8 @@ def test_the_record_s_adamw_step(golden):
     names = [name.removeprefix("mean_grad/") for name in arrays if name.startswith("mean_grad/")]
     params = {name: jnp.asarray(start[f"params/{name}"]) for name in names}
     grads = {name: jnp.asarray(arrays[f"mean_grad/{name}"]) for name in names}
-    adamw = AdamWConfig(
+    adamw = dataclasses.replace(
+        RECIPE.optim.adamw,
         token_learning_rate=0.03,
         token_weight_decay=0.085,
         scalar_learning_rate=0.02,
@@ -141,7 +143,7 @@ def test_the_record_s_adamw_step(golden):
         beta2=0.99,
     )
     optimizer = make_optimizer(
-        OptimConfig(adamw=adamw, clip="rank"),
+        dataclasses.replace(RECIPE.optim, adamw=adamw, clip="rank"),
         rule=lambda name: UpdateRule("adamw_token" if name == "tok_emb.weight" else "adamw_scalar"),
     )
     updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
@@ -155,7 +157,7 @@ def test_the_record_s_adamw_step(golden):
 
 def test_bfloat16_parameters_are_skipped_where_gradients_are_not_finite():
     params = {path: jnp.ones((2, 2), jnp.bfloat16) for path in ("embed/embedding", "blocks/0/attn/q_proj/kernel")}
-    guarded = optax.apply_if_finite(make_optimizer(OptimConfig()), 3)
+    guarded = optax.apply_if_finite(make_optimizer(RECIPE.optim), 3)
     update = jax.jit(guarded.update)
     state = guarded.init(params)
     updates, state = update(params, state, params, learning_rate_multiplier=jnp.float32(0.5))
@@ -167,8 +169,11 @@ def test_bfloat16_parameters_are_skipped_where_gradients_are_not_finite():
 def test_the_state_s_layout_is_that_of_earlier_checkpoints():
     """Orbax restores a checkpoint into a state of the same paths and numbers of parts only."""
     params = {path: jnp.ones((2, 2)) for path in ("embed/embedding", "blocks/0/attn/q_proj/kernel", "skip_weights")}
-    for muon in (MuonConfig(), MuonConfig(row_normalization=True, newton_schulz_coefficients="polar_express")):
-        clipping, partitioned, multiplier = make_optimizer(OptimConfig(muon=muon)).init(params)
+    for muon in (
+        RECIPE.optim.muon,
+        dataclasses.replace(RECIPE.optim.muon, row_normalization=True, newton_schulz_coefficients="polar_express"),
+    ):
+        clipping, partitioned, multiplier = make_optimizer(dataclasses.replace(RECIPE.optim, muon=muon)).init(params)
         assert clipping == multiplier == optax.EmptyState()
         groups = partitioned.inner_states
         assert groups.keys() == {"muon", "adamw_token", "adamw_scalar"}

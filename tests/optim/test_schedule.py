@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.config import MuonConfig, TrainConfig
 from jgolf.optim.schedule import fraction, learning_rate_multiplier, loop_is_on, momentum_schedule
+from tests.conftest import RECIPE
 
-BY_STEPS = TrainConfig(steps=100, warmdown_steps=40, time_cap_s=0.0)
-BY_TIME = TrainConfig(steps=20_000, warmdown_steps=3500, time_cap_s=600.0)
+BY_STEPS = dataclasses.replace(RECIPE.train, steps=100, warmdown_steps=40, time_cap_s=0.0)
+BY_TIME = dataclasses.replace(RECIPE.train, steps=20_000, warmdown_steps=3500, time_cap_s=600.0)
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,16 @@ def test_no_warmdown_is_full_rate_to_the_end(time_cap_s):
 def test_the_record_s_decisions(golden):
     """Multiplier, momentum and loop before every step, by a clock that the record's script was given."""
     record = json.loads((golden / "pr1855" / "schedule.json").read_text())
-    train = TrainConfig(
+    train = dataclasses.replace(
+        RECIPE.train,
         time_cap_s=record["cap_s"] - record["reserve_s"],
         warmdown_steps=0,
         warmdown_fraction=record["warmdown_frac"],
         learning_rate_floor=record["min_lr"],
     )
     momentum = momentum_schedule(
-        MuonConfig(
+        dataclasses.replace(
+            RECIPE.optim.muon,
             momentum=record["muon_momentum"],
             momentum_warmup_start=record["muon_momentum_warmup_start"],
             momentum_warmup_steps=record["muon_momentum_warmup_steps"],
@@ -98,7 +100,9 @@ def test_lengths_of_the_warmdown_may_be_traced():
 
 
 def test_momentum_warm_up():
-    momentum = momentum_schedule(MuonConfig())
+    momentum = momentum_schedule(RECIPE.optim.muon)
     found = [float(momentum(step)) for step in (0, 750, 1500, 9000)]
     np.testing.assert_allclose(found, [0.92, 0.955, 0.99, 0.99], rtol=1e-6)
-    assert float(momentum_schedule(MuonConfig(momentum_warmup_steps=0))(0)) == pytest.approx(0.99)
+    assert float(
+        momentum_schedule(dataclasses.replace(RECIPE.optim.muon, momentum_warmup_steps=0))(0)
+    ) == pytest.approx(0.99)

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jgolf.config import QuantizeConfig
 from jgolf.errors import ArtifactError, JgolfError
 from jgolf.quantize.budget import quantize_to_budget
 from jgolf.quantize.curvature import Curvature
 from jgolf.quantize.export import quantize
+from tests.conftest import RECIPE
 
-CONFIG = QuantizeConfig(small_size=0)
+CONFIG = dataclasses.replace(RECIPE.quantize, small_size=0)
 UP, TABLE, GATE = "blocks/0/mlp/up_proj/kernel", "bigram/embedding", "smear/gate"
 
 

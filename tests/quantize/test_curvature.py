@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.config import ModelConfig
 from jgolf.model.functional import apply, parameter_shapes
 from jgolf.quantize.curvature import curvature
+from tests.conftest import RECIPE
 
-MODEL = ModelConfig(
+MODEL = dataclasses.replace(
+    RECIPE.model,
     vocab_size=6,
     num_layers=1,
     model_dim=8,

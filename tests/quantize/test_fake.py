@@ -1,5 +1,6 @@
 """Fake quantization against the PyTorch reference's numbers, and what reaches the gradient."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.config import QuantizeConfig
 from jgolf.quantize.fake import fake_quantize, fake_quantize_kernel
+from tests.conftest import RECIPE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -45,18 +46,18 @@ def test_takes_the_matrices_of_the_muon_group_at_their_bits_and_passes_the_rest_
         "smear/gate": (8,),
     }
     params = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
-    found = fake_quantize(params, QuantizeConfig(mlp="int4", attention="int6"))
+    found = fake_quantize(params, dataclasses.replace(RECIPE.quantize, mlp="int4", attention="int6"))
     bits = {"blocks/0/mlp/up_proj/kernel": 4, "blocks/0/attn/q_proj/kernel": 6, "bigram/proj/kernel": 6}
     for path, values in params.items():
         expected = fake_quantize_kernel(values, bits[path]) if path in bits else values
         np.testing.assert_array_equal(found[path], expected)
-    unchanged = fake_quantize(params, QuantizeConfig(mlp="fp16", attention="int6"))
+    unchanged = fake_quantize(params, dataclasses.replace(RECIPE.quantize, mlp="fp16", attention="int6"))
     assert unchanged["blocks/0/mlp/up_proj/kernel"] is params["blocks/0/mlp/up_proj/kernel"]
 
 
 def test_the_gradient_at_the_rounded_weights_passes_straight_through():
     path = "blocks/0/mlp/up_proj/kernel"
     params = {path: jnp.asarray(np.random.default_rng(2).normal(size=(8, 24)), jnp.float32)}
-    rounded = fake_quantize(params, QuantizeConfig())
+    rounded = fake_quantize(params, RECIPE.quantize)
     gradients = jax.grad(lambda p: jnp.sum(p[path] ** 3))(rounded)
     np.testing.assert_allclose(gradients[path], 3 * np.asarray(rounded[path]) ** 2, rtol=1e-6)

@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.config import Config, ModelConfig, MuonConfig, OptimConfig, QuantizeConfig, TrainConfig
 from jgolf.model.functional import loss
 from jgolf.quantize.export import quantize
 from jgolf.quantize.fake import fake_quantize
 from jgolf.quantize.stored import dequantize
 from jgolf.train.step import new_state, train_step
+from tests.conftest import RECIPE
 
 VOCABULARY, SEQUENCE, BATCH = 64, 64, 16
-CONFIG = Config(
+CONFIG = dataclasses.replace(
+    RECIPE,
     name="late",
-    model=ModelConfig(
+    model=dataclasses.replace(
+        RECIPE.model,
         vocab_size=VOCABULARY,
         num_layers=1,
         model_dim=64,
@@ -30,8 +32,14 @@ CONFIG = Config(
         orthogonal_init=False,
         compute_dtype="float32",
     ),
-    optim=OptimConfig(muon=MuonConfig(momentum=0.9, momentum_warmup_steps=0, newton_schulz_dtype="float32")),
-    train=TrainConfig(
+    optim=dataclasses.replace(
+        RECIPE.optim,
+        muon=dataclasses.replace(
+            RECIPE.optim.muon, momentum=0.9, momentum_warmup_steps=0, newton_schulz_dtype="float32"
+        ),
+    ),
+    train=dataclasses.replace(
+        RECIPE.train,
         steps=300,
         time_cap_s=0.0,
         warmdown_steps=200,
@@ -39,7 +47,7 @@ CONFIG = Config(
         seq_len=SEQUENCE,
         num_ranks=1,
     ),
-    quantize=QuantizeConfig(small_size=0),
+    quantize=dataclasses.replace(RECIPE.quantize, small_size=0),
 )
 
 

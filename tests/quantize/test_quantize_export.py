@@ -1,15 +1,17 @@
 """Which parameter gets which storage form, and that dequantizing undoes the layout."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from jgolf.config import QuantizeConfig
 from jgolf.errors import ArtifactError
 from jgolf.quantize.export import quantize
 from jgolf.quantize.rows import quantize_rows, quantize_table_rows
 from jgolf.quantize.stored import StoredTensor, dequantize
+from tests.conftest import RECIPE
 
-CONFIG = QuantizeConfig(small_size=100)
+CONFIG = dataclasses.replace(RECIPE.quantize, small_size=100)
 
 
 def normal(*shape, std=1.0):
@@ -57,7 +59,7 @@ def test_a_kernel_s_rows_are_its_outputs_and_a_table_s_its_entries():
 
 
 def test_dequantize_is_within_half_a_step_in_the_parameter_s_own_layout():
-    config = QuantizeConfig(small_size=100, clip_percentiles=(1.0,), scale_floor=False)
+    config = dataclasses.replace(RECIPE.quantize, small_size=100, clip_percentiles=(1.0,), scale_floor=False)
     restored = dequantize(quantize(PARAMS, config))
     largest_levels = {"bigram/proj/kernel": 31, "blocks/0/attn/q_proj/kernel": 31, "blocks/0/mlp/up_proj/kernel": 15}
     for path, c in largest_levels.items():
@@ -73,7 +75,10 @@ def test_dequantize_is_within_half_a_step_in_the_parameter_s_own_layout():
 
 @pytest.mark.parametrize("form, c", [("int4", 7), ("int5", 15), ("int6", 31), ("int7", 63), ("int8", 127)])
 def test_each_width_of_integers_can_be_chosen_for_a_kind(form, c):
-    stored = quantize({"blocks/0/mlp/up_proj/kernel": normal(16, 48, std=4.0)}, QuantizeConfig(mlp=form, small_size=0))
+    stored = quantize(
+        {"blocks/0/mlp/up_proj/kernel": normal(16, 48, std=4.0)},
+        dataclasses.replace(RECIPE.quantize, mlp=form, small_size=0),
+    )
     tensor = stored["blocks/0/mlp/up_proj/kernel"]
     assert tensor.form == form and tensor.values.max() == c and tensor.values.min() in (-c, -c - 1)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jgolf.config import Config, write_json
+from jgolf.config import write_json
 from jgolf.errors import JgolfError
 from jgolf.report.history import read_history
 from jgolf.train.log import RunLog
+from tests.conftest import RECIPE
 
 REFERENCE_LOG = """\
 model_params:26993756
@@ -72,7 +74,7 @@ def run_dir(tmp_path: Path) -> Path:
     """A run as the training loop logs it, with an export's result."""
     folder = tmp_path / "mine"
     folder.mkdir()
-    write_json(Config(name="x"), folder / "config.json")
+    write_json(dataclasses.replace(RECIPE, name="x"), folder / "config.json")
     log = RunLog(folder)
     log.validation(0, 3, 7.0, 4.0, 0.0)
     for step, (late_qat, swa_count) in enumerate([(False, 0), (False, 1), (True, 2)], start=1):

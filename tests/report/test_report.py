@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
 import re
@@ -15,12 +16,12 @@ from jgolf import api
 from jgolf import config as configs
 from jgolf.artifact import container
 from jgolf.cli import main
-from jgolf.config import Config, QuantizeConfig
 from jgolf.errors import MissingExtraError
 from jgolf.report.curves import history_plots, smoothed, step_times_ms
 from jgolf.report.history import read_histories, read_history
 from jgolf.report.plots import placed
 from jgolf.report.sizes import read_contents
+from tests.conftest import RECIPE
 from tests.report.test_history import REFERENCE_LOG
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -30,7 +31,7 @@ FORMS = {"blocks/0/mlp/up_proj/kernel": "int5", "blocks/0/attn/q_proj/kernel": "
 
 def write_run(folder: Path, learning_rate: float = 0.025, artifact: bool = False) -> Path:
     folder.mkdir(parents=True)
-    config = configs.replace(Config(name="x"), "optim.muon.learning_rate", learning_rate)
+    config = configs.replace_all(RECIPE, {"name": "x", "optim.muon.learning_rate": learning_rate})
     configs.write_json(config, folder / "config.json")
     rows = [{"step": 0, "val_loss": 7.0, "val_bpb": 4.0, "train_time_s": 0.0}]
     rows += [
@@ -55,7 +56,7 @@ def write_run(folder: Path, learning_rate: float = 0.025, artifact: bool = False
             "skip_weights": (3, 64),
         }
         params = {path: rng.normal(0, 0.3, shape).astype(np.float32) for path, shape in shapes.items()}
-        data = api.pack(api.quantize(params, QuantizeConfig(small_size=0)), {})
+        data = api.pack(api.quantize(params, dataclasses.replace(RECIPE.quantize, small_size=0)), {})
         container.write(folder / "artifact" / "model.jgolf", data)
         result = {"val_loss": 3.6, "val_bpb": 2.2, "sliding_val_loss": 3.4, "sliding_val_bpb": 2.0777}
         result |= {"pre_quantization_val_bpb": 2.15, "average": "ema", "total_bytes": 123_456, "code_bytes": 1000}

@@ -11,14 +11,16 @@ from rich.console import Console
 from scipy import stats
 
 from jgolf import config as configs
-from jgolf.config import Config
+from jgolf.config.parts import PARTS
 from jgolf.errors import ConfigError
 from jgolf.report.history import FinalScore
-from jgolf.sweep.ablation import NOTHING, OFF, WITHOUT, make_ablation, worths, worths_table
+from jgolf.sweep.ablation import NOTHING, WITHOUT, make_ablation, worths, worths_table
 from jgolf.sweep.grid import SweepRun, groups
 from jgolf.sweep.results import QUANTIZED, RunResult
+from tests.conftest import RECIPE
 
-BASE = configs.replace(Config(), "train.time_cap_s", 0.0)
+OFF = {part.name: part.off for part in PARTS}
+BASE = configs.replace(RECIPE, "train.time_cap_s", 0.0)
 
 
 def test_every_technique_of_the_recipe_is_left_out_once():

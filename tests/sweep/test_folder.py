@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from jgolf import config as configs
-from jgolf.config import Config
 from jgolf.data.fingerprint import data_fingerprint
 from jgolf.data.shards import write_shard
 from jgolf.errors import JgolfError
@@ -19,6 +18,7 @@ from jgolf.report.history import FinalScore
 from jgolf.sweep.folder import SweepFolder
 from jgolf.sweep.grid import SweepRun, make_runs
 from jgolf.sweep.results import RunResult
+from tests.conftest import RECIPE
 
 RATE = "optim.muon.learning_rate"
 
@@ -31,7 +31,7 @@ def runs(tmp_path: Path, demo_dir: Path) -> list[SweepRun]:
     shutil.copy(tokenizer, data)
     for split in ("train", "val"):
         write_shard(data / f"x_{split}_0.bin", np.arange(1000))
-    base = configs.replace_all(Config(), {"data.dir": str(data), "train.time_cap_s": 0.0})
+    base = configs.replace_all(RECIPE, {"data.dir": str(data), "train.time_cap_s": 0.0})
     return make_runs(base, 2, [f"{RATE}=0.02,0.03"])
 
 

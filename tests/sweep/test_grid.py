@@ -5,11 +5,11 @@ import re
 import pytest
 
 from jgolf import config as configs
-from jgolf.config import Config
 from jgolf.errors import ConfigError
 from jgolf.sweep.grid import groups, make_runs, trainings, varying_values
+from tests.conftest import RECIPE
 
-BASE = configs.replace(Config(), "train.time_cap_s", 0.0)
+BASE = configs.replace(RECIPE, "train.time_cap_s", 0.0)
 
 
 def test_a_grid_has_every_combination_with_every_seed():

@@ -9,16 +9,17 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from jgolf.config import Config, replace
+from jgolf.config import replace
 from jgolf.report.history import FinalScore
 from jgolf.sweep.grid import SweepRun
 from jgolf.sweep.results import QUANTIZED, RunResult, results_table, summarize
+from tests.conftest import RECIPE
 
 RATE = "optim.muon.learning_rate"
 
 
 def result(rate: float, seed: int, raw: float, ema: float) -> RunResult:
-    run = SweepRun(replace(Config(), "train.seed", seed), {RATE: rate})
+    run = SweepRun(replace(RECIPE, "train.seed", seed), {RATE: rate})
     scores = {name: FinalScore(loss, loss / 2) for name, loss in (("raw", raw), ("ema", ema))}
     return RunResult(run, raw + 0.1, scores, None, f"runs/{seed:03d}", "data")
 

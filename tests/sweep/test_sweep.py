@@ -20,13 +20,13 @@ from jgolf import config as configs
 from jgolf.artifact.container import pack
 from jgolf.cli import main
 from jgolf.config import Config, load
+from jgolf.config.parts import PARTS
 from jgolf.data.batches import BatchOrder
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.evaluate.validation import Validation
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import dequantize
 from jgolf.sweep import train as sweep_train
-from jgolf.sweep.ablation import OFF
 from jgolf.sweep.grid import make_runs
 from jgolf.sweep.program import SweepProgram
 from jgolf.train.averages import averaged_params
@@ -163,7 +163,7 @@ def test_a_sweep_on_two_devices_scores_what_the_runs_alone_score(config, tmp_pat
 def test_an_ablation_from_the_command_line(config, tmp_path, capsys):
     """This config has three techniques: a structure, a number, and one that comes after training."""
     config = configs.replace(config, "average.export", "ema")
-    for name, settings in OFF.items():
+    for name, settings in ((part.name, part.off) for part in PARTS):
         if name not in ("gradient clip", "SmearGate", "EMA"):
             config = configs.replace_all(config, settings)
     configs.write_json(config, tmp_path / "config.json")

@@ -1,5 +1,6 @@
 """The model's settings from shapes, --config and the recipe."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,15 +8,17 @@ import numpy as np
 import pytest
 
 from jgolf import config as configs
-from jgolf.config import Config, ModelConfig
+from jgolf.config import ModelConfig
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.torch_bridge import reference_config
+from tests.conftest import RECIPE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 ODD_MODELS = {
-    "golden": ModelConfig(
+    "golden": dataclasses.replace(
+        RECIPE.model,
         vocab_size=128,
         num_layers=4,
         model_dim=64,
@@ -28,7 +31,8 @@ ODD_MODELS = {
         value_embedding_layers=(2, 3),
         value_embedding_dim=16,
     ),
-    "equal widths, full rotary": ModelConfig(
+    "equal widths, full rotary": dataclasses.replace(
+        RECIPE.model,
         vocab_size=50,
         num_layers=5,
         model_dim=48,
@@ -42,7 +46,8 @@ ODD_MODELS = {
         value_embedding_layers=(0, 3),
         value_embedding_dim=48,
     ),
-    "untied, no tables": ModelConfig(
+    "untied, no tables": dataclasses.replace(
+        RECIPE.model,
         vocab_size=77,
         num_layers=3,
         model_dim=24,
@@ -55,7 +60,8 @@ ODD_MODELS = {
         rope_dims=4,
         value_embedding_layers=(),
     ),
-    "one layer": ModelConfig(
+    "one layer": dataclasses.replace(
+        RECIPE.model,
         vocab_size=20,
         num_layers=1,
         model_dim=16,
@@ -112,7 +118,7 @@ def test_what_nothing_tells_is_the_recipes_and_printed():
 
 def test_the_recipe_itself_needs_no_config():
     for name in ("pr592", "pr414", "baseline"):
-        model = configs.load(name).model
+        model = configs.resolved(configs.load(name).model)
         found, _ = resolve(model, None)
         assert found == model, name
 
@@ -121,7 +127,8 @@ def test_golden_config_files():
     for folder in ("tiny", "small"):
         option = str(GOLDEN / folder / "config.json")
         given = json.loads(Path(option).read_text())
-        model = ModelConfig(
+        model = dataclasses.replace(
+            RECIPE.model,
             vocab_size=given["vocab_size"],
             num_layers=given["num_layers"],
             model_dim=given["model_dim"],
@@ -138,12 +145,13 @@ def test_golden_config_files():
 
 
 def test_a_runs_config_and_a_configs_name(tmp_path):
-    config = configs.replace(Config(name="mine"), "model", ODD_MODELS["equal widths, full rotary"])
+    config = configs.replace(dataclasses.replace(RECIPE, name="mine"), "model", ODD_MODELS["equal widths, full rotary"])
     configs.write_json(config, tmp_path / "config.json")
     found, notices = reference_config.resolve(parameter_shapes(config.model), str(tmp_path / "config.json"), "x.pt")
     assert found == config
     assert notices == []
     recipe = configs.load("pr414")
+    recipe = dataclasses.replace(recipe, model=configs.resolved(recipe.model))
     assert reference_config.resolve(parameter_shapes(recipe.model), "pr414", "x.pt") == (recipe, [])
 
 
@@ -244,5 +252,7 @@ def test_another_familys_checkpoint():
 def test_mlp_widths_survive_their_multiple():
     for width in np.random.default_rng(0).integers(1, 3000, 200):
         dim = 640
-        model = ModelConfig(model_dim=dim, mlp_multiple=reference_config._multiple(int(width), dim))
+        model = dataclasses.replace(
+            RECIPE.model, model_dim=dim, mlp_multiple=reference_config._multiple(int(width), dim)
+        )
         assert model.mlp_dim == width

@@ -1,5 +1,6 @@
 """Training scripts as users have them are imported without being run."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -9,13 +10,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jgolf.config import ModelConfig  # noqa: E402
+
 from jgolf.errors import ArtifactError, ConfigError  # noqa: E402
 from jgolf.torch_bridge import names, script, stand_ins  # noqa: E402
 from jgolf.torch_bridge.script import ScriptError  # noqa: E402
+from tests.conftest import RECIPE  # noqa: E402
 
 SCRIPT = Path(__file__).parent / "reference_script.py"
-MODEL = ModelConfig(
+MODEL = dataclasses.replace(
+    RECIPE.model,
     vocab_size=30,
     num_layers=3,
     model_dim=16,
@@ -153,7 +156,7 @@ def test_constructors_of_other_kinds(tmp_path):
 
 
 def test_xsa_elsewhere_than_at_the_end():
-    model = ModelConfig(num_layers=4, xsa_layers=(0, 3), value_embedding_layers=())
+    model = dataclasses.replace(RECIPE.model, num_layers=4, xsa_layers=(0, 3), value_embedding_layers=())
     with pytest.raises(ConfigError, match=r"xsa_layers is \(0, 3\)"):
         script.reference_settings(model)
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jgolf import config as configs
-from jgolf.config import AverageConfig, Config, DataConfig, EvaluateConfig, OptimConfig, TrainConfig
-from tests.conftest import NANO, QUICK_COMPILATION
+from jgolf.config import Config, DataConfig, EvaluateConfig
+from tests.conftest import NANO, QUICK_COMPILATION, RECIPE
 
 ROOT = Path(__file__).parents[2]
 
 
 def nano_config(data_dir: Path, **train: float) -> Config:
     """Every part of the recipe, very small; late QAT and SWA begin before the end."""
-    muon = dataclasses.replace(OptimConfig().muon, newton_schulz_dtype="float32", newton_schulz_steps=2)
+    muon = dataclasses.replace(RECIPE.optim.muon, newton_schulz_dtype="float32", newton_schulz_steps=2)
     settings = {
         "steps": 20,
         "time_cap_s": 0.0,
@@ -31,12 +31,13 @@ def nano_config(data_dir: Path, **train: float) -> Config:
         "validate_every": 10,
         "log_every": 1,
     }
-    return Config(
+    return dataclasses.replace(
+        RECIPE,
         name="nano",
         model=NANO,
-        optim=OptimConfig(muon=muon),
-        train=TrainConfig(**(settings | train)),
-        average=AverageConfig(swa_start=0.5, swa_every=2),
+        optim=dataclasses.replace(RECIPE.optim, muon=muon),
+        train=dataclasses.replace(RECIPE.train, **(settings | train)),
+        average=dataclasses.replace(RECIPE.average, swa_start=0.5, swa_every=2),
         data=DataConfig(dir=str(data_dir)),
         evaluate=EvaluateConfig(batch_tokens=512),
     )

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.config import AverageConfig, Config, MuonConfig, OptimConfig, QuantizeConfig, TrainConfig
 from jgolf.errors import ConfigError
 from jgolf.model.functional import loss
 from jgolf.model.initial import init
@@ -14,19 +13,25 @@ from jgolf.optim.optimizer import make_optimizer
 from jgolf.quantize.fake import fake_quantize
 from jgolf.train.averages import averaged_params
 from jgolf.train.step import init_state, train_step
-from tests.conftest import NANO
+from tests.conftest import NANO, RECIPE
 
 STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def config():
-    return Config(
+    return dataclasses.replace(
+        RECIPE,
         model=NANO,
-        optim=OptimConfig(muon=MuonConfig(newton_schulz_dtype="float32", newton_schulz_steps=2)),
-        train=TrainConfig(steps=STEPS, warmdown_steps=10, time_cap_s=0.0, batch_tokens=128, seq_len=32, num_ranks=1),
-        average=AverageConfig(swa_start=0.5, swa_every=2),
-        quantize=QuantizeConfig(late_qat_start=0.35),
+        optim=dataclasses.replace(
+            RECIPE.optim,
+            muon=dataclasses.replace(RECIPE.optim.muon, newton_schulz_dtype="float32", newton_schulz_steps=2),
+        ),
+        train=dataclasses.replace(
+            RECIPE.train, steps=STEPS, warmdown_steps=10, time_cap_s=0.0, batch_tokens=128, seq_len=32, num_ranks=1
+        ),
+        average=dataclasses.replace(RECIPE.average, swa_start=0.5, swa_every=2),
+        quantize=dataclasses.replace(RECIPE.quantize, late_qat_start=0.35),
     )
 
 
@@ -104,7 +109,9 @@ def test_missing_averages_are_named(history, config):
     states, _, _ = history
     with pytest.raises(ConfigError, match="no parameters were summed up to step 0"):
         averaged_params(states[0], "swa")
-    off = dataclasses.replace(config, average=AverageConfig(ema_decay=0.0, swa_start=0.0, export="raw"))
+    off = dataclasses.replace(
+        config, average=dataclasses.replace(RECIPE.average, ema_decay=0.0, swa_start=0.0, export="raw")
+    )
     with pytest.raises(ConfigError, match=r"average\.ema_decay is 0"):
         averaged_params(init_state(off, states[0].params), "ema")
 

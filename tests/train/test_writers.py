@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jgolf.cli import main
-from jgolf.config import Config
 from jgolf.errors import MissingExtraError
 from jgolf.train.log import RunLog
 from jgolf.train.writers import open_writers
+from tests.conftest import RECIPE
 
 CALLS = [
     {"step": 1, "train_loss": 6.5, "late_qat": False},
@@ -45,7 +45,7 @@ def wandb(monkeypatch) -> list[tuple]:
 
 def test_wandb_gets_what_the_metrics_file_gets(tmp_path, wandb):
     log = RunLog(tmp_path)
-    log.attach(*open_writers(["wandb", "wandb"], tmp_path, Config(), first_step=0))
+    log.attach(*open_writers(["wandb", "wandb"], tmp_path, RECIPE, first_step=0))
     for values in CALLS:
         log.metrics(**values)
     log.close()
@@ -63,7 +63,7 @@ def test_wandb_gets_what_the_metrics_file_gets(tmp_path, wandb):
 
 def test_wandb_goes_online_only_if_told_to(tmp_path, wandb, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
-    open_writers(["wandb"], tmp_path, Config(), first_step=0)
+    open_writers(["wandb"], tmp_path, RECIPE, first_step=0)
     assert wandb[0][1]["mode"] == "online"
 
 
@@ -71,7 +71,7 @@ def test_tensorboard_events_hold_the_metrics(tmp_path):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
-    (writer,) = open_writers(["tensorboard"], tmp_path, Config(), first_step=0)
+    (writer,) = open_writers(["tensorboard"], tmp_path, RECIPE, first_step=0)
     for values in CALLS:
         writer.write(values)
     writer.close()

@@ -87,7 +87,13 @@ def _cudnn(interpret: bool, q: Array, k: Array, v: Array) -> Array:
 
 
 def _flash(
-    flash: Callable[..., Any], backward: str, interpret: bool, q: Array, k: Array, v: Array, segments: Array | None = None
+    flash: Callable[..., Any],
+    backward: str,
+    interpret: bool,
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Array | None = None,
 ) -> Array:
     return flash(q, k, v, segment_ids=segments, backward=backward)
 

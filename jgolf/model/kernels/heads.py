@@ -178,7 +178,9 @@ def _backward(interpret, shape, residuals, gradients):
         _per_tile(jax.ShapeDtypeStruct((rows // TILE_ROWS, shape.num_heads), jnp.float32)),
     ]
     inputs = [_rows(array.reshape(rows, -1)) for array in (scale, q, k, *gradients)] + [_rows_of_group(factors)]
-    qkv_gradient, gain_gradient = _call(interpret, kernel, "split_heads_backward", shape, rows, out, inputs, gain, cos, sin)
+    qkv_gradient, gain_gradient = _call(
+        interpret, kernel, "split_heads_backward", shape, rows, out, inputs, gain, cos, sin
+    )
     no_scale, *no_tables = map(jnp.zeros_like, (scale, cos, sin))  # constants
     return qkv_gradient.reshape(*q.shape[:2], width), no_scale, jnp.sum(gain_gradient, axis=0), *no_tables
 

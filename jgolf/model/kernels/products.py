@@ -1,4 +1,4 @@
-"""The matrix product: in ordinary JAX, and with a derivative written by hand, as autodiff's is slower and keeps more."""
+"""The matrix product: in ordinary JAX, and with a derivative written by hand, which is faster and keeps less."""
 
 from __future__ import annotations
 

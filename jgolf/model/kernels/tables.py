@@ -32,7 +32,9 @@ def lookup(
     rows, dim = table.shape
     obstacle = None
     if rows % TILE_ROWS or dim % TILE_COLUMNS:
-        obstacle = f"a table has to have a multiple of {TILE_ROWS} rows and of {TILE_COLUMNS} columns, not {rows} × {dim}"
+        obstacle = (
+            f"a table has to have a multiple of {TILE_ROWS} rows and of {TILE_COLUMNS} columns, not {rows} × {dim}"
+        )
     elif triton() is None:
         obstacle = "this JAX has no Triton backend for Pallas"
     return choose(
