@@ -103,7 +103,7 @@ for index in range(config.train.steps):
 # %%
 val = batch(val_stream, 0)
 val_losses = jax.jit(jax.vmap(partial(api.loss, model), in_axes=(0, None, None)))(states.ema, *val)
-val_bytes = int(tokenizer.byte_tables.target_bytes(np.ravel(val.inputs), np.ravel(val.targets)).sum())
+val_bytes = int(tokenizer.target_bytes(np.ravel(val.inputs), np.ravel(val.targets)).sum())
 val_bpb = [api.bits_per_byte(float(loss), val.targets.size, val_bytes) for loss in val_losses]
 for key_rate, bpb in zip([(seed, rate) for seed in seeds for rate in rates], val_bpb, strict=True):
     print(f"seed {key_rate[0]}, learning rate {key_rate[1]}: {bpb:.4f} bits per byte")

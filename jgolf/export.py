@@ -24,9 +24,10 @@ from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
 from jgolf.config import Average, Config
 from jgolf.data.shards import TokenStream, find_shards
+from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
-from jgolf.evaluate.score import bits_per_byte, scoring_model, standard_score
+from jgolf.evaluate.score import bits_per_byte, rows, scoring_model
 from jgolf.evaluate.validation import Validation
 from jgolf.export_cli import ExportOptions
 from jgolf.lock import locked
@@ -116,7 +117,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "pre_quantization_val_bpb": before.val_bpb,
         "tokens": sliding.tokens,
         "bytes": sliding.bytes,
-        "split_tokens": len(validation.tokens) - 1,
+        "split_tokens": len(validation.text.tokens) - 1,
         "device": jax.devices()[0].device_kind,
     }
     if budgeted is not None:
@@ -186,9 +187,10 @@ def _compress(
 
     def calibration_loss(stored: dict[str, StoredTensor]) -> float:
         stream = np.append(tokens, tokens[0, 0])  # the last row has a last target, too
-        tables, show = validation.tokenizer.byte_tables, progress_bar(f"{average}: comparing on training text")
-        weights = dequantize(stored)
-        return standard_score(config.model, weights, stream, tables, config.train.seq_len, progress=show).val_loss
+        text = Text.of(stream, validation.tokenizer.bos_id)
+        show = progress_bar(f"{average}: comparing on training text")
+        nats = rows(config.model, dequantize(stored), text, config.train.seq_len, progress=show)
+        return float(np.mean(nats, dtype=np.float64))
 
     with clock.lap("search"):
         found = quantize_to_budget(

@@ -17,10 +17,10 @@ import numpy as np
 from jgolf import files
 from jgolf.artifact import container
 from jgolf.config import Config, ModelConfig, from_dict, resolved, validate, versions
-from jgolf.data.shards import TokenStream
+from jgolf.data.text import read_text
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, ConfigError, JgolfError
-from jgolf.evaluate.score import sliding_score, standard_score
+from jgolf.evaluate.score import rows, score, sliding
 from jgolf.model.functional import parameter_shapes
 from jgolf.quantize.stored import StoredTensor, dequantize
 
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Score an artifact in bits per byte.")
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="validation shards")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="the SentencePiece model")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="its file, a SentencePiece model or JSON")
     parser.add_argument("--stride", type=int, default=64, help="of the sliding window")
     parser.add_argument("--max-tokens", type=int, default=0, help="score the first tokens only; 0 for all")
     options = parser.parse_args(argv)
@@ -133,11 +133,10 @@ def _score(options: argparse.Namespace) -> dict[str, float]:
     artifact = read_artifact(options.artifact)
     tokenizer = load_tokenizer(options.tokenizer, artifact.model.vocab_size)
     artifact.check_tokenizer(tokenizer)
-    stream = TokenStream(options.tokens, artifact.model.vocab_size)
-    tokens = stream.take(0, min(len(stream), options.max_tokens + 1) if options.max_tokens else len(stream))
-    rest = artifact.model, artifact.params(), tokens, tokenizer.byte_tables, artifact.seq_len
-    standard, sliding = standard_score(*rest), sliding_score(*rest, min(options.stride, artifact.seq_len))
-    return {**dataclasses.asdict(standard), "sliding_val_loss": sliding.val_loss, "sliding_val_bpb": sliding.val_bpb}
+    text = read_text(options.tokens, tokenizer, options.max_tokens + 1 if options.max_tokens else 0)
+    rest = artifact.model, artifact.params(), text, artifact.seq_len
+    standard, slid = score(rows, *rest), score(sliding, *rest, min(options.stride, artifact.seq_len))
+    return {**dataclasses.asdict(standard), "sliding_val_loss": slid.val_loss, "sliding_val_bpb": slid.val_bpb}
 
 
 if __name__ == "__main__":

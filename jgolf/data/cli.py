@@ -13,8 +13,8 @@ VERBS: dict[str, str] = {
 
 HELP: dict[str, str] = {
     "pack": "pack documents into token shards",
-    "tokenizer": "train a SentencePiece tokenizer",
-    "download": "fetch the challenge's published shards and tokenizer",
+    "tokenizer": "train a tokenizer",
+    "download": "fetch published shards and their tokenizer",
     "demo": "build a small corpus from this Python's own texts",
     "inspect": "show what shards hold",
 }

@@ -22,13 +22,14 @@ import tyro
 
 from jgolf import files
 from jgolf.data.documents import check_files, parse_document, read_lines
-from jgolf.data.shards import TOKEN_TYPE, create_shard
-from jgolf.data.tokenizer import Tokenizer, load_tokenizer
+from jgolf.data.shards import TOKEN_TYPE, create_shard, is_sidecar, sidecar_of
+from jgolf.data.tokenizer import Tokenizer, load_tokenizer, tokenizers_in
 from jgolf.errors import DataError, JgolfError
 from jgolf.progress import byte_progress, counted
 
 Split = Literal["train", "val"]
 _TASK_BYTES = 1 << 20  # text handed to a process at a time
+_MOST_COUNTED = 65_535  # a sidecar's numbers have 16 bits
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,21 @@ def pack(
     split: Split = "train",
     shard_tokens: int = 100_000_000,
     overwrite: bool = False,
+    byte_counts: bool | None = None,
 ) -> None:
     """Pack documents into token shards.
 
     Args:
       documents: Text files: .jsonl, with {"text": …} a line, or .txt, with one document a line; also as .zst or .gz.
-      tokenizer: SentencePiece model.
+      tokenizer: Its file, a SentencePiece model, over CaseOps or plain, or the JSON of one of bytes.
       out: Folder for the shards; the tokenizer is copied there too.
       split: What the documents are for.
       shard_tokens: Tokens in a shard; the last may hold fewer.
       overwrite: Replace the shards of this split that are already there.
+      byte_counts: Write a sidecar beside each shard that counts the bytes of the original text which each token
+        stands for, for bits per byte; by default only for validation, and where the tokenizer's own tables miscount.
     """
-    print(pack_documents(documents, tokenizer, out, split, shard_tokens, overwrite))
+    print(pack_documents(documents, tokenizer, out, split, shard_tokens, overwrite, byte_counts))
 
 
 def pack_documents(
@@ -77,12 +81,14 @@ def pack_documents(
     split: Split = "train",
     shard_tokens: int = 100_000_000,
     overwrite: bool = False,
+    byte_counts: bool | None = None,
     workers: int | None = None,
 ) -> PackSummary:
     """Tokenizes text files, on all cores, into the shards `fineweb_{split}_{index:06d}.bin` of `out_dir`.
 
     Every document becomes BOS and its pieces; documents follow one another, across shards too. Memory
-    is bounded by the longest document. The shards appear when all of them are complete, or not at all.
+    is bounded by the longest document. The shards, and the sidecars beside them, appear when all of them
+    are complete, or not at all.
 
     Raises:
       DataError: an input cannot be used, or `out_dir` holds such shards or another tokenizer already.
@@ -95,7 +101,9 @@ def pack_documents(
     if shard_tokens < 1:
         raise DataError(f"--shard-tokens {shard_tokens}: expected at least 1")
     files.settle(out_dir)
-    old_shards = sorted(out_dir.glob(f"*_{split}_*.bin"))
+    if byte_counts is None:
+        byte_counts = split == "val" and bool(tokenizer.table_fault)
+    old_shards = sorted(out_dir.glob(f"*_{split}_*.bin"))  # and their sidecars
     if old_shards and not overwrite:
         raise DataError(
             f"{out_dir}: already holds {len(old_shards)} {split} shards ({old_shards[0].name} …); "
@@ -106,14 +114,15 @@ def pack_documents(
     totals = _Totals()
     with files.all_or_nothing(out_dir, split, gone=[path.name for path in old_shards]) as staging:
         with byte_progress(f"packing {split}", sum(Path(path).stat().st_size for path in documents)) as advance:
-            pieces = _tokenized(documents, tokenizer.path, workers or _usable_cores(), advance, totals)
+            encode = functools.partial(_encode, tokenizer.path, byte_counts)
+            pieces = _tokenized(documents, encode, workers or _usable_cores(), advance, totals)
             with contextlib.closing(pieces):
                 names = _write_shards(staging, split, pieces, shard_tokens)
         if not names:
             raise DataError(f"no documents in {', '.join(str(path) for path in documents)}")
         if not has_tokenizer:
             files.write_bytes(staging / tokenizer.path.name, tokenizer.model_bytes)
-    paths = tuple(out_dir / name for name in names)
+    paths = tuple(out_dir / name for name in names if not is_sidecar(name))
     return PackSummary(paths, totals.documents, totals.tokens, totals.text_bytes, time.monotonic() - start_s)
 
 
@@ -124,7 +133,7 @@ def _usable_cores() -> int:
 
 def _holds_tokenizer(out_dir: Path, tokenizer: Tokenizer) -> bool:
     """Whether `out_dir` holds this tokenizer already; another one there is an error."""
-    models = sorted(out_dir.glob("*.model"))
+    models = tokenizers_in(out_dir)
     for model in models:
         if model.read_bytes() != tokenizer.model_bytes:
             raise DataError(
@@ -152,8 +161,18 @@ class _Lines(NamedTuple):
     lines: list[bytes]
 
 
+class _Piece(NamedTuple):
+    """Tokens that follow one another, and the bytes of each where they are counted: uint16."""
+
+    tokens: np.ndarray
+    num_bytes: np.ndarray | None
+
+    def __getitem__(self, index: slice) -> _Piece:
+        return _Piece(*(None if part is None else part[index] for part in tuple(self)))
+
+
 class _Encoded(NamedTuple):
-    tokens: np.ndarray  # uint16
+    piece: _Piece
     documents: int
     text_bytes: int
 
@@ -171,19 +190,27 @@ def _line_groups(paths: Sequence[str | Path], advance: Callable[[int], None]) ->
             yield _Lines(path, first_number, lines)
 
 
-def _encode(tokenizer_path: Path, group: _Lines) -> _Encoded:
+def _encode(tokenizer_path: Path, byte_counts: bool, group: _Lines) -> _Encoded:
     """Runs in a worker process."""
     tokenizer = _worker_tokenizer(tokenizer_path)
     ids: list[int] = []
+    num_bytes: list[int] = []
     documents = text_bytes = 0
     for number, line in enumerate(group.lines, start=group.first_number):
         text = parse_document(line, group.path, number)
         if text is not None:
-            ids.append(tokenizer.bos_id)
-            ids.extend(tokenizer.encode(text))
+            own, counts = tokenizer.encode_with_bytes(text) if byte_counts else (tokenizer.encode(text), [])
+            if max(counts, default=0) > _MOST_COUNTED:
+                raise DataError(
+                    f"{group.path}:{number}: one token stands for {max(counts):,} bytes, mostly white space, but a "
+                    f"sidecar counts up to {_MOST_COUNTED:,}: shorten that white space"
+                )
+            ids += [tokenizer.bos_id, *own]
+            num_bytes += [0, *counts]
             documents += 1
             text_bytes += len(text.encode())
-    return _Encoded(np.array(ids, TOKEN_TYPE), documents, text_bytes)
+    counted = np.array(num_bytes, TOKEN_TYPE) if byte_counts else None
+    return _Encoded(_Piece(np.array(ids, TOKEN_TYPE), counted), documents, text_bytes)
 
 
 _worker_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
@@ -194,8 +221,12 @@ def _ignore_interrupts() -> None:
 
 
 def _tokenized(
-    paths: Sequence[str | Path], tokenizer_path: Path, workers: int, advance: Callable[[int], None], totals: _Totals
-) -> Iterator[np.ndarray]:
+    paths: Sequence[str | Path],
+    encode: Callable[[_Lines], _Encoded],
+    workers: int,
+    advance: Callable[[int], None],
+    totals: _Totals,
+) -> Iterator[_Piece]:
     """The tokens of all documents in order, in pieces; a few more than `workers` groups are under way at a time."""
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
     groups = _line_groups(paths, advance)
@@ -203,14 +234,14 @@ def _tokenized(
     try:
         while True:
             for group in itertools.islice(groups, 2 * workers + 1 - len(pending)):
-                pending.append(pool.submit(_encode, tokenizer_path, group))
+                pending.append(pool.submit(encode, group))
             if not pending:
                 return
             encoded = pending.popleft().result()
             totals.documents += encoded.documents
-            totals.tokens += len(encoded.tokens)
+            totals.tokens += len(encoded.piece.tokens)
             totals.text_bytes += encoded.text_bytes
-            yield encoded.tokens
+            yield encoded.piece
     except BrokenProcessPool:
         raise JgolfError("a tokenizing process was killed, probably for lack of memory; nothing was packed") from None
     finally:
@@ -220,20 +251,25 @@ def _tokenized(
 # --- shards ------------------------------------------------------------------------------------
 
 
-def _write_shards(folder: Path, split: Split, pieces: Iterator[np.ndarray], shard_tokens: int) -> list[str]:
-    """Cuts the tokens into shards of `shard_tokens`; their names."""
-    names: list[str] = []
+def _write_shards(folder: Path, split: Split, pieces: Iterator[_Piece], shard_tokens: int) -> list[str]:
+    """Cuts the tokens into shards of `shard_tokens`, with sidecars where bytes were counted; the files' names."""
+    shards: list[list[Path]] = []
     rest = _next_tokens(pieces)
-    while len(rest):
-        names.append(f"fineweb_{split}_{len(names):06d}.bin")
-        with create_shard(folder / names[-1]) as shard:
-            while len(rest) and shard.num_tokens < shard_tokens:
-                room = shard_tokens - shard.num_tokens
-                shard.write(rest[:room])
-                rest = rest[room:] if len(rest) > room else _next_tokens(pieces)
-    return names
+    while len(rest.tokens):
+        paths = [folder / f"fineweb_{split}_{len(shards):06d}.bin"]
+        if rest.num_bytes is not None:
+            paths.append(sidecar_of(paths[0]))
+        shards.append(paths)
+        with contextlib.ExitStack() as stack:
+            writers = [stack.enter_context(create_shard(path)) for path in paths]
+            while len(rest.tokens) and writers[0].num_tokens < shard_tokens:
+                room = shard_tokens - writers[0].num_tokens
+                for writer, part in zip(writers, rest, strict=False):
+                    writer.write(part[:room])
+                rest = rest[room:] if len(rest.tokens) > room else _next_tokens(pieces)
+    return [path.name for paths in shards for path in paths]
 
 
-def _next_tokens(pieces: Iterator[np.ndarray]) -> np.ndarray:
+def _next_tokens(pieces: Iterator[_Piece]) -> _Piece:
     """The next piece that holds tokens; an empty one at the end."""
-    return next((piece for piece in pieces if len(piece)), np.empty(0, TOKEN_TYPE))
+    return next((piece for piece in pieces if len(piece.tokens)), _Piece(np.empty(0, TOKEN_TYPE), None))

@@ -1,12 +1,14 @@
 """Token shards: the challenge's files of 16-bit tokens, memory-mapped and checked.
 
 A shard is 256 little-endian int32, `[20240520, 1, number of tokens, 0, …]`, then the tokens as
-little-endian uint16.
+little-endian uint16. Beside the validation shard `NAME_val_000000.bin` may lie its sidecar
+`NAME_val_bytes_000000.bin`, of the same form: how many bytes of text each of the shard's tokens stands for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -23,6 +25,7 @@ BOS_ID = 1
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 TOKEN_TYPE = np.dtype("<u2")
+_SPLIT = re.compile(r"_(train|val)_(?!.*_(?:train|val)_)")  # the last in a shard's name
 _CHECKED_AT_ONCE = 1 << 22  # tokens; bounds the memory that a check touches at a time
 
 
@@ -132,8 +135,36 @@ def create_shard(path: str | Path) -> Iterator[ShardWriter]:
         writer.finish()
 
 
+def is_sidecar(path: str | Path) -> bool:
+    """Whether a file is called as the sidecars of shards are."""
+    return re.search(r"_(train|val)_bytes_", Path(path).name) is not None
+
+
+def refuse_sidecar(path: str | Path) -> None:
+    """Raises DataError for a sidecar, whose numbers would pass for tokens."""
+    if is_sidecar(path):
+        raise DataError(
+            f"{path}: not a token shard: it counts the bytes of the tokens in the shard beside it, whose name has no "
+            "_bytes_; give that one, and the counts are found"
+        )
+
+
+def sidecar_of(path: str | Path) -> Path | None:
+    """Where the sidecar of a shard would lie; None for a name that tells no split, and for a sidecar's."""
+    path = Path(path)
+    if is_sidecar(path) or not _SPLIT.search(path.name):
+        return None
+    return path.with_name(_SPLIT.sub(r"_\1_bytes_", path.name))
+
+
+def shards_in(folder: Path, split: str = "") -> list[Path]:
+    """The shards of a folder, of one split or all, sorted by name, without sidecars."""
+    pattern = f"*_{split}_*.bin" if split else "*.bin"
+    return sorted(path for path in folder.glob(pattern) if not is_sidecar(path))
+
+
 def find_shards(data_dir: str | Path, split: str) -> list[Path]:
-    """The shards `*_{split}_*.bin` of a folder, sorted by name.
+    """The shards `*_{split}_*.bin` of a folder, sorted by name, without sidecars.
 
     Raises:
       DataError: there is no such folder, or no such shard in it.
@@ -147,7 +178,7 @@ def find_shards(data_dir: str | Path, split: str) -> list[Path]:
     )
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such data folder; {commands}")
-    paths = sorted(data_dir.glob(f"*_{split}_*.bin"))
+    paths = shards_in(data_dir, split)
     if not paths:
         raise DataError(f"{data_dir}: no {split} shards (*_{split}_*.bin) in this folder; {commands}")
     return paths
@@ -173,9 +204,11 @@ class TokenStream:
           vocab_size: when given, a shard's ids are checked against it before its first token is handed out.
 
         Raises:
-          DataError: a shard cannot be used, or there is no token at all.
+          DataError: a shard cannot be used, is a sidecar, or there is no token at all.
         """
         self.paths = [Path(path) for path in paths]
+        for path in self.paths:
+            refuse_sidecar(path)
         self.vocab_size = vocab_size
         self._shards = [open_shard(path) for path in self.paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)

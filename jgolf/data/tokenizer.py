@@ -1,105 +1,72 @@
-"""SentencePiece tokenizers, and how many bytes of text each of their pieces stands for."""
+"""What a tokenizer is, and finding and reading one: SentencePiece, the same over CaseOps, or plain bytes."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import sentencepiece
 
+from jgolf.data.pure_bytes import MOST_BYTES, ByteTokenizer, described
+from jgolf.data.sentence_piece import sentence_piece_tokenizer
 from jgolf.errors import DataError
 
-SPACE = "▁"  # how SentencePiece writes a space
 _MAX_VOCAB_SIZE = 1 << 16  # shards hold 16-bit ids
+_DATASET = "fineweb10B_"  # how folders of published shards begin; the variant follows
 
 
-@dataclass(frozen=True)
-class ByteTables:
-    """What a target token counts for in bits per byte.
+class Tokenizer(Protocol):
+    """Text to ids and back, and the bytes of text that ids stand for.
 
-    `base_bytes` int16[vocab]: bytes of the piece's text without its leading space.
-    `has_leading_space` bool[vocab]: the piece starts with a space.
-    `is_boundary` bool[vocab]: a control, unknown or unused piece, after which a leading space is no text.
+    Attributes:
+      path: its file.
+      model_bytes: what is in it; a folder of shards holds a copy.
+      fingerprint: SHA-256 of these, in hexadecimal.
+      vocab_size: number of ids.
+      bos_id: the id that stands before every document.
+      table_fault: why `target_bytes` cannot be believed, to go on from the tokenizer's name ("has no piece …");
+        empty where it can. Text of such a tokenizer is scored only with its bytes counted when it was packed.
     """
 
-    base_bytes: np.ndarray
-    has_leading_space: np.ndarray
-    is_boundary: np.ndarray
-
-    def target_bytes(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Bytes of text of each target, given the token before it: int32, of the arrays' common shape."""
-        spaces = self.has_leading_space[targets] & ~self.is_boundary[previous]
-        return self.base_bytes[targets].astype(np.int32) + spaces
-
-
-class Tokenizer:
-    """A SentencePiece model: text to ids and back."""
-
-    def __init__(self, path: str | Path, model_bytes: bytes):
-        self.path = Path(path)
-        self.model_bytes = model_bytes
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
-        except RuntimeError as error:
-            raise DataError(
-                f"{path}: not a SentencePiece model ({error}); train one with `jgolf data tokenizer`"
-            ) from None
+    path: Path
+    model_bytes: bytes
 
     @property
-    def vocab_size(self) -> int:
-        """Number of pieces."""
-        return self._processor.vocab_size()
+    def fingerprint(self) -> str: ...
 
     @property
-    def bos_id(self) -> int:
-        """Id of the piece that stands before every document."""
-        return self._processor.bos_id()
+    def vocab_size(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int: ...
+
+    @property
+    def table_fault(self) -> str: ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the pieces of `text`, without BOS."""
-        return self._processor.encode(text)
+        """Ids of `text`, without BOS."""
+
+    def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
+        """The same ids, and how many bytes of `text` itself each stands for."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; control pieces have none."""
-        return self._processor.decode([int(token) for token in ids])
+        """The text of any ids, as far as they tell it; BOS and its like have none."""
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the model file, in hexadecimal."""
-        return hashlib.sha256(self.model_bytes).hexdigest()
-
-    @functools.cached_property
-    def byte_tables(self) -> ByteTables:
-        """The byte counts of its pieces."""
-        processor = self._processor
-        base_bytes = np.zeros(self.vocab_size, np.int16)
-        has_leading_space = np.zeros(self.vocab_size, bool)
-        is_boundary = np.zeros(self.vocab_size, bool)
-        for token in range(self.vocab_size):
-            if processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token):
-                is_boundary[token] = True
-            elif processor.is_byte(token):
-                base_bytes[token] = 1
-            else:
-                piece = processor.id_to_piece(token)
-                has_leading_space[token] = piece.startswith(SPACE)
-                base_bytes[token] = len(piece.removeprefix(SPACE).encode())
-        return ByteTables(base_bytes, has_leading_space, is_boundary)
+    def target_bytes(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Bytes of each target as the challenge counts them, from the token before it: int32, of the common shape."""
 
 
 def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer:
-    """Reads a SentencePiece model.
+    """Reads a tokenizer; its kind is told by what the file holds.
 
     Args:
-      path: the .model file.
+      path: a SentencePiece .model file, or a byte tokenizer's .json.
       vocab_size: number of pieces that it must have, where one is expected.
 
     Raises:
-      DataError: the file cannot be read, is no SentencePiece model, has another number of pieces, or has no BOS.
+      DataError: the file cannot be read, is no tokenizer, has another number of pieces, or has no BOS.
     """
     path = Path(path)
     try:
@@ -108,7 +75,8 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
         raise DataError(f"{path}: the tokenizer cannot be read: {error.strerror or error}") from None
     if not model_bytes:
         raise DataError(f"{path}: an empty file, expected a SentencePiece model; train one with `jgolf data tokenizer`")
-    tokenizer = Tokenizer(path, model_bytes)
+    is_bytes = described(model_bytes) is not None
+    tokenizer = ByteTokenizer(path, model_bytes) if is_bytes else sentence_piece_tokenizer(path, model_bytes)
     if vocab_size is not None and tokenizer.vocab_size != vocab_size:
         raise DataError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, expected {vocab_size}: take the tokenizer that "
@@ -123,6 +91,27 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
     return tokenizer
 
 
+def tokenizers_in(folder: Path) -> list[Path]:
+    """The tokenizer files of a folder, sorted: every *.model, and every *.json that is a byte tokenizer."""
+    return sorted([*folder.glob("*.model"), *(path for path in folder.glob("*.json") if _is_byte_tokenizer(path))])
+
+
+def _is_byte_tokenizer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return described(file.read(MOST_BYTES + 1)) is not None
+    except OSError:
+        return False
+
+
+def published_name(variant: str) -> str | None:
+    """The file name of the tokenizer of a published variant, such as sp1024; None where the variant tells none."""
+    if variant == "byte260":
+        return "fineweb_pure_byte_260.json"
+    match = re.fullmatch(r"sp(\d+)((?:_\w+)?)", variant)
+    return f"fineweb_{match[1]}_bpe{match[2]}.model" if match else None
+
+
 def find_tokenizer(data_dir: str | Path, explicit: str | Path = "") -> Path:
     """The tokenizer of a data folder.
 
@@ -131,7 +120,8 @@ def find_tokenizer(data_dir: str | Path, explicit: str | Path = "") -> Path:
       explicit: a path that the user gave; it wins.
 
     Returns:
-      `explicit`, or the only *.model in `data_dir`, or the only one in its ../../tokenizers.
+      `explicit`, or the only tokenizer in `data_dir`, or in its ../../tokenizers the only one or that of the
+      variant which the folder's name tells.
 
     Raises:
       DataError: there is none, or more than one to choose from.
@@ -142,10 +132,13 @@ def find_tokenizer(data_dir: str | Path, explicit: str | Path = "") -> Path:
         return Path(explicit)
     folders = (Path(data_dir), Path(data_dir) / ".." / ".." / "tokenizers")
     for folder in folders:
-        models = sorted(folder.glob("*.model"))
-        if len(models) == 1:
-            return models[0]
-        if models:
-            names = ", ".join(model.name for model in models)
-            raise DataError(f"{folder}: {len(models)} tokenizers ({names}): say which with --tokenizer FILE")
+        found = tokenizers_in(folder)
+        if folder is folders[1] and len(found) > 1:
+            own = published_name(Path(data_dir).resolve().name.removeprefix(_DATASET))
+            found = [path for path in found if path.name == own] or found
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(path.name for path in found)
+            raise DataError(f"{folder}: {len(found)} tokenizers ({names}): say which with --tokenizer FILE")
     raise DataError(f"no tokenizer (*.model) in {folders[0]} or {folders[1]}: name it with --tokenizer FILE")

@@ -1,4 +1,4 @@
-"""Training a SentencePiece tokenizer: `jgolf data tokenizer`."""
+"""Making a tokenizer: `jgolf data tokenizer`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import sentencepiece
 import tyro
 
 from jgolf import files
+from jgolf.data import case_ops as cases
 from jgolf.data.documents import check_files, read_documents
-from jgolf.data.tokenizer import Tokenizer
+from jgolf.data.pure_bytes import byte_tokenizer_file
+from jgolf.data.sentence_piece import SentencePieceTokenizer
 from jgolf.errors import DataError
 from jgolf.progress import activity, byte_progress
 
@@ -32,6 +35,7 @@ _TRAINER_SETTINGS = {
     "unk_id": 3,
     "hard_vocab_limit": False,
 }
+_LONGEST_SENTENCE = 4192  # bytes; SentencePiece leaves out longer ones
 _QUIET = 2  # SentencePiece's log level: errors only
 
 
@@ -41,6 +45,8 @@ def tokenizer(
     vocab_size: int = 1024,
     max_documents: int = 1_000_000,
     max_chars: int = 4000,
+    case_ops: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    pure_bytes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Train a SentencePiece BPE tokenizer with the challenge's settings.
 
@@ -51,7 +57,15 @@ def tokenizer(
       max_documents: Learn from this many documents, the first ones.
       max_chars: Learn from this many characters of a document, the first ones; 0 takes whole documents, of which
         SentencePiece leaves out those of more than 4,192 bytes. The trainer holds all that it learns from in memory.
+      case_ops: Learn from CaseOps text, in which capitals are operators before small letters.
+      pure_bytes: Learn nothing: write the tokenizer whose pieces are the 256 bytes. It needs no documents.
     """
+    if pure_bytes:
+        if documents or case_ops:
+            raise DataError("--pure-bytes: expected without documents and --case-ops: there is nothing to learn")
+        files.write_bytes(out, byte_tokenizer_file())
+        print(f"{out}: 260 pieces")
+        return
     start_s = time.monotonic()
     check_files(documents)
     if max_documents < 1 or max_chars < 0:
@@ -64,13 +78,19 @@ def tokenizer(
                     yield text[: max_chars or None]
             learning.enter_context(activity(f"learning {vocab_size:,} pieces"))  # the trainer has read all by now
 
-        model_bytes = train_tokenizer(texts(), vocab_size)
+        model_bytes = train_tokenizer(texts(), vocab_size, case_ops, cut=max_chars > 0)
     files.write_bytes(out, model_bytes)
     print(f"{out}: {vocab_size} pieces, {time.monotonic() - start_s:.1f} s")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = False, cut: bool = False) -> bytes:
     """Learns a tokenizer of exactly `vocab_size` pieces; the bytes of its model file.
+
+    Args:
+      texts: what to learn from.
+      vocab_size: number of pieces.
+      case_ops: learn from CaseOps text, with a piece for each operator.
+      cut: of a CaseOps text that its operators made too long for SentencePiece, learn from the start.
 
     Raises:
       DataError: the text has too few, or too many, different characters and pairs for that many pieces.
@@ -79,11 +99,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts, error_while_reading),
+            sentence_iterator=_sentences(texts, case_ops, cut, error_while_reading),
             model_writer=model,
             vocab_size=vocab_size,
             minloglevel=_QUIET,
             **_TRAINER_SETTINGS,
+            **({"user_defined_symbols": list(cases.OPERATORS)} if case_ops else {}),
         )
     except RuntimeError as error:
         if not error_while_reading:
@@ -93,7 +114,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
             ) from None
     if error_while_reading:
         raise error_while_reading[0]
-    found = Tokenizer("the trained tokenizer", model.getvalue()).vocab_size
+    found = SentencePieceTokenizer("the trained tokenizer", model.getvalue()).vocab_size
     if found != vocab_size:
         raise DataError(
             f"the text yields only {found} of {vocab_size} pieces: give more text, or a smaller --vocab-size"
@@ -101,11 +122,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def _sentences(texts: Iterable[str], errors: list[BaseException]) -> Iterator[str]:
+def _sentences(texts: Iterable[str], case_ops: bool, cut: bool, errors: list[BaseException]) -> Iterator[str]:
     """The documents as the challenge gives them to the trainer, which cannot carry an exception out."""
     try:
         for text in texts:
             sentence = text.replace("\0", " ").strip()
+            if case_ops:
+                sentence = cases.encode(sentence)
+                if cut:
+                    sentence = sentence.encode()[:_LONGEST_SENTENCE].decode(errors="ignore")
             if sentence:
                 yield sentence
     except BaseException as error:  # noqa: BLE001 – Ctrl-C has to get past the trainer too

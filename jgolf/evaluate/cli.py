@@ -12,10 +12,11 @@ import tyro
 from jgolf import compiling, files
 from jgolf import config as configs
 from jgolf.config import Average, DataConfig
-from jgolf.data.shards import TokenStream, find_shards
+from jgolf.data.shards import find_shards
+from jgolf.data.text import read_text
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, JgolfError
-from jgolf.evaluate.score import sliding_score, standard_score
+from jgolf.evaluate.score import documents, reference_sliding_score, rows, score, sliding
 from jgolf.load import LoadedModel, load_model
 from jgolf.options import PathText
 from jgolf.progress import progress_bar
@@ -28,6 +29,7 @@ def evaluate(
     tokenizer: Path | None = None,
     seq_len: int | None = None,
     stride: int = 0,
+    within_documents: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     reference_windows: bool = False,
     config: PathText | None = None,
     average: Average | None = None,
@@ -42,9 +44,10 @@ def evaluate(
     Args:
       model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
       tokens: Token shards to score; by default the validation split of the run, also of a run's artifact.
-      tokenizer: SentencePiece model of these tokens; the run's own by default.
+      tokenizer: Tokenizer of these tokens, a SentencePiece model or the JSON of one of bytes; the run's own by default.
       seq_len: Longest context; the one the model was trained with by default.
       stride: Slide the window by this many tokens; 0 scores rows of seq_len one after the other.
+      within_documents: Let no context reach into the document before.
       reference_windows: With a stride, also run the windows that hang over the end, as the PyTorch reference does.
       config: For PyTorch files, what their tensors do not tell: a config's name, a config.json, or a JSON object.
       average: For a run, the weights to score; those that it exports by default.
@@ -52,8 +55,10 @@ def evaluate(
       batch_tokens: Tokens run at once on each device.
       json: Print one JSON object and nothing else.
     """
-    if reference_windows and not stride:
-        raise JgolfError("--reference-windows: expected with --stride, which makes the window slide")
+    if reference_windows and (not stride or within_documents):
+        raise JgolfError(
+            "--reference-windows: expected with --stride, which makes the window slide, and without --within-documents"
+        )
     for option, value, least in (
         ("--seq-len", 1 if seq_len is None else seq_len, 1),
         ("--stride", stride, 0),
@@ -65,24 +70,26 @@ def evaluate(
     compiling.keep_programs()
     loaded = load_model(model, config, average)
     missing = [option for option, given in (("--tokenizer", tokenizer), ("--tokens", tokens)) if not given]
-    tables = tokenizer_of(loaded, tokenizer, missing).byte_tables
+    own_tokenizer = tokenizer_of(loaded, tokenizer, missing)
     paths = list(tokens) or find_shards(_data_of(loaded, missing).dir, "val")
-    stream = TokenStream(paths, loaded.config.model.vocab_size)
-    ids = stream.take(0, min(len(stream), max_tokens + 1) if max_tokens else len(stream))
+    text = read_text(paths, own_tokenizer, max_tokens + 1 if max_tokens else 0)
     seq_len = seq_len or loaded.config.train.seq_len
     how = {"batch_tokens": batch_tokens, "progress": progress_bar("scoring")}
-    network = loaded.config.model
-    if stride:
-        score = sliding_score(network, loaded.params, ids, tables, seq_len, stride, reference_windows, **how)
+    what = loaded.config.model, loaded.params, text, seq_len
+    if reference_windows:
+        found = reference_sliding_score(*what, stride, **how)
+    elif within_documents:
+        found = score(documents, *what, stride or seq_len, **how)
     else:
-        score = standard_score(network, loaded.params, ids, tables, seq_len, **how)
+        found = score(sliding, *what, stride, **how) if stride else score(rows, *what, **how)
     if json:
-        print(files.json_text(dataclasses.asdict(score)))
+        print(files.json_text(dataclasses.asdict(found)))
         return
     window = f"windows of {seq_len} every {stride} tokens" if stride else f"rows of {seq_len} tokens"
+    window += " within documents" if within_documents else ""
     print(
-        f"{model}{_weights(loaded, average)}: val_loss {score.val_loss:.6f} nats, val_bpb {score.val_bpb:.6f} over "
-        f"{score.tokens:,} tokens ({score.bytes:,} bytes), {window}, {score.seconds:.1f} s"
+        f"{model}{_weights(loaded, average)}: val_loss {found.val_loss:.6f} nats, val_bpb {found.val_bpb:.6f} over "
+        f"{found.tokens:,} tokens ({found.bytes:,} bytes), {window}, {found.seconds:.1f} s"
     )
 
 

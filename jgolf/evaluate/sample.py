@@ -47,7 +47,7 @@ def sample(
       temperature: Below 1 prefers likely tokens; 0 always takes the likeliest.
       top_k: Choose among this many likeliest tokens; 0 for all.
       seed: Seed of the choices.
-      tokenizer: SentencePiece model; the run's own by default, also of a run's artifact.
+      tokenizer: Its file; the run's own by default, also of a run's artifact.
       config: For PyTorch files, what their tensors do not tell.
       average: For a run, the weights to use; those that it exports by default.
     """

@@ -1,4 +1,8 @@
-"""Bits per byte of a model on a token stream."""
+"""Bits per byte of a model on a text.
+
+A scorer is a function `(config, params, text, …) → nats`: the negative log likelihood of each of the text's
+N − 1 targets, float32, UNSCORED where it scores none. A target's score depends on the tokens before it only.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,28 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, Int
 
 from jgolf import compiling
 from jgolf.config import ModelConfig
-from jgolf.data.tokenizer import ByteTables
-from jgolf.evaluate.windows import Windows, sliding_windows, standard_windows
+from jgolf.data.text import Text
+from jgolf.errors import DataError
+from jgolf.evaluate.windows import Windows, document_windows, sliding_windows, standard_windows
 from jgolf.model.functional import Params, runs_as_written, token_losses
+from jgolf.watch import Progress, unwatched
 
 XLA_ATTENTION_BYTES = 2**29
 """Room for one layer's float32 attention scores where no fused kernel runs."""
+UNSCORED = np.float32(-np.inf)
+"""Nats of a target that is not scored. It is not NaN, which is what a diverged model scores."""
 
-Progress = Callable[[Iterable, int], Iterable]
-"""Wraps an iterable of that many steps, to show progress."""
+Nats = Float32[np.ndarray, "targets"]
+Scorer = Callable[..., Nats]
 
 
 @dataclass(frozen=True)
 class Score:
-    """The result of scoring a token stream."""
+    """The result of scoring a text."""
 
     val_loss: float
     """Mean negative log likelihood in nats a token."""
@@ -45,8 +53,169 @@ class Score:
 
 
 def bits_per_byte(mean_nll: float, tokens: int, num_bytes: int) -> float:
-    """(mean negative log likelihood in nats / ln 2) × (tokens / bytes)."""
+    """(mean negative log likelihood in nats / ln 2) × (tokens / bytes).
+
+    Raises:
+      DataError: there are no bytes to divide by.
+    """
+    if num_bytes < 1:
+        raise DataError(
+            f"the {tokens:,} scored tokens stand for no byte of text, so there are no bits per byte: pack documents "
+            "that hold text, or score more tokens"
+        )
     return mean_nll / math.log(2) * (tokens / num_bytes)
+
+
+def summarize(nats: Float[np.ndarray, targets], target_bytes: Int[np.ndarray, targets], seconds: float = 0.0) -> Score:
+    """Adds up what was scored, in float64.
+
+    Args:
+      nats: of each target, UNSCORED where it was not scored.
+      target_bytes: bytes that each of them stands for.
+      seconds: what the scoring took.
+
+    Raises:
+      DataError: nothing was scored, or no byte.
+    """
+    scored = nats != UNSCORED
+    num_tokens = int(np.count_nonzero(scored))
+    if not num_tokens:
+        raise DataError(f"none of the {len(nats):,} targets was scored: give more tokens, or a shorter sequence length")
+    mean = float(np.sum(nats, where=scored, dtype=np.float64)) / num_tokens
+    num_bytes = int(np.sum(target_bytes, where=scored, dtype=np.int64))
+    return Score(mean, bits_per_byte(mean, num_tokens, num_bytes), num_tokens, num_bytes, seconds)
+
+
+def score(scorer: Scorer, config: ModelConfig, params: Params, text: Text, *args, **how) -> Score:
+    """Runs a scorer and summarizes what it finds; see the scorer for its arguments."""
+    started = time.perf_counter()
+    nats = scorer(config, params, text, *args, **how)
+    return summarize(nats, text.target_bytes, time.perf_counter() - started)
+
+
+# --- scorers -----------------------------------------------------------------------------------
+
+
+def rows(config: ModelConfig, params: Params, text: Text, seq_len: int, **how) -> Nats:
+    """Scores rows of `seq_len` one after the other; a remainder that fills none is unscored. See `window_nats`."""
+    windows = standard_windows(len(text.tokens), seq_len)
+    return _of_windows(config, params, text, windows, seq_len, **how)
+
+
+def sliding(config: ModelConfig, params: Params, text: Text, seq_len: int, stride: int, **how) -> Nats:
+    """Scores every target with up to `seq_len` tokens of context. See `sliding_windows` and `window_nats`."""
+    windows = sliding_windows(len(text.tokens), seq_len, stride)
+    return _of_windows(config, params, text, windows, seq_len, **how)
+
+
+def documents(config: ModelConfig, params: Params, text: Text, seq_len: int, stride: int, **how) -> Nats:
+    """Like `sliding`, but no context reaches into the document before. See `document_windows` and `window_nats`."""
+    windows = document_windows(text.starts, len(text.tokens), seq_len, stride)
+    return _of_windows(config, params, text, windows, seq_len, **how)
+
+
+SCORERS: tuple[Scorer, ...] = (rows, sliding, documents)
+
+
+def reference_sliding_score(config: ModelConfig, params: Params, text: Text, seq_len: int, stride: int, **how) -> Score:
+    """The sliding score as the PyTorch reference takes it: its last windows score the same targets again."""
+    started = time.perf_counter()
+    windows = sliding_windows(len(text.tokens), seq_len, stride, reference_windows=True)
+    nats, target_bytes = gathered(window_nats(config, params, text.tokens, windows, seq_len, **how), text)
+    return summarize(nats, target_bytes, time.perf_counter() - started)
+
+
+# --- windows -----------------------------------------------------------------------------------
+
+
+class ScoredTargets(NamedTuple):
+    """Some targets of a text and their scores; target i is token i + 1."""
+
+    targets: Int[np.ndarray, scored]
+    nats: Float32[np.ndarray, scored]
+
+
+def gathered(parts: Iterable[ScoredTargets], text: Text) -> tuple[np.ndarray, np.ndarray]:
+    """All scores, a target's as often as it was scored, and the bytes of each: what `summarize` takes."""
+    targets, nats = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return nats, text.target_bytes[targets]
+
+
+def _of_windows(config: ModelConfig, params: Params, text: Text, windows: Windows, seq_len: int, **how) -> Nats:
+    """The nats of windows that score no target twice."""
+    nats = np.full(len(text.tokens) - 1, UNSCORED)
+    for part in window_nats(config, params, text.tokens, windows, seq_len, **how):
+        nats[part.targets] = part.nats
+    return nats
+
+
+def window_nats(
+    config: ModelConfig,
+    params: Params,
+    tokens: np.ndarray,
+    windows: Windows,
+    seq_len: int,
+    batch_tokens: int = 65_536,
+    mesh: Mesh | None = None,
+    progress: Progress = unwatched,
+) -> Iterator[ScoredTargets]:
+    """Runs windows of a stream of tokens, a batch at a time.
+
+    Args:
+      config: the network.
+      params: its parameters.
+      tokens: the stream, ids [num_tokens].
+      windows: what to run and score. Shorter ones are padded at their end, where causality hides it.
+      seq_len: length to which windows are padded.
+      batch_tokens: tokens run at once on each device.
+      mesh: devices to spread over; all of this process's by default.
+      progress: see `Progress`.
+
+    Yields:
+      The scored targets of each batch, in an order that is not the text's.
+    """
+    config = scoring_model(config)
+    mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    batches = list(_batches(windows, seq_len, _rows_at_once(config, seq_len, batch_tokens), mesh.size))
+    waiting = None  # one batch is on the device while the host takes in the one before it
+    for batch in progress(batches, len(batches)):
+        losses = _run(config, params, mesh, tokens, batch, seq_len)
+        if waiting is not None:
+            yield _scored(*waiting, seq_len)
+        waiting = batch.windows, losses
+    if waiting is not None:
+        yield _scored(*waiting, seq_len)
+
+
+class _Batch(NamedTuple):
+    windows: Windows
+    rows: int
+    """Rows that are run: the windows, and what fills the batch up to the shape of its group."""
+    num_last: int
+    """Losses are needed of this many last positions only."""
+
+
+def _rows_at_once(config: ModelConfig, seq_len: int, batch_tokens: int) -> int:
+    rows = max(1, batch_tokens // seq_len)
+    if runs_as_written(config):
+        rows = min(rows, max(1, XLA_ATTENTION_BYTES // (4 * config.num_heads * seq_len**2)))
+    return rows
+
+
+def _batches(windows: Windows, seq_len: int, rows_each: int, num_devices: int) -> Iterator[_Batch]:
+    """Windows go together that score as many last positions as most do, or fewer; the rest need all positions.
+
+    Batches of such a group have one shape, up to `rows_each` rows a device and no more than the group fills.
+    """
+    needed = seq_len - windows.first_scored
+    counts = np.bincount(needed)
+    num_last = np.where(needed <= counts.argmax(), counts.argmax(), seq_len)
+    for last in np.unique(num_last):
+        group = np.flatnonzero(num_last == last)
+        rows = min(rows_each, -(-len(group) // num_devices)) * num_devices
+        for first in range(0, len(group), rows):
+            yield _Batch(windows[group[first : first + rows]], rows, int(last))
 
 
 def scoring_model(config: ModelConfig) -> ModelConfig:
@@ -67,101 +236,6 @@ def _compiled(config: ModelConfig, mesh: Mesh) -> Callable:
     return jax.jit(sharded, compiler_options=compiling.options())
 
 
-def standard_score(
-    config: ModelConfig, params: Params, tokens: np.ndarray, tables: ByteTables, seq_len: int, **how
-) -> Score:
-    """Scores rows of `seq_len` one after the other. See `score` for the rest."""
-    return score(config, params, tokens, tables, standard_windows(len(tokens), seq_len), seq_len, **how)
-
-
-def sliding_score(
-    config: ModelConfig,
-    params: Params,
-    tokens: np.ndarray,
-    tables: ByteTables,
-    seq_len: int,
-    stride: int,
-    reference_windows: bool = False,
-    **how,
-) -> Score:
-    """Scores every token with up to `seq_len` tokens of context. See `sliding_windows` and `score`."""
-    windows = sliding_windows(len(tokens), seq_len, stride, reference_windows)
-    return score(config, params, tokens, tables, windows, seq_len, **how)
-
-
-def score(
-    config: ModelConfig,
-    params: Params,
-    tokens: np.ndarray,
-    tables: ByteTables,
-    windows: Windows,
-    seq_len: int,
-    batch_tokens: int = 65_536,
-    mesh: Mesh | None = None,
-    progress: Progress = lambda steps, total: steps,
-) -> Score:
-    """Scores the windows of a token stream; sums are taken in float64.
-
-    Args:
-      config: the network.
-      params: its parameters.
-      tokens: the stream, ids [num_tokens].
-      tables: bytes of each piece.
-      windows: what to run and score. Shorter ones are padded at their end, where causality hides it.
-      seq_len: length to which windows are padded.
-      batch_tokens: tokens run at once on each device.
-      mesh: devices to spread over; all of this process's by default.
-      progress: see `Progress`.
-    """
-    started = time.perf_counter()
-    config = scoring_model(config)
-    mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
-    params = jax.device_put(params, NamedSharding(mesh, P()))
-    batches = list(_batches(windows, seq_len, _rows_at_once(config, seq_len, batch_tokens), mesh.size))
-    total_nll = 0.0
-    waiting = None  # one batch is on the device while the host adds up the one before it
-    for batch in progress(batches, len(batches)):
-        losses = _run(config, params, mesh, tokens, batch, seq_len)
-        if waiting is not None:
-            total_nll += _sum_scored(*waiting, seq_len)
-        waiting = batch.windows, losses
-    total_nll += _sum_scored(*waiting, seq_len)
-
-    bytes_up_to = np.concatenate([[0], np.cumsum(tables.target_bytes(tokens[:-1], tokens[1:]), dtype=np.int64)])
-    first, end = windows.start + windows.first_scored, windows.start + windows.length
-    num_tokens, num_bytes = int((end - first).sum()), int((bytes_up_to[end] - bytes_up_to[first]).sum())
-    mean, seconds = total_nll / num_tokens, time.perf_counter() - started
-    return Score(mean, bits_per_byte(mean, num_tokens, num_bytes), num_tokens, num_bytes, seconds)
-
-
-class _Batch(NamedTuple):
-    windows: Windows
-    rows: int
-    """Rows that are run: the windows, and what fills the batch up to the shape of its group."""
-    num_last: int
-    """Losses are needed of this many last positions only."""
-
-
-def _rows_at_once(config: ModelConfig, seq_len: int, batch_tokens: int) -> int:
-    rows = max(1, batch_tokens // seq_len)
-    if runs_as_written(config):
-        rows = min(rows, max(1, XLA_ATTENTION_BYTES // (4 * config.num_heads * seq_len**2)))
-    return rows
-
-
-def _batches(windows: Windows, seq_len: int, rows_each: int, num_devices: int) -> Iterator[_Batch]:
-    """Windows that score the same last positions go together; those cut short need all positions.
-
-    Batches of such a group have one shape, up to `rows_each` rows a device and no more than the group fills.
-    """
-    num_last = np.where(windows.length == seq_len, seq_len - windows.first_scored, seq_len)
-    for last in np.unique(num_last):
-        group = np.flatnonzero(num_last == last)
-        rows = min(rows_each, -(-len(group) // num_devices)) * num_devices
-        for first in range(0, len(group), rows):
-            yield _Batch(windows[group[first : first + rows]], rows, int(last))
-
-
 def _run(
     config: ModelConfig, params: Params, mesh: Mesh, tokens: np.ndarray, batch: _Batch, seq_len: int
 ) -> Float[Array, "rows last"]:
@@ -177,8 +251,8 @@ def _run(
     return _compiled(config, mesh)(params, inputs, targets)
 
 
-def _sum_scored(windows: Windows, losses: Float[Array, "rows last"], seq_len: int) -> float:
-    losses = np.asarray(losses, np.float64)[: len(windows.start)]
+def _scored(windows: Windows, losses: Float[Array, "rows last"], seq_len: int) -> ScoredTargets:
+    losses = np.asarray(losses, np.float32)[: len(windows.start)]
     position = np.arange(seq_len - losses.shape[1], seq_len)
     scored = (position >= windows.first_scored[:, None]) & (position < windows.length[:, None])
-    return float(losses[scored].sum())
+    return ScoredTargets((windows.start[:, None] + position)[scored], losses[scored])

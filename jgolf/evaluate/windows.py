@@ -56,20 +56,79 @@ def sliding_windows(num_tokens: int, seq_len: int, stride: int, reference_window
     Raises:
       DataError: there is nothing to score, or the stride is longer than the window.
     """
-    num_targets = num_tokens - 1
-    if num_targets < 1:
+    if not reference_windows:
+        return document_windows(np.zeros(1, int), num_tokens, seq_len, stride)
+    num_targets = _num_targets(num_tokens, seq_len, stride)
+    start = np.arange(0, num_targets, stride)
+    length = np.minimum(seq_len, num_targets - start)
+    first_scored = np.maximum(length - stride, 0)
+    first_scored[0] = 0
+    return Windows(start, length, first_scored)
+
+
+def document_windows(starts: Int[np.ndarray, documents], num_tokens: int, seq_len: int, stride: int) -> Windows:
+    """Sliding windows within each document: none has a token of the document before.
+
+    A document's targets are its tokens after the first, and the first token of the next document. Every one is
+    scored once, and its context does not depend on where the document ends.
+
+    Args:
+      starts: positions at which a document begins, rising, the first 0.
+      num_tokens: tokens of the stream.
+      seq_len: longest context.
+      stride: tokens between two starts; `seq_len` cuts documents into rows that do not see each other.
+
+    Raises:
+      DataError: there is nothing to score, or the stride is longer than the window.
+    """
+    num_targets = _num_targets(num_tokens, seq_len, stride)
+    starts = starts[starts < num_targets]
+    sizes = np.diff(starts, append=num_targets)
+    counts = 1 + -(-np.maximum(sizes - seq_len, 0) // stride)
+    document = np.repeat(np.arange(len(starts)), counts)
+    offset = stride * (np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts))
+    length = np.minimum(seq_len, sizes[document] - offset)
+    return Windows(starts[document] + offset, length, np.where(offset == 0, 0, seq_len - stride))
+
+
+def packed_windows(
+    starts: Int[np.ndarray, documents],
+    num_tokens: int,
+    seq_len: int,
+    rows_at_once: int,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Windows:
+    """The segments of the PyTorch scripts' validation within documents, for comparison with them.
+
+    Such a script gives each of its ranks a share of the stream's rows of `seq_len` tokens, packs `rows_at_once`
+    of these into one, and drops what does not fill its last one. Attention is cut at the start of a packed row,
+    at every document's start in it, and every `seq_len` tokens after a cut.
+
+    Returns:
+      The segments in order, all of whose targets are scored; those of one packed row follow one another.
+
+    Raises:
+      DataError: the rank has not one packed row.
+    """
+    num_rows = (num_tokens - 1) // seq_len
+    first, end = (num_rows * part // num_ranks for part in (rank, rank + 1))
+    packed_tokens = rows_at_once * seq_len
+    packed = first * seq_len + packed_tokens * np.arange((end - first) // rows_at_once)
+    if not len(packed):
+        raise DataError(
+            f"the validation tokens are too few: found {num_tokens}, expected at least "
+            f"{num_ranks * packed_tokens + 1}, one packed row of {rows_at_once} × {seq_len} for each of {num_ranks}"
+        )
+    stop = packed[-1] + packed_tokens
+    cuts = np.union1d(packed, starts[(starts >= packed[0]) & (starts < stop)])
+    segments = document_windows(cuts - packed[0], stop - packed[0] + 1, seq_len, seq_len)
+    return segments._replace(start=segments.start + packed[0])
+
+
+def _num_targets(num_tokens: int, seq_len: int, stride: int) -> int:
+    if num_tokens < 2:
         raise DataError(f"the validation tokens are too few: found {num_tokens}, expected at least 2")
     if not 1 <= stride <= seq_len:
         raise DataError(f"stride {stride}: expected from 1 to the sequence length {seq_len}")
-    if reference_windows:
-        start = np.arange(0, num_targets, stride)
-        length = np.minimum(seq_len, num_targets - start)
-        first_scored = np.maximum(length - stride, 0)
-    else:
-        start = np.arange(0, max(num_targets - seq_len, 0) + stride, stride)
-        length = np.minimum(seq_len, num_targets - start)
-        first_scored = np.full(len(start), seq_len - stride)
-    first_scored[0] = 0
-    # Where the last full window ends with the stream, the next has nothing left to score.
-    useful = length > first_scored
-    return Windows(start, length, first_scored)[useful]
+    return num_tokens - 1

@@ -24,11 +24,11 @@ from jaxtyping import Array, Float, Int
 from jgolf import rules
 from jgolf.config import QuantizeConfig
 from jgolf.errors import ArtifactError, JgolfError
-from jgolf.evaluate.score import Progress
 from jgolf.quantize.curvature import Curvature
 from jgolf.quantize.gptq import LARGEST_LEVEL, Feedback, feedback, round_with_feedback
 from jgolf.quantize.rows import SMALLEST_SCALE
 from jgolf.quantize.stored import StoredTensor
+from jgolf.watch import Progress, unwatched
 
 SMALLEST_SHARE = 1e-3  # of the mean: no row counts for less
 CLEARING_STEP = 2.5  # × the largest magnitude of a row: rounds all of it to zero
@@ -110,7 +110,7 @@ def quantize_to_budget(
     pack: Callable[[Stored], bytes],
     pack_fast: Callable[[Stored], bytes] | None = None,
     loss: Callable[[Stored], float] | None = None,
-    progress: Progress = lambda steps, total: steps,
+    progress: Progress = unwatched,
 ) -> Budgeted:
     """Storage forms with the least predicted damage that fit into the budget once they are packed.
 

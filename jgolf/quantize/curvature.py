@@ -23,10 +23,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jgolf import rules
 from jgolf.config import ModelConfig
-from jgolf.evaluate.score import Progress
 from jgolf.model.embeddings import bigram_hash
 from jgolf.model.functional import Params, apply
 from jgolf.model.head import token_nll
+from jgolf.watch import Progress, unwatched
 
 Sums = dict[str, tuple[Float[Array, " rows"], Float[Array, "columns columns"]]]
 """Path → both factors, summed over sequences."""
@@ -55,7 +55,7 @@ def curvature(
     params: Mapping[str, np.ndarray],
     tokens: Int[np.ndarray, "sequences time"],
     key: PRNGKeyArray,
-    progress: Progress = lambda steps, total: steps,
+    progress: Progress = unwatched,
 ) -> dict[str, Curvature]:
     """Factors of every matrix and table, by path; their rows lie as those of the storage forms.
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from jgolf.config import Config
 from jgolf.data.shards import TokenStream
-from jgolf.data.tokenizer import ByteTables
+from jgolf.data.text import Text
 from jgolf.evaluate import score
 from jgolf.evaluate.windows import Windows
 from jgolf.model import functional
@@ -65,18 +65,16 @@ class BothSides:
         """The devices, for a message."""
         return f"PyTorch on {self.torch_model.device}, jgolf on {self.jax_device.device_kind}"
 
-    def compare(
-        self, tokens: np.ndarray, tables: ByteTables, windows: Mapping[str, Windows], seq_len: int, rows: int
-    ) -> Result:
+    def compare(self, text: Text, windows: Mapping[str, Windows], seq_len: int, rows: int) -> Result:
         """Compares logits, loss and every block on the first rows, and bits per byte on all windows.
 
         Args:
-          tokens: the stream, ids [num_tokens].
-          tables: bytes of each piece.
+          text: what to run and score.
           windows: name of an evaluation → what it runs and scores.
           seq_len: length of the rows and windows.
           rows: sequences run at once.
         """
+        tokens = text.tokens.astype(np.int32)
         whole = min(rows, (len(tokens) - 1) // seq_len)
         inputs = tokens[: whole * seq_len].reshape(whole, seq_len)
         targets = tokens[1 : whole * seq_len + 1].reshape(whole, seq_len)
@@ -92,19 +90,18 @@ class BothSides:
             comparison.relative("loss", *(_mean_nll(logits, targets) for logits in pair), self.tolerances.loss),
         ]
         for name, chosen in windows.items():
-            checks.append(self._bits_per_byte(name, tokens, tables, chosen, seq_len, rows))
+            checks.append(self._bits_per_byte(name, text, chosen, seq_len, rows))
         return Result(checks, layers, first_departure)
 
-    def _bits_per_byte(
-        self, name: str, tokens: np.ndarray, tables: ByteTables, windows: Windows, seq_len: int, rows: int
-    ) -> Check:
-        progress = progress_bar(f"PyTorch, {name}")
-        _, theirs = torch_model.score(self.torch_model, tokens, tables, windows, seq_len, rows, progress)
-        progress = progress_bar(f"jgolf, {name}")
-        mesh = Mesh(np.array([self.jax_device]), ("data",))
-        ours = score.score(
-            self.config.model, dict(self.params), tokens, tables, windows, seq_len, rows * seq_len, mesh, progress
-        ).val_bpb
+    def _bits_per_byte(self, name: str, text: Text, windows: Windows, seq_len: int, rows: int) -> Check:
+        what, mesh = (text.tokens, windows, seq_len), Mesh(np.array([self.jax_device]), ("data",))
+        sides = (
+            torch_model.window_nats(self.torch_model, *what, rows, progress_bar(f"PyTorch, {name}")),
+            score.window_nats(
+                self.config.model, dict(self.params), *what, rows * seq_len, mesh, progress_bar(f"jgolf, {name}")
+            ),
+        )
+        theirs, ours = (score.summarize(*score.gathered(parts, text)).val_bpb for parts in sides)
         return comparison.absolute(f"bits per byte, {name}", theirs, ours, self.tolerances.bits_per_byte)
 
     def own_optimizers(self) -> OwnOptimizers:

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.shards import TokenStream
+from jgolf.data.text import read_text, without_sidecars
 from jgolf.data.tokenizer import load_tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
 from jgolf.evaluate.windows import sliding_windows, standard_windows
@@ -47,7 +46,7 @@ def crosscheck(
       reference: The training script, a Python file with a class GPT that has forward_logits.
       checkpoint: The weights for both sides: a .pt state dict, a .ptz or .jgolf artifact, or a run directory.
       tokens: Token shards.
-      tokenizer: SentencePiece model of the shards.
+      tokenizer: The shards' own.
       config: Settings that the tensors do not tell, in the script's place: a config's name, config.json or JSON object.
       average: Weights of a run: raw, ema, swa or ema+swa.
       dtype: Arithmetic of both sides; each has its own tolerances.
@@ -69,13 +68,13 @@ def crosscheck(
     own = own_settings.of_script(reference)
     model = load_model(checkpoint, config, average, own)
     settings = in_dtype(model.config, dtype)
-    tables = load_tokenizer(tokenizer, settings.model.vocab_size).byte_tables
-    stream = TokenStream(tokens, settings.model.vocab_size)
+    pieces = load_tokenizer(tokenizer, settings.model.vocab_size)
+    stream = TokenStream(without_sidecars(tokens), settings.model.vocab_size)
     seq_len = seq_len or settings.train.seq_len
-    text = stream.take(0, min(len(stream), max_tokens + 1 if max_tokens else len(stream))).astype(np.int32)
+    text = read_text(tokens, pieces, max_tokens + 1 if max_tokens else 0)
     windows = {
-        "standard": standard_windows(len(text), seq_len),
-        f"sliding, stride {stride}": sliding_windows(len(text), seq_len, stride, reference_windows),
+        "standard": standard_windows(len(text.tokens), seq_len),
+        f"sliding, stride {stride}": sliding_windows(len(text.tokens), seq_len, stride, reference_windows),
     }
     tolerances = comparison.TOLERANCES[dtype]
     console = table_console()
@@ -85,8 +84,8 @@ def crosscheck(
         )
         for notice in [*own_settings.differences(own, settings.model, model.assumed), *sides.notices]:
             console.print(notice, markup=False, soft_wrap=True)
-        result = sides.compare(text, tables, windows, seq_len, batch)
-        report.print_result(console, result, f"{len(text) - 1:,} tokens, sequences of {seq_len:,}")
+        result = sides.compare(text, windows, seq_len, batch)
+        report.print_result(console, result, f"{len(text.tokens) - 1:,} tokens, sequences of {seq_len:,}")
         passed = result.passed
         if train_steps:
             optimizers = sides.own_optimizers()

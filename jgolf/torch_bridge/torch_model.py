@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jgolf.data.tokenizer import ByteTables
-from jgolf.evaluate.score import Progress
+from jgolf.evaluate.score import ScoredTargets
 from jgolf.evaluate.windows import Windows
 from jgolf.torch_bridge.script import ScriptError, describe
+from jgolf.watch import Progress, unwatched
 
 
 class TorchModel:
@@ -78,21 +77,19 @@ def _keeping(seen: dict[str, Tensor], name: str) -> Callable[..., None]:
     return keep
 
 
-def score(
+def window_nats(
     model: TorchModel,
     tokens: np.ndarray,
-    tables: ByteTables,
     windows: Windows,
     seq_len: int,
     rows: int,
-    progress: Progress = lambda steps, total: steps,
-) -> tuple[float, float]:
-    """Mean loss in nats and bits per byte of the windows' scored targets, `rows` windows at a time.
+    progress: Progress = unwatched,
+) -> Iterator[ScoredTargets]:
+    """The scores of the windows' targets, `rows` windows at a time; see `jgolf.evaluate.score.window_nats`.
 
     Windows shorter than `seq_len` are padded at their end, as the reference does: the rotary base
     depends on the length that is run.
     """
-    nll, num_tokens, num_bytes = 0.0, 0, 0
     every = list(zip(windows.start, windows.length, windows.first_scored, strict=True))
     chunks = [every[index : index + rows] for index in range(0, len(every), rows)]
     for chunk in progress(chunks, len(chunks)):
@@ -100,10 +97,6 @@ def score(
         for row, (start, length, _) in enumerate(chunk):
             inputs[row, :length] = tokens[start : start + length]
             targets[row, :length] = tokens[start + 1 : start + 1 + length]
-        losses = model.losses(inputs, targets).astype(np.float64)
-        for row, (_, length, first_scored) in enumerate(chunk):
-            scored = slice(first_scored, length)
-            nll += losses[row, scored].sum()
-            num_tokens += length - first_scored
-            num_bytes += int(tables.target_bytes(inputs[row, scored], targets[row, scored]).sum())
-    return nll / num_tokens, nll / math.log(2) / num_bytes
+        losses = model.losses(inputs, targets)
+        for row, (start, length, first_scored) in enumerate(chunk):
+            yield ScoredTargets(np.arange(start + first_scored, start + length), losses[row, first_scored:length])

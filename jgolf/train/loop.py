@@ -16,7 +16,6 @@ from jax.experimental import multihost_utils
 from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
 from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK, DivergedError
-from jgolf.evaluate.score import Progress
 from jgolf.progress import progress_bar
 from jgolf.train.checkpoint import FOLDER, whole_steps
 from jgolf.train.display import live_display
@@ -27,6 +26,7 @@ from jgolf.train.run import Run, own_run_dir, prepared_run
 from jgolf.train.signals import StopSignals, how_to_resume
 from jgolf.train.step import StepMetrics
 from jgolf.train.writers import WriterName, open_writers
+from jgolf.watch import Progress, unwatched
 
 STEPS_IN_FLIGHT = 2
 """Steps that are started before the report of an earlier one is read, so that the device never waits."""
@@ -78,7 +78,7 @@ class Loop:
     early as it likes, but decides nothing from it before its time.
     """
 
-    def __init__(self, run: Run, signals: StopSignals, show_validation: Progress = lambda batches, total: batches):
+    def __init__(self, run: Run, signals: StopSignals, show_validation: Progress = unwatched):
         self._run = run
         self._show_validation = show_validation
         self._config = run.config

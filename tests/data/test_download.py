@@ -1,4 +1,7 @@
+import itertools
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -8,9 +11,13 @@ import pytest
 
 from jgolf.cli import main
 from jgolf.data import download as download_module
+from jgolf.data.documents import read_documents
 from jgolf.data.download import download_variant
+from jgolf.data.pure_bytes import byte_tokenizer_file
 from jgolf.data.shards import find_shards, open_shard, write_shard
-from jgolf.data.tokenizer import find_tokenizer
+from jgolf.data.text import read_text
+from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
+from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.errors import DataError, JgolfError, MissingExtraError
 from tests.data.hub_stand_in import CUT_AFTER, REPO, HubStandIn
 
@@ -130,6 +137,85 @@ def test_published_shard_of_another_tokenizer(tmp_path, hub):
         DataError, match=r"fineweb_train_000000\.bin: token \d+ has the id \d+, expected ids below 1024"
     ):
         download_variant("sp1024", 1, tmp_path / "out", REPO, hub.endpoint)
+
+
+CASE_OPS = "sp400_lossless_caps_caseops_v1_reserved"
+
+
+@pytest.fixture(scope="module")
+def case_ops_model(demo_dir) -> bytes:
+    texts = (text[:500] for text in itertools.islice(read_documents([demo_dir / "train.txt"]), 200))
+    return train_tokenizer(texts, 400, case_ops=True)
+
+
+def case_ops_contents(folder, model: bytes) -> dict[str, bytes]:
+    """A published set with byte counts, in the manner of the challenge's exporter."""
+    tokens = np.random.default_rng(1).integers(0, 400, 2000)
+    manifest = {
+        "datasets": [
+            {"name": f"fineweb10B_{CASE_OPS}", "tokenizer_name": "caps", "stats": {"files_train": 1, "files_val": 1}}
+        ],
+        "tokenizers": [
+            {"name": "caps", "model_path": "tokenizers/caps.model", "text_transform": "lossless_caps_caseops_v1"}
+        ],
+    }
+    found = {"datasets/manifest.json": json.dumps(manifest).encode(), "datasets/tokenizers/caps.model": model}
+    numbers = {"train": tokens, "val": tokens, "val_bytes": np.where(tokens == 1, 0, tokens % 7)}
+    for kind, values in numbers.items():
+        write_shard(folder / "made.bin", values)
+        name = f"datasets/datasets/fineweb10B_{CASE_OPS}/fineweb_{kind}_000000.bin"
+        found[name] = (folder / "made.bin").read_bytes()
+    return found
+
+
+def test_case_ops_set_with_its_byte_counts(tmp_path, hub, case_ops_model):
+    hub.contents = case_ops_contents(tmp_path, case_ops_model)
+    folder = download_variant(CASE_OPS, 1, tmp_path / "out", REPO, hub.endpoint)
+    names = {f"fineweb_{kind}_000000.bin" for kind in ("train", "val", "val_bytes")}
+    assert {path.name for path in folder.iterdir()} == names
+    text = read_text(sorted(folder.glob("*_val_*.bin")), load_tokenizer(find_tokenizer(folder), 400))
+    np.testing.assert_array_equal(text.bytes, np.where(text.tokens == 1, 0, text.tokens % 7))
+
+
+def test_case_ops_set_that_cannot_be_scored(tmp_path, hub, case_ops_model, tokenizer):
+    whole = case_ops_contents(tmp_path, case_ops_model)
+    folder = f"datasets/datasets/fineweb10B_{CASE_OPS}"
+    shorter = shard_bytes(tmp_path, 0, 1999, 6)
+    manifest = whole["datasets/manifest.json"]
+    for changes, message in (
+        ({f"{folder}/fineweb_val_bytes_000000.bin": None}, "fineweb_val_bytes_000000.bin is not published there"),
+        (
+            {f"{folder}/fineweb_val_bytes_000000.bin": None, "datasets/manifest.json": None,
+             f"datasets/tokenizers/fineweb_{CASE_OPS[2:5]}_bpe{CASE_OPS[5:]}.model": case_ops_model},
+            "published without fineweb_val_bytes_000000.bin, but its tokenizer writes capitals as operators",
+        ),
+        ({f"{folder}/fineweb_val_bytes_000000.bin": shorter}, "counts the bytes of 1,999 tokens, expected 2,000"),
+        ({"datasets/manifest.json": manifest.replace(b'_v1"', b'_v9"')}, "published for text under the transform"),
+        ({"datasets/manifest.json": manifest.replace(b'_val": 1', b'_val": 2')}, "expected 2, as its manifest"),
+        ({"datasets/manifest.json": b'{"datasets": [7]}'}, r"manifest\.json cannot be understood"),
+        ({"datasets/manifest.json": b"{"}, r"manifest\.json cannot be understood"),
+    ):  # fmt: skip
+        hub.contents = {name: data for name, data in (whole | changes).items() if data is not None}
+        with pytest.raises(DataError, match=message):
+            download_variant(CASE_OPS, 1, tmp_path / "out", REPO, hub.endpoint)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_bytes(tmp_path, hub):
+    name = "datasets/datasets/fineweb10B_byte260/fineweb_{}_000000.bin"
+    published = {name.format(kind): shard_bytes(tmp_path, 3, 500, 259) for kind in ("train", "val")}
+    hub.contents = published | {"datasets/tokenizers/fineweb_pure_byte_260.json": byte_tokenizer_file()}
+    folder = download_variant("byte260", 1, tmp_path / "out", REPO, hub.endpoint)
+    assert load_tokenizer(find_tokenizer(folder)).vocab_size == 260
+
+
+def test_several_variants_in_one_folder(tmp_path, hub, contents, tokenizer):
+    """Each finds its own tokenizer in the folder that they share."""
+    shards = [name.replace("sp1024", "byte260") for name in contents if SHARDS in name]
+    other = {name: shard_bytes(tmp_path, 3, 500, 259) for name in shards}
+    hub.contents = contents | other | {"datasets/tokenizers/fineweb_pure_byte_260.json": byte_tokenizer_file()}
+    folders = [download_variant(variant, 1, tmp_path / "out", REPO, hub.endpoint) for variant in ("sp1024", "byte260")]
+    assert [load_tokenizer(find_tokenizer(folder)).vocab_size for folder in folders] == [1024, 260]
 
 
 def test_what_is_not_published(tmp_path, hub):

@@ -54,7 +54,7 @@ def test_without_a_tokenizer(tmp_path, capsys):
 def test_bytes_counted_over_pieces(demo_dir, monkeypatch, capsys):
     shards = (find_shards(demo_dir, "val")[0],)
     whole = shown(capsys, shards)
-    monkeypatch.setattr("jgolf.data.inspect._COUNTED_AT_ONCE", 1000)
+    monkeypatch.setattr("jgolf.data.text._COUNTED_AT_ONCE", 1000)
     assert shown(capsys, shards) == whole
 
 

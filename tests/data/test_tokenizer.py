@@ -8,8 +8,9 @@ import pytest
 import sentencepiece
 
 from jgolf.data.demo import validation_text
+from jgolf.data.sentence_piece import ByteTables
 from jgolf.data.shards import find_shards, open_shard
-from jgolf.data.tokenizer import ByteTables, find_tokenizer, load_tokenizer
+from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
 from jgolf.errors import DataError
 
 GOLDEN_TABLES = Path(__file__).parents[1] / "golden" / "small" / "byte_luts.npz"

@@ -1,8 +1,10 @@
 import json
+import re
 
 import pytest
 import sentencepiece
 
+from jgolf.data.case_ops import encode
 from jgolf.data.documents import read_documents
 from jgolf.data.tokenizer import load_tokenizer
 from jgolf.data.train_tokenizer import tokenizer as tokenizer_verb
@@ -77,3 +79,48 @@ def test_unwritable_output(tmp_path, demo_dir):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(JgolfError, match=r"t\.model: cannot be written: .*file is a file, expected a folder"):
         tokenizer_verb((demo_dir / "val.txt",), tmp_path / "file" / "t.model", vocab_size=400)
+
+
+def test_case_ops_is_the_challenges_trainer_on_encoded_text(tmp_path, texts):
+    """As its exporter calls it: whole documents, no white space at their ends, NUL as a space."""
+    documents = [*texts[:80], " \0 ", "\0An ending\0"]
+    source, out = tmp_path / "docs.jsonl", tmp_path / "t.model"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    tokenizer_verb((source,), out, vocab_size=600, max_chars=0, case_ops=True)
+    learnt = [text.replace("\0", " ").strip() for text in documents]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([encode(text) for text in learnt if text]),
+        model_prefix=str(tmp_path / "expected"),
+        model_type="bpe",
+        vocab_size=600,
+        character_coverage=0.999,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="nmt_nfkc",
+        add_dummy_prefix=False,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        hard_vocab_limit=False,
+        user_defined_symbols=["\ue001", "\ue002", "\ue003", "\ue004"],
+        minloglevel=2,
+    )
+    found, expected = (
+        sentencepiece.SentencePieceProcessor(model_file=str(path)) for path in (out, tmp_path / "expected.model")
+    )
+    pieces = [found.id_to_piece(token) for token in range(600)]
+    assert pieces == [expected.id_to_piece(token) for token in range(600)]
+    assert pieces[:8] == ["<pad>", "<s>", "</s>", "<unk>", "\ue001", "\ue002", "\ue003", "\ue004"]
+    assert not any(re.search("[A-Z]", piece) for piece in pieces[264:])
+
+
+def test_case_ops_learns_from_long_documents_that_were_cut(tmp_path):
+    """Operators make a text longer than SentencePiece takes; its start is learnt from all the same."""
+    source, out = tmp_path / "docs.txt", tmp_path / "t.model"
+    words = [f"W{letter}x{other}" for letter in "abcdefgh" for other in "abcdefgh"]
+    source.write_text(" ".join(words * 40) + "\n")
+    tokenizer_verb((source,), out, vocab_size=300, case_ops=True)
+    assert load_tokenizer(out).vocab_size == 300
+    with pytest.raises(DataError, match="--pure-bytes: expected without documents"):
+        tokenizer_verb((source,), out, pure_bytes=True)

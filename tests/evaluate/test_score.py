@@ -10,8 +10,20 @@ import jax
 import numpy as np
 import pytest
 
-from jgolf.data.tokenizer import ByteTables
-from jgolf.evaluate.score import bits_per_byte, sliding_score, standard_score
+from jgolf.data.sentence_piece import ByteTables
+from jgolf.data.text import Text
+from jgolf.errors import DataError
+from jgolf.evaluate.score import (
+    SCORERS,
+    UNSCORED,
+    bits_per_byte,
+    documents,
+    reference_sliding_score,
+    rows,
+    score,
+    sliding,
+    summarize,
+)
 from jgolf.model.functional import apply
 from jgolf.model.initial import init
 from tests.conftest import GOLDEN, RECIPE, params_of
@@ -31,10 +43,16 @@ SMALL = dataclasses.replace(
 )
 
 
+def counted(tokens, tables):
+    """The text of tokens whose bytes these tables count."""
+    return Text.of(tokens, 1, np.append(0, tables.target_bytes(tokens[:-1], tokens[1:])).astype(np.uint16))
+
+
 @pytest.fixture(scope="module")
-def tables(golden):
+def golden_text(golden):
     arrays = np.load(golden / "small" / "byte_luts.npz")
-    return ByteTables(arrays["base_bytes"], arrays["has_leading_space"], arrays["is_boundary"])
+    tables = ByteTables(arrays["base_bytes"], arrays["has_leading_space"], arrays["is_boundary"])
+    return counted(np.load(golden / "small" / "eval_tokens.npy"), tables)
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +80,15 @@ def test_reference_artifact_logits(golden, small_params):
 
 
 @pytest.mark.parametrize(("name", "expected"), golden_scores())
-def test_reference_artifact_scores(name, expected, golden, tables, small_params):
-    tokens = np.load(golden / "small" / "eval_tokens.npy")
+def test_reference_artifact_scores(name, expected, golden_text, small_params):
     seq_len, *stride = map(int, re.findall(r"\d+", name))
     how = {"batch_tokens": 4096}
     if stride:
-        score = sliding_score(SMALL, small_params, tokens, tables, seq_len, *stride, reference_windows=True, **how)
+        found = reference_sliding_score(SMALL, small_params, golden_text, seq_len, *stride, **how)
     else:
-        score = standard_score(SMALL, small_params, tokens, tables, seq_len, **how)
-    assert score.val_loss == pytest.approx(expected["val_loss"], rel=1e-5)
-    assert score.val_bpb == pytest.approx(expected["val_bpb"], rel=1e-5)
+        found = score(rows, SMALL, small_params, golden_text, seq_len, **how)
+    assert found.val_loss == pytest.approx(expected["val_loss"], rel=1e-5)
+    assert found.val_bpb == pytest.approx(expected["val_bpb"], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -108,27 +125,78 @@ def test_every_token_is_scored_once_with_its_own_context(stride, tiny, random_mo
         num_bytes += int(tables.target_bytes(tokens[target : target + 1], tokens[target + 1 : target + 2])[0])
         count += 1
     if stride is None:
-        score = standard_score(tiny, random_model, tokens, tables, seq_len, batch_tokens=48)
+        found = score(rows, tiny, random_model, counted(tokens, tables), seq_len, batch_tokens=48)
     else:
-        score = sliding_score(tiny, random_model, tokens, tables, seq_len, stride, batch_tokens=48)
-    assert (score.tokens, score.bytes) == (count, num_bytes)
-    assert score.val_loss == pytest.approx(nll / count, rel=2e-5)
-    assert score.val_bpb == pytest.approx(nll / math.log(2) / num_bytes, rel=2e-5)
+        found = score(sliding, tiny, random_model, counted(tokens, tables), seq_len, stride, batch_tokens=48)
+    assert (found.tokens, found.bytes) == (count, num_bytes)
+    assert found.val_loss == pytest.approx(nll / count, rel=2e-5)
+    assert found.val_bpb == pytest.approx(nll / math.log(2) / num_bytes, rel=2e-5)
 
 
-def test_score_does_not_depend_on_the_batch(tiny, random_model, random_text):
-    tokens, tables = random_text
-    scores = [
-        sliding_score(tiny, random_model, tokens, tables, 32, 8, batch_tokens=batch).val_loss
-        for batch in (32, 96, 1024)
-    ]
-    assert max(scores) - min(scores) < 1e-6
+def scorer_options(scorer):
+    """The arguments of a scorer in these tests: windows of 24 tokens, every 8 where they slide."""
+    return (24,) if scorer is rows else (24, 8)
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_later_token_changes_no_earlier_score(scorer, tiny, random_model, random_text):
+    """Whatever it is changed to, the start of a document too."""
+    tokens, _ = random_text
+    before = scorer(tiny, random_model, Text.of(tokens, 1), *scorer_options(scorer), batch_tokens=96)
+    for position, token in ((20, 5), (90, 1), (101, 7), (150, 1), (190, 2)):
+        changed = tokens.copy()
+        assert changed[position] != token
+        changed[position] = token
+        after = scorer(tiny, random_model, Text.of(changed, 1), *scorer_options(scorer), batch_tokens=96)
+        np.testing.assert_allclose(after[: position - 1], before[: position - 1], rtol=2e-6)
+        later = slice(position - 1, position)  # the changed token's own score, at least
+        assert not np.array_equal(after[later], before[later]), "the test looks at nothing"
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_scores_do_not_depend_on_the_batch(scorer, tiny, random_model, random_text):
+    text = Text.of(random_text[0], 1)
+    once, often = (
+        scorer(tiny, random_model, text, *scorer_options(scorer), batch_tokens=batch) for batch in (1024, 24)
+    )
+    np.testing.assert_array_equal(once == UNSCORED, often == UNSCORED)
+    np.testing.assert_allclose(once, often, rtol=2e-6)
+
+
+def test_within_documents_each_is_scored_as_if_it_stood_alone(tiny, random_model, random_text):
+    tokens = random_text[0].copy()
+    tokens[tokens == 1] = 2
+    tokens[[0, 11, 12, 60]] = 1  # one document is nothing but its BOS
+    found = documents(tiny, random_model, Text.of(tokens, 1), 24, 8, batch_tokens=96)
+    for start, end in ((0, 11), (11, 12), (12, 60), (60, len(tokens) - 1)):
+        alone = sliding(tiny, random_model, Text.of(tokens[start : end + 1], 1), 24, 8, batch_tokens=96)
+        np.testing.assert_allclose(found[start:end], alone, rtol=2e-6)
 
 
 def test_a_stream_shorter_than_a_window(tiny, random_model, random_text):
-    tokens, tables = random_text
-    score = sliding_score(tiny, random_model, tokens[:20], tables, 64, 16, batch_tokens=64)
-    assert score.tokens == 19
+    nats = sliding(tiny, random_model, Text.of(random_text[0][:20], 1), 64, 16, batch_tokens=64)
+    assert np.count_nonzero(nats != UNSCORED) == 19
+
+
+def test_summarize_adds_up_in_float64():
+    nats = np.full(3_000_001, 0.1, np.float32)  # a float32 sum of these is off by 0.6 %
+    nats[-1] = UNSCORED
+    found = summarize(nats, np.full(len(nats), 2, np.uint16))
+    assert (found.tokens, found.bytes) == (3_000_000, 6_000_000)
+    assert found.val_loss == pytest.approx(float(np.float32(0.1)), rel=1e-12)
+    assert found.val_bpb == pytest.approx(found.val_loss / math.log(2) / 2, rel=1e-12)
+
+
+def test_a_diverged_model_does_not_score_over_fewer_tokens():
+    found = summarize(np.array([1, np.nan, 2], np.float32), np.ones(3, np.uint16))
+    assert found.tokens == 3 and math.isnan(found.val_bpb)
+
+
+def test_nothing_to_divide_by():
+    with pytest.raises(DataError, match="the 2 scored tokens stand for no byte of text"):
+        summarize(np.ones(2, np.float32), np.zeros(2, np.uint16))
+    with pytest.raises(DataError, match="none of the 2 targets was scored"):
+        summarize(np.full(2, UNSCORED), np.ones(2, np.uint16))
 
 
 def test_bits_per_byte():

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jgolf.data.sentence_piece import SentencePieceTokenizer
 from jgolf.data.shards import write_shard
-from jgolf.data.tokenizer import Tokenizer
 from jgolf.data.train_tokenizer import train_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -27,7 +27,7 @@ def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [inspect.getsource(module) for module in (json.decoder, json.encoder, inspect)]
     model_bytes = train_tokenizer([line for text in texts for line in text.splitlines()], VOCAB_SIZE)
     (folder / "t.model").write_bytes(model_bytes)
-    tokenizer = Tokenizer(folder / "t.model", model_bytes)
+    tokenizer = SentencePieceTokenizer(folder / "t.model", model_bytes)
     assert tokenizer.vocab_size == VOCAB_SIZE
     ids = [tokenizer.bos_id, *tokenizer.encode(texts[0]), tokenizer.bos_id, *tokenizer.encode(texts[1])]
     write_shard(folder / "fineweb_val_000000.bin", ids)

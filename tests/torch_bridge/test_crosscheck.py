@@ -12,8 +12,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from jgolf.cli import main  # noqa: E402
+from jgolf.data.sentence_piece import ByteTables  # noqa: E402
 from jgolf.data.shards import TokenStream  # noqa: E402
-from jgolf.data.tokenizer import ByteTables  # noqa: E402
+from jgolf.data.text import Text  # noqa: E402
+from jgolf.evaluate.score import gathered, summarize  # noqa: E402
 from jgolf.evaluate.windows import sliding_windows, standard_windows  # noqa: E402
 from jgolf.load import load_model  # noqa: E402
 from jgolf.model.functional import parameter_shapes  # noqa: E402
@@ -353,6 +355,7 @@ def test_the_pytorch_side_scores_as_the_reference_does():
     tokens = np.load(folder / "eval_tokens.npy").astype(np.int64)
     luts = np.load(folder / "byte_luts.npz")
     tables = ByteTables(*(luts[name] for name in luts.files))
+    text = Text.of(tokens, 1, np.append(0, tables.target_bytes(tokens[:-1], tokens[1:])))
     loaded = load_model(folder / "final_model.int6.ptz", str(folder / "config.json"))
     with script.imported(SCRIPT, float32_only=True, on_cpu=True) as module:
         model, _ = script.build_model(module, SCRIPT, loaded.config.model, loaded.params, "cpu")
@@ -360,6 +363,6 @@ def test_the_pytorch_side_scores_as_the_reference_does():
         windows = {"standard_seq128": standard_windows(len(tokens), 128)}
         windows["sliding_seq128_stride64"] = sliding_windows(len(tokens), 128, 64, reference_windows=True)
         for name, chosen in windows.items():
-            loss, bits = torch_model.score(wrapped, tokens, tables, chosen, 128, 16)
-            assert loss == pytest.approx(expected[name]["val_loss"], rel=2e-5)
-            assert bits == pytest.approx(expected[name]["val_bpb"], abs=1e-5)
+            found = summarize(*gathered(torch_model.window_nats(wrapped, tokens, chosen, 128, 16), text))
+            assert found.val_loss == pytest.approx(expected[name]["val_loss"], rel=2e-5)
+            assert found.val_bpb == pytest.approx(expected[name]["val_bpb"], abs=1e-5)

@@ -1,0 +1,144 @@
+"""SentencePiece tokenizers, plain and over CaseOps; how many bytes of text each of their pieces stands for."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from jgolf.data import case_ops
+from jgolf.errors import DataError
+
+SPACE = "▁"  # how SentencePiece writes a space
+
+
+@dataclass(frozen=True)
+class ByteTables:
+    """What a target token counts for in the challenge's bits per byte: bytes of the text as it is normalised.
+
+    `base_bytes` int16[vocab]: bytes of the piece's text without its leading space.
+    `has_leading_space` bool[vocab]: the piece starts with a space.
+    `is_boundary` bool[vocab]: a control, unknown or unused piece, after which a leading space is no text.
+    """
+
+    base_bytes: np.ndarray
+    has_leading_space: np.ndarray
+    is_boundary: np.ndarray
+
+    def target_bytes(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Bytes of text of each target, given the token before it: int32, of the arrays' common shape."""
+        spaces = self.has_leading_space[targets] & ~self.is_boundary[previous]
+        return self.base_bytes[targets].astype(np.int32) + spaces
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model; see `jgolf.data.tokenizer.Tokenizer`."""
+
+    def __init__(self, path: str | Path, model_bytes: bytes):
+        self.path = Path(path)
+        self.model_bytes = model_bytes
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+            self._pieces = [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
+        except (RuntimeError, UnicodeError) as error:
+            raise DataError(
+                f"{path}: not a SentencePiece model ({error}); train one with `jgolf data tokenizer`"
+            ) from None
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.vocab_size()
+
+    @property
+    def bos_id(self) -> int:
+        return self._processor.bos_id()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.model_bytes).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
+        # White space that is dropped or joined lies in some piece's stretch; at the text's ends in none.
+        found = self._processor.encode(text, out_type="offset_mapping", return_bytes=True)
+        return found["ids"], [end - start for start, end in found["offsets"]]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._processor.decode([int(token) for token in ids])
+
+    def target_bytes(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return self.byte_tables.target_bytes(previous, targets)
+
+    @functools.cached_property
+    def table_fault(self) -> str:
+        if SPACE not in self._pieces:
+            return f"has no piece {SPACE} for a space, which it writes as other bytes or as unknown"
+        odd = next((piece for token, piece in enumerate(self._pieces) if self._hides_space(token, piece)), None)
+        return "" if odd is None else f"has pieces with a space inside, such as {odd}, each counted as three bytes"
+
+    def _hides_space(self, token: int, piece: str) -> bool:
+        processor = self._processor
+        return SPACE in piece[1:] and not (processor.is_control(token) or processor.is_unknown(token))
+
+    @functools.cached_property
+    def byte_tables(self) -> ByteTables:
+        """The challenge's byte counts of its pieces."""
+        processor = self._processor
+        base_bytes = np.zeros(self.vocab_size, np.int16)
+        has_leading_space = np.zeros(self.vocab_size, bool)
+        is_boundary = np.zeros(self.vocab_size, bool)
+        for token, piece in enumerate(self._pieces):
+            if processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token):
+                is_boundary[token] = True
+            elif processor.is_byte(token):
+                base_bytes[token] = 1
+            else:
+                has_leading_space[token] = piece.startswith(SPACE)
+                base_bytes[token] = len(piece.removeprefix(SPACE).encode())
+        return ByteTables(base_bytes, has_leading_space, is_boundary)
+
+
+class CaseOpsTokenizer(SentencePieceTokenizer):
+    """A SentencePiece model over CaseOps texts: each operator is a piece of its own."""
+
+    table_fault = "writes capitals as operators, which stand for no text but have three bytes each"
+
+    @functools.cached_property
+    def _operators(self) -> dict[int, str]:
+        return {self._pieces.index(operator): operator for operator in case_ops.OPERATORS}
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(case_ops.encode(text))
+
+    def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
+        ids, num_bytes = super().encode_with_bytes(case_ops.encode(text))
+        is_escaped = False
+        for index, token in enumerate(ids):
+            operator = self._operators.get(token)
+            if operator is None or is_escaped:
+                is_escaped = False  # an escaped operator is text, and has the bytes of its character
+            else:
+                num_bytes[index] -= case_ops.OPERATOR_BYTES
+                is_escaped = operator == case_ops.ESC
+        return ids, num_bytes
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return case_ops.decode(super().decode(ids), strict=False)
+
+
+def sentence_piece_tokenizer(path: str | Path, model_bytes: bytes) -> SentencePieceTokenizer:
+    """The tokenizer of a model file; one whose pieces include all four operators is over CaseOps.
+
+    Raises:
+      DataError: the bytes are no SentencePiece model.
+    """
+    plain = SentencePieceTokenizer(path, model_bytes)
+    is_case_ops = set(case_ops.OPERATORS) <= set(plain._pieces)
+    return CaseOpsTokenizer(path, model_bytes) if is_case_ops else plain

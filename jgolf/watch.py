@@ -1,0 +1,13 @@
+"""Work in steps that somebody may watch; below everything, so that whoever works need not know how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+Progress = Callable[[Iterable, int], Iterable]
+"""Passes on an iterable of that many steps, and may show how far it has come, or end it by an exception."""
+
+
+def unwatched(steps: Iterable, total: int) -> Iterable:
+    """The Progress that shows nothing."""
+    return steps
