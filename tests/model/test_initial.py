@@ -7,7 +7,7 @@ import pytest
 
 from jgolf.model.functional import parameter_shapes
 from jgolf.model.initial import init
-from jgolf.rules import torch_name
+from jgolf.torch_bridge.names import torch_name
 from tests.conftest import RECIPE
 
 jitted_init = jax.jit(init, static_argnums=0)
