@@ -16,6 +16,23 @@ from jgolf.config import (
     OptimConfig,
     TrainConfig,
 )
+from jgolf.config.parts import (
+    ATTENTION_GATE,
+    DOCUMENTS,
+    GATED_SMEAR,
+    LANES,
+    LEAKY_RELU,
+    LN_SCALE,
+    LOGIT_SOFTCAP,
+    LOOP,
+    MUON,
+    ORTHO_INIT,
+    PARTIAL_ROPE,
+    SKIP_GATES,
+    TIED_EMBEDDINGS,
+    UNET_SKIPS,
+    compose,
+)
 
 FOLDER = Path(__file__).parent / "golden" / "pr1855"
 SETTINGS = json.loads((FOLDER / "config.json").read_text())
@@ -89,6 +106,33 @@ CONFIG = Config(
     ),
     average=AverageConfig(ema_decay=SETTINGS["ema_decay"]),
 )
+RECORD = compose(
+    "pr1855",
+    Config(),
+    GATED_SMEAR,
+    SKIP_GATES,
+    LOOP,
+    LANES,
+    ATTENTION_GATE,
+    LEAKY_RELU,
+    DOCUMENTS,
+    UNET_SKIPS,
+    LN_SCALE,
+    LOGIT_SOFTCAP,
+    PARTIAL_ROPE,
+    TIED_EMBEDDINGS,
+    ORTHO_INIT,
+    MUON,
+    {
+        "model.vocab_size": 8192,
+        "model.num_layers": 11,
+        "model.mlp_multiple": 4.0,
+        "model.xsa_layers": tuple(range(-11, 0)),
+        "model.q_gain": 5.0,
+        "model.rope_frequency_dtype": "bfloat16",
+    },
+)
+"""The network in its real size."""
 
 
 def arrays_of(file: str, prefix: str) -> dict[str, np.ndarray]:

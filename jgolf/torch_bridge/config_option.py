@@ -28,7 +28,7 @@ RENAMED = {
 }
 LAST_LAYERS = "xsa_last_n"
 SWITCH = "ve_enabled"
-TRAINING_ONLY = ("mtp_num_heads", "mtp_loss_weight")
+TRAINING_ONLY = ("mtp_num_heads", "mtp_loss_weight", "enable_looping_at")
 ABSENT_FEATURES = ("dtg", "dtg_enabled", "rope_yarn")
 LOOP = ("loop_start", "loop_end")
 MOST_LAYERS = 1000

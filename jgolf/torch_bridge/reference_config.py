@@ -188,6 +188,8 @@ def _set_features(values: dict[str, Any], told: Mapping[str, Told], contradictio
     for name in ("smear_gate", "unet_skips", "q_gain"):
         if told[name].value and not values[name]:
             contradictions.note(name, True, told[name])
+    for name in ("smear_gate", "unet_skips"):
+        values[name] = values[name] or told[name].value
     tied = not told["head"].value
     if values["tie_embeddings"] != tied:
         contradictions.note("tie_embeddings", tied, told["head"])

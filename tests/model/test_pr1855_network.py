@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
+from jgolf.config import resolved
 from jgolf.config.plan import layer_order, make_plan, num_skips
+from jgolf.model.context import make_context
 from jgolf.model.functional import apply, block_outputs, hidden, logits_of, loss, parameter_shapes
+from jgolf.torch_bridge.names import by_torch_name
 from tests.conftest import params_of, relative_distances
-from tests.pr1855 import FOLDER, MODEL, SETTINGS
+from tests.pr1855 import FOLDER, MODEL, RECORD, SETTINGS
 
 FORWARD_TOLERANCE = 2e-5  # with rotary frequencies that are not rounded the logits are 6e-5 off
 GRADIENT_TOLERANCE = 2e-4
@@ -43,6 +47,17 @@ def test_parameters_and_order_of_layers(golden):
     assert num_skips(MODEL) == SETTINGS["num_skip_weights"]
     for looped, name in ((False, "layers_off"), (True, "layers_on")):
         assert [*layer_order(MODEL, looped)] == SETTINGS[name]["encoder"] + SETTINGS[name]["decoder"]
+
+
+def test_the_real_size():
+    expected = json.loads((FOLDER / "init_stats_real.json").read_text())
+    model = resolved(RECORD.model)
+    found = {name: list(shape) for name, shape in by_torch_name(parameter_shapes(model), banks=True).items()}
+    assert found == {name: stats["shape"] for name, stats in expected.items() if not name.startswith("_")}
+    assert sum(map(np.prod, found.values())) == expected["_parameters"]
+    assert [*layer_order(model, looped=True)] == expected["_encoder_on"] + expected["_decoder_on"]
+    context = make_context(model, np.zeros((1, 2), np.int32))
+    np.testing.assert_allclose(np.arctan2(context.sin, context.cos)[1], expected["_inv_freq"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("looped", [False, True])
