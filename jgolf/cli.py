@@ -9,13 +9,15 @@ import sys
 from collections.abc import Sequence
 
 import tyro
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jgolf import __version__
 from jgolf.bench import cli as bench_cli
 from jgolf.data import cli as data_cli
+from jgolf.encoding import show_any_text
 from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
+from jgolf.progress import plain_console
 
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
@@ -37,12 +39,15 @@ GROUPS = {"data": data_cli, "bench": bench_cli}
 """Verbs with verbs of their own."""
 
 
+LONGEST_ERROR_LINE = 2000
+"""Characters of one line of an error that are shown."""
 TAKE_CONFIG = ("train", "sweep", "doctor")
 """Verbs whose first argument may be a config's name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; see `jgolf.errors` for what the codes mean."""
+    show_any_text()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         _print_verbs("jgolf", {verb: text for verb, (_, text) in VERBS.items()})
@@ -74,7 +79,7 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
         result = parse(prog, argv) if parse else tyro.cli(function, prog=prog, args=argv)
         return EXIT_OK if result is None else int(result)
     except JgolfError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_shortened(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,6 +98,13 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _shortened(error: JgolfError) -> str:
+    """The error's lines without the middle of long ones: names and values in it may be as long as files."""
+    half = LONGEST_ERROR_LINE // 2
+    lines = str(error).split("\n")
+    return "\n".join(line if len(line) <= 2 * half else f"{line[:half]} … {line[-half:]}" for line in lines)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -134,9 +146,14 @@ def _unknown(prog: str, verb: str, known: dict) -> int:
 def _print_verbs(prog: str, verbs: dict[str, str]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2))
     for verb, text in verbs.items():
-        table.add_row(f"[bold]{verb}[/bold]", text)
-    console = Console()
+        table.add_row(Text(verb, style="bold"), text)
+    console = plain_console()
     console.print(f"usage: {prog} VERB …   ({prog} VERB --help tells more)\n", highlight=False)
     console.print(table)
     if prog == "jgolf":
-        console.print("\n[bold]--print-completion[/bold] bash|zsh|fish prints a script for completion by Tab")
+        console.print(
+            "\n",
+            Text("--print-completion", style="bold"),
+            " bash|zsh|fish prints a script for completion by Tab",
+            sep="",
+        )

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from jgolf import config as configs
 from jgolf.config import Config
@@ -30,7 +29,7 @@ from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
 from jgolf.model.attention import attention_kernel, causal_attention
 from jgolf.model.functional import parameter_shapes
-from jgolf.progress import counted
+from jgolf.progress import counted, plain_console
 from jgolf.train.mesh import device_batch_order
 from jgolf.train.step import init_state
 
@@ -82,7 +81,7 @@ def doctor(argv: list[str], prog: str = "jgolf doctor") -> int:
             f"{prog} pr592 --data data/mine. The exit status is 1 if something that it needs is missing."
         ),
     )
-    console = Console()
+    console = plain_console()
     table = Table(box=box.SIMPLE, title=f"jgolf doctor for {settings.name}")
     for column in ("check", "verdict"):
         table.add_column(column, no_wrap=True)
@@ -91,7 +90,7 @@ def doctor(argv: list[str], prog: str = "jgolf doctor") -> int:
     for check in run_checks(settings):
         missing += check.verdict == "missing"
         advice = f"\n→ {check.advice}" if check.advice else ""
-        table.add_row(check.name, f"[{STYLES[check.verdict]}]{check.verdict}[/]", escape(check.found + advice))
+        table.add_row(check.name, Text(check.verdict, style=STYLES[check.verdict]), check.found + advice)
     console.print(table)
     command = shlex.join(["python", "train.py", name or DEFAULT_CONFIG, *rest])
     print(f"{counted(missing, 'thing')} missing" if missing else f"ready to train: {command}")

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from jgolf import compiling, files
@@ -32,7 +31,7 @@ from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.evaluate.score import bits_per_byte, scoring_model, standard_score
 from jgolf.evaluate.validation import Validation
-from jgolf.progress import activity, progress_bar
+from jgolf.progress import activity, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.export import quantize
@@ -103,7 +102,7 @@ def export(argv: list[str], prog: str = "export.py") -> int:
         raise
     finally:
         (options.run_dir / UNSCORED_FILE).unlink(missing_ok=True)
-    console = Console()
+    console = plain_console()
     console.print(size.size_table(report))
     if options.compare_averages:
         console.print(_averages_table(result["averages"]))

@@ -85,7 +85,7 @@ def crosscheck(
         if train_steps:
             steps = sides.train(stream, batch, seq_len, train_steps)
             passed &= report.print_steps(console, steps)
-    console.print("the cross-check passed" if passed else "[bold red]the cross-check FAILED[/bold red]")
+    console.print("the cross-check passed" if passed else Text("the cross-check FAILED", style="bold red"))
     return EXIT_OK if passed else EXIT_CHECK_FAILED
 
 

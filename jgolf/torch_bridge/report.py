@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jgolf.torch_bridge.both_sides import Result
 from jgolf.torch_bridge.comparison import Check
@@ -20,7 +21,7 @@ def print_result(console: Console, result: Result, title: str) -> None:
         shown.add_row(check.name, *_cells(check))
     console.print(shown)
     if result.first_departure:
-        console.print(f"[bold red]{result.first_departure} is the first to depart[/bold red]")
+        console.print(f"{result.first_departure} is the first to depart", style="bold red")
         layers = _table("largest difference by layer", ("layer", "difference", "tolerance", ""))
         for check in result.layers:
             layers.add_row(check.name, *_cells(check)[2:])
@@ -50,9 +51,9 @@ def _table(title: str, columns: Iterable[str]) -> Table:
     return table
 
 
-def _cells(check: Check) -> list[str]:
+def _cells(check: Check) -> list[str | Text]:
     both = ["" if value is None else f"{value:.7f}" for value in (check.reference, check.jgolf)]
-    verdict = "[green]pass[/green]" if check.passed else "[bold red]FAIL[/bold red]"
+    verdict = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
     return [*both, f"{check.difference:.1e}", f"{check.tolerance:.0e}", verdict]
 
 

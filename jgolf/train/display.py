@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn
+
+from jgolf.progress import plain_console, progress_of, text_column
 
 SPEED_STEPS = 20
 """Steps that the speed is the mean of."""
@@ -31,10 +33,10 @@ class LiveDisplay:
         self._steps, self._time_cap_s, self._tokens_per_step = steps, time_cap_s, tokens_per_step
         self._recent: deque[tuple[int, float]] = deque(maxlen=SPEED_STEPS + 1)
         self._fields = {"loss": "loss –", "bpb": "", "speed": "", "left": "", "memory": ""}
-        columns = [TextColumn("step"), BarColumn(bar_width=16), MofNCompleteColumn()]
-        columns += [TextColumn(f"{{task.fields[{name}]}}") for name in self._fields]
-        self._progress = Progress(*columns, console=console, transient=True)
-        self._task = self._progress.add_task("", total=steps, completed=first_step, **self._fields)
+        columns = [BarColumn(bar_width=16), MofNCompleteColumn()]
+        columns += [text_column(f"{{task.fields[{name}]}}") for name in self._fields]
+        self._progress = progress_of(console, *columns)
+        self._task = self._progress.add_task("step", total=steps, completed=first_step, **self._fields)
         self._progress.start()
 
     def write(self, metrics: Mapping[str, float]) -> None:
@@ -73,7 +75,7 @@ class LiveDisplay:
 
 def live_display(steps: int, time_cap_s: float, tokens_per_step: int, first_step: int) -> list[LiveDisplay]:
     """The display where there is a terminal to show it on; else none, and the log lines are all there is."""
-    console = Console()
+    console = plain_console()
     shown = console.is_terminal and not console.is_dumb_terminal
     return [LiveDisplay(console, steps, time_cap_s, tokens_per_step, first_step)] if shown else []
 

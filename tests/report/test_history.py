@@ -63,7 +63,9 @@ def test_values_that_are_no_numbers_count_as_not_said(tmp_path):
 def test_a_damaged_result_is_refused_by_name(run_dir, name):
     path = run_dir / "artifact" / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: "much"}))
-    with pytest.raises(JgolfError, match=rf"result\.json: {name} is 'much', expected a number; export the run again"):
+    with pytest.raises(
+        JgolfError, match=rf"result\.json: {name} is 'much', expected a number, .*; export the run again"
+    ):
         read_history(run_dir)
 
 
