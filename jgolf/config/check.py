@@ -107,8 +107,8 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
     rotated = model.rope_dims or model.head_dim
     if rotated % 2 or rotated > model.head_dim:
         yield "model.rope_dims", f"an even number up to the head width {model.head_dim}, or 0 for all of an even width"
-    if model.mlp_dim < 1:
-        yield "model.mlp_multiple", "a hidden width of at least 1"
+    if not 1 <= model.mlp_multiple * model.model_dim < LARGEST_INTEGER:  # before it is made an integer
+        yield "model.mlp_multiple", f"a hidden width from 1 to below {LARGEST_INTEGER:,}"
     for name in ("xsa_layers", "value_embedding_layers"):
         layers = getattr(model, name)
         if any(not 0 <= layer < model.num_layers for layer in layers) or list(layers) != sorted(set(layers)):

@@ -21,6 +21,7 @@ from jgolf.data.documents import read_documents
 from jgolf.data.pack import pack_documents
 from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.errors import DataError
+from jgolf.reading import read_json
 
 _MANIFEST = "demo.json"
 _FORMAT = 2  # of the corpus; a folder built with another one is built anew
@@ -94,7 +95,7 @@ def _write_manifest(out_dir: Path, sizes: dict[str, int]) -> None:
 def _complete_manifest(out_dir: Path) -> dict | None:
     """The manifest, if all that it lists is there with the right size."""
     try:
-        manifest = json.loads((out_dir / _MANIFEST).read_text())
+        manifest = read_json(out_dir / _MANIFEST)
         complete = manifest["format"] == _FORMAT and manifest["files"]
         sizes = {name: (out_dir / name).stat().st_size for name in manifest["files"]}
     except (OSError, ValueError, KeyError, TypeError):

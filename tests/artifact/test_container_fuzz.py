@@ -200,8 +200,8 @@ METADATA = Artifact("tiny", MODEL, 64, "0" * 64, STORED).metadata()
         ({"model_dim": 1_000_000}, "model.xsa|embed/embedding: found"),
         ({"xsa_layers": [5, 5]}, "different layers in rising order"),
         ({"mlp_multiple": 1e308}, "do not describe a model"),
-        ({"logit_softcap": "nan"}, "logit_softcap is nan"),
-        ({"rope_base": 10**400}, "do not describe a model"),
+        ({"logit_softcap": "nan"}, "logit_softcap is 'nan'"),
+        ({"rope_base": 10**400}, "the header is damaged: a number of 401 characters"),
     ],
 )
 def test_metadata_from_which_no_network_should_be_built(changes, message, tmp_path):
