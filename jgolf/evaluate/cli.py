@@ -69,7 +69,13 @@ def evaluate(
     paths = list(tokens) or find_shards(_data_of(loaded, missing).dir, "val")
     stream = TokenStream(paths, loaded.config.model.vocab_size)
     ids = stream.take(0, min(len(stream), max_tokens + 1) if max_tokens else len(stream))
-    seq_len = seq_len or loaded.config.train.seq_len
+    trained = loaded.config.train.seq_len
+    seq_len = seq_len or trained
+    if seq_len > max(len(ids) - 1, trained):
+        raise JgolfError(
+            f"--seq-len {seq_len}: expected at most {max(len(ids) - 1, trained)}, the tokens that there are to score "
+            "or the length that the model was trained with"
+        )
     how = {"batch_tokens": batch_tokens, "progress": progress_bar("scoring")}
     network = loaded.config.model
     if stride:

@@ -90,7 +90,7 @@ def make_runs(base: Config, seeds: int, assignments: Sequence[str]) -> list[Swee
     if seeds * settings > MOST_RUNS:
         of = f" of {counted(settings, 'setting')}" if varied else ""
         raise ConfigError(
-            f"--seeds {seeds}{of}: {seeds * settings:,} runs, expected at most {MOST_RUNS:,}; give fewer seeds or values"
+            f"--seeds {seeds}{of}: {seeds * settings:,} runs, expected at most {MOST_RUNS:,}: give fewer of either"
         )
     runs = []
     for values in itertools.product(*varied.values()):

@@ -11,6 +11,7 @@ from typing import IO
 
 from jgolf import files
 from jgolf.errors import JgolfError
+from jgolf.reading import parse_json
 from jgolf.run_dir import LOG_FILE, METRICS_FILE
 from jgolf.train.writers import Writer
 
@@ -30,6 +31,8 @@ class RunLog:
         self._writers: list[Writer] = []
         self._said: set[str] = set()
         self._validated: set[float] = set()
+        self.last_bpb: float | None = None
+        """Of the last validation, where there was one; the first process's."""
         if not is_main:
             return
         run_dir = Path(run_dir)
@@ -37,6 +40,7 @@ class RunLog:
         metrics = _lines_up_to(run_dir / METRICS_FILE, resume_step, _step_of_metrics) if resume_step else []
         self._said = {line.split()[0] for line in lines if line}
         self._validated = {_step_of_metrics(line) for line in metrics if "val_loss" in line}
+        self.last_bpb = next((bpb for line in reversed(metrics) if (bpb := _bpb_of_metrics(line)) is not None), None)
         for name, kept in ((LOG_FILE, lines), (METRICS_FILE, metrics)):
             files.write_text(run_dir / name, "".join(f"{line}\n" for line in kept))
             # Unbuffered: a process that is killed has written its last line.
@@ -75,6 +79,7 @@ class RunLog:
         self.line(f"step:{step}/{steps} val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f} {_times(step, elapsed_s)}")
         self.metrics(step=step, val_loss=val_loss, val_bpb=val_bpb, train_time_s=elapsed_s)
         self._validated.add(step)
+        self.last_bpb = val_bpb
 
     def holds_validation(self, step: int) -> bool:
         """Whether the run has been validated after `step` steps; known to the first process only."""
@@ -119,3 +124,11 @@ def _step_of_metrics(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf  # not ours
+
+
+def _bpb_of_metrics(line: str) -> float | None:
+    try:
+        bpb = parse_json(line, allow_nan=True)["val_bpb"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return bpb if isinstance(bpb, float) else None

@@ -33,6 +33,7 @@ def test_resumed_files_hold_each_step_once(tmp_path: Path) -> None:
         assert (parts / name).read_text() != (whole / name).read_text()
     log = RunLog(parts, resume_step=20)
     assert log.holds_validation(20) and not log.holds_validation(30)
+    assert log.last_bpb == 0.9 and RunLog(tmp_path / "new").last_bpb is None
     _write(log, 21, 40)
     for name in ("train.log", "metrics.jsonl"):
         assert (parts / name).read_text() == (whole / name).read_text()
