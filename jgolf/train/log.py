@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -38,11 +39,11 @@ class RunLog:
         run_dir = Path(run_dir)
         lines = _lines_up_to(run_dir / LOG_FILE, resume_step, _step_of_line) if resume_step else []
         metrics = _lines_up_to(run_dir / METRICS_FILE, resume_step, _step_of_metrics) if resume_step else []
-        self._said = {line.split()[0] for line in lines if line}
+        self._said = {line.split()[0] for line in lines if line.strip()}
         self._validated = {_step_of_metrics(line) for line in metrics if "val_loss" in line}
         self.last_bpb = next((bpb for line in reversed(metrics) if (bpb := _bpb_of_metrics(line)) is not None), None)
         for name, kept in ((LOG_FILE, lines), (METRICS_FILE, metrics)):
-            files.write_text(run_dir / name, "".join(f"{line}\n" for line in kept))
+            files.write_bytes(run_dir / name, "".join(f"{line}\n" for line in kept).encode(errors="surrogateescape"))
             # Unbuffered: a process that is killed has written its last line.
             self._files[name] = open(run_dir / name, "ab", buffering=0)  # noqa: SIM115 – closed by close()
 
@@ -98,7 +99,10 @@ class RunLog:
     def close(self) -> None:
         """Closes the writers and the files."""
         for writer in self._writers:
-            writer.close()
+            try:
+                writer.close()
+            except Exception as error:  # of any kind, a library's own; the run's own files tell the same
+                print(f"note: {type(writer).__name__} cannot be closed: {error}", file=sys.stderr)
         for file in self._files.values():
             file.close()
 
@@ -108,22 +112,29 @@ def _times(step: int, elapsed_s: float) -> str:
 
 
 def _lines_up_to(path: Path, step: int, step_of: Callable[[str], float]) -> list[str]:
-    """The lines of a file that are about no later step, without one that was being written when the run was killed."""
-    text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    return [line for line in whole.splitlines() if step_of(line) <= step]
+    """The lines of a file that are about no later step, without one that was being written when the run was killed.
+
+    Bytes that are no UTF-8 are kept as they are.
+    """
+    try:
+        text = path.read_bytes().decode(errors="surrogateescape") if path.exists() else ""
+    except OSError as error:
+        raise JgolfError(f"{path}: cannot be read: {error.strerror or error}; move it away to go on without") from None
+    *whole, _ = text.split("\n")
+    return [line for line in whole if step_of(line) <= step]
 
 
 def _step_of_line(line: str) -> float:
-    match = re.search(r"\bstep:(\d+)", line)
+    match = re.search(r"\bstep:([0-9]{1,18})\b", line)
     return int(match[1]) if match else 0
 
 
 def _step_of_metrics(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf  # not ours
+    return step if isinstance(step, int | float) and step == step else math.inf
 
 
 def _bpb_of_metrics(line: str) -> float | None:
