@@ -187,7 +187,7 @@ def _is_intact(path: Path, file: RemoteFile) -> bool:
 
 def _check_content(path: Path, variant: str) -> None:
     pieces = variant.removeprefix("sp")
-    vocab_size = int(pieces) if pieces.isdigit() else None
+    vocab_size = int(pieces) if re.fullmatch("[0-9]{1,6}", pieces) else None
     if path.suffix == ".model":
         load_tokenizer(path, vocab_size)
     else:
