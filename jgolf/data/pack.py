@@ -63,7 +63,8 @@ def pack(
     """Pack documents into token shards.
 
     Args:
-      documents: Text files: .jsonl, with {"text": …} a line, or .txt, with one document a line; also as .zst or .gz.
+      documents: Text files: .jsonl, with {"text": …} a line, or .txt, with one document a line, of at most 16 MB;
+        also as .zst or .gz.
       tokenizer: SentencePiece model.
       out: Folder for the shards; the tokenizer is copied there too.
       split: What the documents are for.
