@@ -79,14 +79,14 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
         result = parse(prog, argv) if parse else tyro.cli(function, prog=prog, args=argv)
         return EXIT_OK if result is None else int(result)
     except JgolfError as error:
-        print(f"error: {_shortened(error)}", file=sys.stderr)
+        print(f"error: {_shortened(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except OSError as error:  # of a file that no one expected to fail
         name = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
+        print(f"error: {_shortened(f'{name}{error.strerror or error}')}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except Exception as error:
         if not _is_out_of_memory(error):
@@ -100,10 +100,10 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
         return EXIT_INTERRUPTED
 
 
-def _shortened(error: JgolfError) -> str:
+def _shortened(error: str) -> str:
     """The error's lines without the middle of long ones: names and values in it may be as long as files."""
     half = LONGEST_ERROR_LINE // 2
-    lines = str(error).split("\n")
+    lines = error.split("\n")
     return "\n".join(line if len(line) <= 2 * half else f"{line[:half]} … {line[-half:]}" for line in lines)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from jgolf.model.functional import parameter_shapes
 from jgolf.quantize.stored import StoredTensor, dequantize
 
 LARGEST_SIZE = 1 << 20  # of a model's settings
+MOST_NAMED = 20  # parameters in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +104,14 @@ def _check_plausible(artifact: Artifact) -> None:
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], model: ModelConfig, source: str) -> None:
-    """Raises ArtifactError, naming every parameter that is missing, extra or misshapen for `model`."""
+    """Raises ArtifactError, naming the parameters that are missing, extra or misshapen for `model`."""
     expected = parameter_shapes(model)
     wrong = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
     if wrong:
         rows = (f"  {path}: found {found.get(path, 'none')}, expected {expected.get(path, 'none')}" for path in wrong)
-        raise ArtifactError(f"{source}: the parameters do not fit the model:\n" + "\n".join(rows))
+        more = [f"  and {len(wrong) - MOST_NAMED} more"] if len(wrong) > MOST_NAMED else []
+        listed = "\n".join([*itertools.islice(rows, MOST_NAMED), *more])
+        raise ArtifactError(f"{source}: the parameters do not fit the model:\n{listed}")
 
 
 def main(argv: list[str] | None = None) -> int:

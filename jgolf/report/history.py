@@ -108,8 +108,8 @@ def sweep_rows(results: Mapping[str, Any], source: str | Path) -> list[dict[str,
 
 def _problem_of_row(row: Any) -> str:
     """What a sweep would not have written like that, "" for nothing."""
-    if not isinstance(row, dict) or not isinstance(row.get("folder"), str) or "\0" in row["folder"]:
-        return f"expected an object with a folder, found {excerpt(row)}"
+    if not isinstance(row, dict) or not re.fullmatch("runs/[0-9]{3,9}", str(row.get("folder"))):
+        return f"expected an object with a folder such as runs/000, found {excerpt(row)}"
     if type(row.get("seed")) is not int:
         return f"seed is {excerpt(row.get('seed'))}, expected an integer"
     for name, value in row.items():

@@ -97,7 +97,7 @@ def _read_results(folder: Path, runs: Sequence[SweepRun]) -> tuple[list[RunResul
         results = [RunResult.from_row(run, rows[run.config]) for run in runs if run.config in rows]
         seconds = float(content["seconds"])
     except KeyError as error:
-        raise _unusable(path, f"{error} is missing") from None
+        raise _unusable(path, f"{error!s:.200} is missing") from None
     except (ValueError, AttributeError, TypeError) as error:
         raise _unusable(path, f"{error!s:.200}") from None
     wanted = [run.config for run in runs]

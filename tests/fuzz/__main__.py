@@ -49,7 +49,7 @@ def main() -> int:
         print("".join(f"{counts[name]:12,}" for name in campaign.FAULTS), end="")
         print(f" {tally.peak_bytes / 1e6:8.0f}{time.monotonic() - began:9.0f}", flush=True)
         for index, outcome, detail in tally.faults[:3]:
-            print(f"    --index {index}: {outcome}: {detail.strip()}", flush=True)
+            print(f"    --index {index}: {outcome}: {detail.strip()[-1000:]}", flush=True)
     print(f"{faults} faults" if faults else "no fault")
     return 1 if faults else 0
 

@@ -159,7 +159,7 @@ class Trial:
                 found = digest(self._reader.read(self._copy))
         except JgolfError as error:
             if len(str(error)) > LONGEST_REFUSAL:
-                return "stack trace", f"a refusal of {len(str(error)):,} characters"
+                return "stack trace", f"a refusal of {len(str(error)):,} characters: {error!s:.300}"
             return "refused", ""
         except AssertionError:
             if raise_errors:

@@ -165,8 +165,8 @@ def test_a_run_s_folder_without_its_metrics_is_known_by_its_log(run_dir):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"folder": 5}, "run 1: expected an object with a folder, found"),
-        ([], "run 1: expected an object with a folder, found"),
+        ({"folder": 5}, "run 1: expected an object with a folder such as runs/000, found"),
+        ([], "run 1: expected an object with a folder such as runs/000, found"),
         ({"folder": "runs/000"}, "run 1: seed is None, expected an integer"),
         ({"folder": "runs/000", "seed": 1, "ema_val_bpb": "2"}, "ema_val_bpb is '2', expected a number, more than 0"),
         ({"folder": "runs/000", "seed": 1, "ema_val_bpb": 0}, "ema_val_bpb is 0, expected a number, more than 0"),
