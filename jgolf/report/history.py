@@ -87,6 +87,8 @@ def read_histories(path: str | Path) -> list[History]:
     if not (folder / RESULTS_FILE).is_file() or (folder / CONFIG_FILE).exists():
         return [read_history(path)]
     rows = sweep_rows(_read_object(folder / RESULTS_FILE), folder / RESULTS_FILE)
+    if not rows:
+        raise JgolfError(f"{folder}: this sweep has no result yet")
     return [read_history(folder / row["folder"]) for row in rows]
 
 

@@ -182,6 +182,12 @@ def test_rows_of_a_sweep_with_wrong_types(row, expected, tmp_path):
     assert expected in str(error.value)
 
 
+def test_a_sweep_without_a_result(tmp_path):
+    (tmp_path / "results.json").write_text('{"runs": []}')
+    with pytest.raises(JgolfError, match="this sweep has no result yet"):
+        read_histories(tmp_path)
+
+
 def _write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
