@@ -21,7 +21,6 @@ from jgolf import config as configs
 from jgolf.artifact import container
 from jgolf.artifact.scoring import Artifact, read_artifact
 from jgolf.compare import _check_same_text, _score_name
-from jgolf.config import Config
 from jgolf.data.documents import read_documents
 from jgolf.data.shards import open_shard, write_shard
 from jgolf.data.tokenizer import load_tokenizer
@@ -37,7 +36,7 @@ from jgolf.sweep.folder import SweepFolder
 from jgolf.sweep.grid import make_runs
 from jgolf.train.log import RunLog
 from tests.artifact.stored_examples import stored_example
-from tests.conftest import NANO, random_words
+from tests.conftest import NANO, RECIPE, random_words
 from tests.fuzz import mutations as damage
 
 Files = dict[str, bytes]
@@ -45,7 +44,7 @@ Mutate = Callable[[np.random.Generator, bytes], bytes]
 VOCAB_SIZE = 320
 SMALL = dataclasses.replace(NANO, vocab_size=16, model_dim=8, bigram_buckets=8, bigram_dim=4, value_embedding_dim=4)
 SMALL = dataclasses.replace(SMALL, rope_dims=4)
-CONFIG = dataclasses.replace(Config(name="small"), model=SMALL)
+CONFIG = dataclasses.replace(RECIPE, name="small", model=SMALL)
 LOG = """\
 step:0/20 val_loss:6.9000 val_bpb:4.1000 train_time:0ms step_avg:0.01ms
 step:1/20 train_loss:6.9321 train_time:130ms step_avg:130.00ms

@@ -74,7 +74,7 @@ def test_a_run_that_could_not_be_quantized_counts_as_one_that_diverged():
 
 def test_values_are_shown_as_they_are(capsys):
     """A value such as [/x], after all the training, is no markup that is closed without having been opened."""
-    run = SweepRun(Config(), {"data.dir": "[/x]", "data.tokenizer": ":smile:[red]"})
+    run = SweepRun(RECIPE, {"data.dir": "[/x]", "data.tokenizer": ":smile:[red]"})
     table_console().print(results_table(summarize([dataclasses.replace(RESULTS[0], run=run)]), 120))
     shown = capsys.readouterr().out
     assert "[/x]" in shown and ":smile:[red]" in shown
