@@ -73,7 +73,14 @@ def evaluate(
     own_tokenizer = tokenizer_of(loaded, tokenizer, missing)
     paths = list(tokens) or find_shards(_data_of(loaded, missing).dir, "val")
     text = read_text(paths, own_tokenizer, max_tokens + 1 if max_tokens else 0)
-    seq_len = seq_len or loaded.config.train.seq_len
+    trained = loaded.config.train.seq_len
+    seq_len = seq_len or trained
+    longest = max(len(text.tokens) - 1, trained)
+    if seq_len > longest:
+        raise JgolfError(
+            f"--seq-len {seq_len}: expected at most {longest}, the tokens that there are to score or the length that "
+            "the model was trained with"
+        )
     how = {"batch_tokens": batch_tokens, "progress": progress_bar("scoring")}
     what = loaded.config.model, loaded.params, text, seq_len
     if reference_windows:

@@ -61,7 +61,7 @@ def train(
             return Loop(run, signals).run()
         train, first = run.config.train, run.first_step
         run.log.attach(*open_writers(writers, run_dir, run.config, first))
-        displays = live_display(train.steps, train.time_cap_s, run.source.tokens_per_step, first)
+        displays = live_display(train.steps, train.time_cap_s, run.source.tokens_per_step, first, run.log.last_bpb)
         run.log.attach(*displays)
         return Loop(run, signals, displays[0].validation if displays else progress_bar("validation")).run()
 
