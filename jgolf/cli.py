@@ -7,14 +7,16 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jgolf import __version__
 from jgolf.bench import cli as bench_cli
 from jgolf.data import cli as data_cli
+from jgolf.encoding import show_any_text
 from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
 from jgolf.output import outlives_its_readers
+from jgolf.progress import plain_console
 
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
@@ -36,6 +38,8 @@ GROUPS = {"data": data_cli, "bench": bench_cli}
 """Verbs with verbs of their own."""
 
 
+LONGEST_ERROR_LINE = 2000
+"""Characters of one line of an error that are shown."""
 TAKE_CONFIG = ("train", "sweep", "doctor")
 """Verbs whose first argument may be a config's name."""
 
@@ -43,13 +47,14 @@ TAKE_CONFIG = ("train", "sweep", "doctor")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; see `jgolf.errors` for what the codes mean."""
     with outlives_its_readers():
+        show_any_text()
         try:
             exit_code = _run(argv)
             sys.stdout.flush()
             return exit_code
         except OSError as error:  # of a file that no one expected to fail, standard output for one
             name = f"{error.filename}: " if error.filename is not None else ""
-            print(f"error: {name}{error.strerror or error}", file=sys.stderr)
+            print(f"error: {_shortened(f'{name}{error.strerror or error}')}", file=sys.stderr)
             return EXIT_BAD_INPUT
 
 
@@ -92,7 +97,7 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
             result = parse(prog, argv) if parse else tyro.cli(function, prog=prog, args=argv)
         return EXIT_OK if result is None else int(result)
     except JgolfError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_shortened(str(error))}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
         if not _is_out_of_memory(error):
@@ -104,6 +109,13 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _shortened(error: str) -> str:
+    """The error's lines without the middle of long ones: names and values in it may be as long as files."""
+    half = LONGEST_ERROR_LINE // 2
+    lines = error.split("\n")
+    return "\n".join(line if len(line) <= 2 * half else f"{line[:half]} … {line[-half:]}" for line in lines)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -145,9 +157,14 @@ def _unknown(prog: str, verb: str, known: dict) -> int:
 def _print_verbs(prog: str, verbs: dict[str, str]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2))
     for verb, text in verbs.items():
-        table.add_row(f"[bold]{verb}[/bold]", text)
-    console = Console()
+        table.add_row(Text(verb, style="bold"), text)
+    console = plain_console()
     console.print(f"usage: {prog} VERB …   ({prog} VERB --help tells more)\n", highlight=False)
     console.print(table)
     if prog == "jgolf":
-        console.print("\n[bold]--print-completion[/bold] bash|zsh|fish prints a script for completion by Tab")
+        console.print(
+            "\n",
+            Text("--print-completion", style="bold"),
+            " bash|zsh|fish prints a script for completion by Tab",
+            sep="",
+        )

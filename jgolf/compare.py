@@ -14,13 +14,12 @@ import tyro
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
 from jgolf.options import PathText
-from jgolf.progress import counted
+from jgolf.progress import counted, plain_console
 from jgolf.report.history import History, read_history
 
 MOST_FURTHER_SEEDS = 1000
@@ -186,7 +185,7 @@ def compare(argv: list[str], prog: str = "jgolf compare") -> int:
     a, b = (Sample(tuple(run.scores[name].val_loss for run in side)) for side in sides)
     test = welch_test(a, b, options.margin)
     is_record = test.difference >= options.margin and test.p_value < options.significance
-    console = Console()
+    console = plain_console()
     console.print(_table(sides, name, a, b))
     console.print(_verdict(test, options, is_record), highlight=False)
     if not is_record:
@@ -254,11 +253,11 @@ def _check_same_text(runs: Sequence[History], name: str) -> None:
     """Nats a token compare only on the same tokens: as many, where that is known, and of as many bytes each."""
     texts: dict[tuple[int, int], str] = {}
     for run in runs:
-        if name != "validation" and "bytes" in run.result:
+        if name != "validation" and {"tokens", "bytes"} <= run.result.keys():
             tokens = run.result["tokens"]
             texts.setdefault((tokens, run.result["bytes"]), f"{run.path}: {tokens:,} tokens")
     ratios = [(run.scores[name].val_loss / math.log(2) / run.scores[name].val_bpb, run.path) for run in runs]
-    known = sorted((ratio, str(path)) for ratio, path in ratios if math.isfinite(ratio))
+    known = sorted((ratio, str(path)) for ratio, path in ratios if math.isfinite(ratio) and ratio > 0)
     different = list(texts.values()) if len(texts) > 1 else []
     if known and known[-1][0] > (1 + SAME_TEXT) * known[0][0]:
         different += [f"{path}: {ratio:.4f} bytes a token" for ratio, path in (known[0], known[-1])]
@@ -278,22 +277,23 @@ def _table(sides: Sequence[Sequence[History]], name: str, a: Sample, b: Sample) 
     for side, runs, sample in zip("AB", sides, (a, b), strict=True):
         for run in runs:
             score = run.scores[name]
-            table.add_row(side, escape(str(run.path)), f"{score.val_loss:.5f}", "", f"{score.val_bpb:.5f}")
+            table.add_row(side, str(run.path), f"{score.val_loss:.5f}", "", f"{score.val_bpb:.5f}")
         mean_bpb = float(np.mean([run.scores[name].val_bpb for run in runs]))
         row = (f"mean of {len(runs)}", f"{sample.mean:.5f}", f"{sample.deviation:.5f}", f"{mean_bpb:.5f}")
         table.add_row(side, *row, style="bold", end_section=True)
     return table
 
 
-def _verdict(test: Welch, options: CompareOptions, is_record: bool) -> str:
+def _verdict(test: Welch, options: CompareOptions, is_record: bool) -> Text:
     direction = "lower" if test.difference > 0 else "higher"
-    return (
+    found = (
         f"A is {abs(test.difference):.5f} nats {direction} than B; asked for: {options.margin:g} lower at "
         f"p < {options.significance:g}\n"
         f"Welch's t = {test.statistic:.3f} with {test.degrees_of_freedom:.2f} degrees of freedom, one-sided "
         f"p = {test.p_value:.2g}\n"
-        + ("[bold green]a record[/bold green]" if is_record else "[bold red]not a record[/bold red]")
     )
+    verdict = ("a record", "bold green") if is_record else ("not a record", "bold red")
+    return Text.assemble(found, verdict)
 
 
 def _advice(a: Sample, b: Sample, options: CompareOptions) -> str:

@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from jgolf import config as configs
 from jgolf.config import Config
@@ -36,7 +35,7 @@ from jgolf.model import functional
 from jgolf.model.functional import parameter_shapes
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name, causal_attention, kernel_for
-from jgolf.progress import counted
+from jgolf.progress import counted, plain_console
 from jgolf.train.cli import TrainOptions, read_command
 from jgolf.train.mesh import device_batch_order
 from jgolf.train.run import check_run_dir
@@ -86,7 +85,7 @@ def doctor(argv: list[str], prog: str = "jgolf doctor") -> int:
     for option in ("coordinator", "num_processes", "process_id"):
         if getattr(options, option) is not None:
             raise JgolfError(f"--{option.replace('_', '-')}: the doctor checks this machine by itself; leave this out")
-    console = Console()
+    console = plain_console()
     table = Table(box=box.SIMPLE, title=f"jgolf doctor for {options.config.name}")
     for column in ("check", "verdict"):
         table.add_column(column, no_wrap=True)
@@ -95,7 +94,7 @@ def doctor(argv: list[str], prog: str = "jgolf doctor") -> int:
     for check in run_checks(options, run_dir):
         missing += check.verdict == "missing"
         advice = f"\n→ {check.advice}" if check.advice else ""
-        table.add_row(check.name, f"[{STYLES[check.verdict]}]{check.verdict}[/]", escape(check.found + advice))
+        table.add_row(check.name, Text(check.verdict, style=STYLES[check.verdict]), check.found + advice)
     console.print(table)
     named = [] if configs.leading_name(argv)[0] or options.resume else [DEFAULT_CONFIG]
     command = shlex.join(["python", "train.py", *named, *argv])

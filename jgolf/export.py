@@ -15,7 +15,6 @@ from typing import Any, get_args
 import jax
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from jgolf import compiling, files
@@ -31,7 +30,7 @@ from jgolf.evaluate.score import bits_per_byte, rows, scoring_model
 from jgolf.evaluate.validation import Validation
 from jgolf.export_cli import ExportOptions
 from jgolf.lock import locked
-from jgolf.progress import activity, progress_bar
+from jgolf.progress import activity, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.export import quantize
@@ -61,7 +60,7 @@ def export_and_tell(config: Config, options: ExportOptions) -> int:
             raise
         finally:
             (options.run_dir / UNSCORED_FILE).unlink(missing_ok=True)
-    console = Console()
+    console = plain_console()
     console.print(size.size_table(report))
     if options.compare_averages:
         console.print(_averages_table(result["averages"]))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jgolf.errors import JgolfError
+from jgolf.reading import read_json
 
 _STAGING = ".replacing-"
 _JOURNAL = "complete.json"
@@ -161,10 +162,10 @@ def settle(folder: str | Path) -> bool:
 
 def _read_journal(path: Path) -> dict[str, list[str]]:
     try:
-        journal = json.loads(path.read_text(encoding="utf-8"))
+        journal = read_json(path)
         if all(Path(name).name == name for names in (journal["files"], journal["gone"]) for name in names):
             return journal
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         pass
     raise JgolfError(
         f"{path}: not a list of files to be moved into {path.parents[1]}, or damaged: remove {path.parent}, and make "

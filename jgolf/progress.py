@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
-    track,
 )
 
 LINE_EVERY_S = 10.0
@@ -27,9 +27,27 @@ FILE_COLUMNS = 120
 """Width of tables where there is no terminal."""
 
 
+def plain_console(stderr: bool = False, width: int | None = None) -> Console:
+    """A console that shows text as it is: names of files, runs and settings may look like rich's markup or emoji.
+
+    What is to stand out is a `rich.text.Text`, or has its style as an argument.
+    """
+    return Console(stderr=stderr, width=width, markup=False, emoji=False)
+
+
 def table_console() -> Console:
     """A console for tables on stdout: as wide as the terminal, or as FILE_COLUMNS."""
-    return Console(width=None if sys.stdout.isatty() else FILE_COLUMNS)
+    return plain_console(width=None if sys.stdout.isatty() else FILE_COLUMNS)
+
+
+def text_column(text: str) -> TextColumn:
+    """A column of a bar with this text, which is shown as it is; it may name the task's fields in braces."""
+    return TextColumn(text, markup=False)
+
+
+def progress_of(console: Console, *columns: ProgressColumn, disable: bool = False) -> Progress:
+    """A bar with a task's description and these columns, which leaves nothing behind."""
+    return Progress(text_column("{task.description}"), *columns, console=console, transient=True, disable=disable)
 
 
 def counted(count: int, noun: str) -> str:
@@ -39,11 +57,12 @@ def counted(count: int, noun: str) -> str:
 
 def progress_bar(description: str) -> Callable[[Iterable, int], Iterator]:
     """A function that passes on an iterable of so many steps and shows how far it has come."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
 
     def show(steps: Iterable, total: int) -> Iterator:
         if console.is_terminal:
-            yield from track(steps, description, total, console=console, transient=True)
+            with progress_of(console, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()) as progress:
+                yield from progress.track(steps, total, description=description)
             return
         lines = _Lines(description, total)
         for done, step in enumerate(steps, start=1):
@@ -56,7 +75,7 @@ def progress_bar(description: str) -> Callable[[Iterable, int], Iterator]:
 @contextlib.contextmanager
 def byte_progress(description: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     """Yields a function that moves on by a number of bytes, and shows how far that has come."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     if not console.is_terminal:
         lines, done = _Lines(description, total_bytes, " bytes"), 0
 
@@ -67,14 +86,8 @@ def byte_progress(description: str, total_bytes: int) -> Iterator[Callable[[int]
 
         yield advance
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with progress_of(console, *columns) as progress:
         task = progress.add_task(description, total=total_bytes)
         yield lambda num_bytes: progress.advance(task, num_bytes)
 
@@ -82,15 +95,14 @@ def byte_progress(description: str, total_bytes: int) -> Iterator[Callable[[int]
 @contextlib.contextmanager
 def activity(description: str) -> Iterator[Callable[[str], None]]:
     """Shows that something whose length nobody knows goes on; yields a function that says how far it is."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     if not console.is_terminal:
         print(description, file=sys.stderr, flush=True)
         yield lambda text: print(f"{description}: {text}", file=sys.stderr, flush=True)
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(escape(description), total=None)
-        yield lambda text: progress.update(task, description=escape(f"{description}: {text}"))
+    with progress_of(console, SpinnerColumn(), TimeElapsedColumn()) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda text: progress.update(task, description=f"{description}: {text}")
 
 
 class _Lines:

@@ -130,6 +130,13 @@ def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir, tmp_pa
     assert before["val_bpb"] == pytest.approx(result["pre_quantization_val_bpb"], rel=1e-6)
 
 
+def test_a_window_longer_than_the_text_is_refused(run_dir, exported):
+    words = ("--stride", "1", "--seq-len", "1000000000", "--max-tokens", MAX_TOKENS)
+    done = run_here("-m", "jgolf", "evaluate", run_dir / "artifact" / "model.jgolf", *words, check=False)
+    assert done.returncode == 2
+    assert f"--seq-len 1000000000: expected at most {MAX_TOKENS}, the tokens that there are to score" in done.stderr
+
+
 @pytest.mark.parametrize("option", ["--max-tokens", "--limit-bytes", "--budget", "--calibration-tokens"])
 def test_an_export_that_makes_no_sense_leaves_the_earlier_one(run_dir, exported, option):
     before = (run_dir / "artifact" / "result.json").read_bytes()

@@ -12,7 +12,7 @@ import pytest
 
 from jgolf import config as configs
 from jgolf.errors import JgolfError
-from jgolf.export import export
+from jgolf.export_cli import export
 from jgolf.lock import locked
 from jgolf.sweep.cli import sweep
 

@@ -1,8 +1,11 @@
 """Progress as a person sees it: a bar on a terminal, lines elsewhere."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from jgolf import progress
 
@@ -39,6 +42,34 @@ def test_activity_says_what_it_is_doing(capsys):
     with progress.activity("choosing [steps]") as tell:
         tell("trial 2")
     assert capsys.readouterr().err == "choosing [steps]\nchoosing [steps]: trial 2\n"
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[red]a[/red]", ":smile:", "a[b]"])
+def test_names_are_no_markup(name, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert list(progress.progress_bar(name)(range(2), 2)) == [0, 1]
+    assert name in capsys.readouterr().err
+    with progress.byte_progress(name, 10) as advance:
+        advance(5)
+    assert name in capsys.readouterr().err
+    with progress.activity(name) as tell:
+        tell(name)
+    assert name in capsys.readouterr().err
+    table = Table(title=name)
+    table.add_column(name)
+    table.add_row(name)
+    for console in (progress.plain_console(), progress.table_console()):
+        console.print(table)
+        console.print(name)
+        assert re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).count(name) == 4
+
+
+def test_every_console_is_a_plain_one():
+    """A console of rich's own would take names for markup."""
+    package = Path(progress.__file__).parent
+    made = [path.name for path in package.rglob("*.py") for _ in re.findall(r"\bConsole\(", path.read_text())]
+    assert made == ["progress.py"]
+    assert not [path for path in package.rglob("*.py") if "TextColumn(" in path.read_text() and path.name not in made]
 
 
 def test_a_terminal_shows_a_bar_and_leaves_nothing(monkeypatch, capsys):

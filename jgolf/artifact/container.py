@@ -26,6 +26,7 @@ from jgolf.artifact.layout import TensorSpec, decode, encode
 from jgolf.config import STORAGE_FORMS
 from jgolf.errors import ArtifactError
 from jgolf.quantize.stored import FLOAT_TYPES, StoredTensor
+from jgolf.reading import Unreadable, excerpt, parse_json
 
 MAGIC = b"JGLF"
 VERSION = 1
@@ -125,13 +126,13 @@ def _checksum(body: bytes | memoryview) -> bytes:
 
 def _parse_header(text: bytes, source: str) -> tuple[str, dict[str, Any], list[TensorSpec]]:
     try:
-        header = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{source}: the header is not JSON: {error}") from None
+        header = parse_json(text)
+    except Unreadable as error:
+        raise ArtifactError(f"{source}: the header is damaged: {error}") from None
     if not isinstance(header, dict) or set(header) != {"codec", "metadata", "tensors"}:
         raise ArtifactError(f"{source}: the header needs the entries codec, metadata and tensors, and no others")
     if header["codec"] not in list(CODECS):
-        raise ArtifactError(f"{source}: codec {header['codec']!r:.80}, expected one of {', '.join(CODECS)}")
+        raise ArtifactError(f"{source}: codec {excerpt(header['codec'])}, expected one of {', '.join(CODECS)}")
     for name, kind in (("metadata", dict), ("tensors", list)):
         if not isinstance(header[name], kind):
             raise ArtifactError(f"{source}: the header's {name} is a {type(header[name]).__name__}")
@@ -161,10 +162,6 @@ def _spec(entry: Any, source: str) -> TensorSpec:
             if plausible and len(shape) <= 3 and (len(shape) == 2 or form in FLOAT_TYPES):
                 return TensorSpec(path, form, tuple(shape))
     raise ArtifactError(
-        f"{source}: tensor {entry!r:.120} is none of ours: expected a path, one of {', '.join(STORAGE_FORMS)}, "
+        f"{source}: tensor {excerpt(entry, 120)} is none of ours: expected a path, one of {', '.join(STORAGE_FORMS)}, "
         "and a shape of up to three sizes (two for integers)"
     )
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")

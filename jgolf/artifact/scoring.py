@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from jgolf.errors import ArtifactError, ConfigError, JgolfError
 from jgolf.evaluate.score import rows, score, sliding
 from jgolf.model.functional import parameter_shapes
 from jgolf.quantize.stored import StoredTensor, dequantize
+from jgolf.reading import excerpt
 
 LARGEST_SIZE = 1 << 20  # of a model's settings
+MOST_NAMED = 20  # parameters in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +94,11 @@ def _check_plausible(artifact: Artifact) -> None:
     for name, kind in (("name", str), ("seq_len", int), ("tokenizer_fingerprint", str | None)):
         value = getattr(artifact, name)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r:.80}")
+            raise ValueError(f"{name} is {excerpt(value)}")
     sizes = {"seq_len": artifact.seq_len, **dataclasses.asdict(artifact.model)}
     for name, size in sizes.items():
         if isinstance(size, int) and not 0 <= size <= LARGEST_SIZE:
-            raise ValueError(f"{name} is {size!r:.80}, expected at most {LARGEST_SIZE}")
+            raise ValueError(f"{name} is {excerpt(size)}, expected at most {LARGEST_SIZE}")
     validate(Config(model=artifact.model))
     if artifact.seq_len < 1 or artifact.model.num_layers > len(artifact.stored):
         raise ValueError(
@@ -104,12 +107,14 @@ def _check_plausible(artifact: Artifact) -> None:
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], model: ModelConfig, source: str) -> None:
-    """Raises ArtifactError, naming every parameter that is missing, extra or misshapen for `model`."""
+    """Raises ArtifactError, naming the parameters that are missing, extra or misshapen for `model`."""
     expected = parameter_shapes(model)
     wrong = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
     if wrong:
         rows = (f"  {path}: found {found.get(path, 'none')}, expected {expected.get(path, 'none')}" for path in wrong)
-        raise ArtifactError(f"{source}: the parameters do not fit the model:\n" + "\n".join(rows))
+        more = [f"  and {len(wrong) - MOST_NAMED} more"] if len(wrong) > MOST_NAMED else []
+        listed = "\n".join([*itertools.islice(rows, MOST_NAMED), *more])
+        raise ArtifactError(f"{source}: the parameters do not fit the model:\n{listed}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import tyro
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from rich.console import Console
 from rich.table import Table
 
 from jgolf import config as configs
@@ -22,6 +21,7 @@ from jgolf.config import Config
 from jgolf.data.batches import Batch
 from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
+from jgolf.progress import plain_console
 from jgolf.rules import rule_of
 from jgolf.train.checkpoint import abstract_state
 from jgolf.train.mesh import AXIS, device_batch_order, lower_step, make_mesh, replicated
@@ -147,4 +147,4 @@ def show(found: Communication) -> None:
     row("", "gradients", "f32", "", found.gradient_bytes)
     row("", "Muon's updates", "", "", found.muon_bytes)
     row("", "allowed: 1.5 × gradients + Muon's updates", "", "", found.allowed_bytes)
-    Console().print(table)
+    plain_console().print(table)

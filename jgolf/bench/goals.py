@@ -10,7 +10,6 @@ from typing import Annotated
 
 import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from jgolf import files
@@ -20,6 +19,7 @@ from jgolf.bench.report import Figure, Report, command_line, number
 from jgolf.bench.running import RunningStep, bench_config, prepare_reference
 from jgolf.bench.start import CACHED, COLD, measure_start
 from jgolf.bench.step import GRADIENTS, PEAK_MEMORY, WHOLE_STEP, WHOLE_UPDATE, WITH_QAT, measure_step
+from jgolf.progress import plain_console
 
 WINDOWS = 32
 STRIDE = 64
@@ -103,7 +103,7 @@ def bench_all(
     if markdown:
         print(markdown_table(rows, title, command))
     else:
-        Console().print(_rich_table(rows, title))
+        plain_console().print(_rich_table(rows, title))
         print(command)
 
 

@@ -109,7 +109,7 @@ def publish(report: Report, json: bool) -> None:
         for table in _kernel_tables(report.profile):
             console.print(table)
     for note in report.notes:
-        console.print(note, markup=False)
+        console.print(note)
     console.print(f"{report.device}, JAX {report.jax_version}, {report.date}: {report.command}", soft_wrap=True)
 
 

@@ -44,8 +44,8 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
     rotated = model.rope_dims or model.head_dim
     if rotated % 2 or rotated > model.head_dim:
         yield "model.rope_dims", f"an even number up to the head width {model.head_dim}, or 0 for all of an even width"
-    if model.mlp_dim < 1:
-        yield "model.mlp_multiple", "a hidden width of at least 1"
+    if not 1 <= model.mlp_multiple * model.model_dim < LARGEST_INTEGER:  # before it is made an integer
+        yield "model.mlp_multiple", f"a hidden width from 1 to below {LARGEST_INTEGER:,}"
     for name in LAYER_SETTINGS:
         value = counted_from_0(getattr(model, name), model.num_layers)
         layers = value if isinstance(value, tuple) else (value,)

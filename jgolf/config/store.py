@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import numbers
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,11 @@ from jgolf import files
 from jgolf.config import versions
 from jgolf.config.settings import Config, DataConfig
 from jgolf.errors import ConfigError
+from jgolf.reading import excerpt
+from jgolf.reading import read_json as read_json_value
+
+MOST_NAMED = 5
+"""Unknown settings that an error names."""
 
 
 def config_folder() -> Path:
@@ -102,10 +108,10 @@ def read_json(path: str | Path) -> Config:
       ConfigError: the file cannot be read, or holds no config.
     """
     try:
-        return from_written(json.loads(Path(path).read_text(encoding="utf-8")))
+        return from_written(read_json_value(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError, ConfigError) as error:
+    except (ValueError, ConfigError) as error:
         raise ConfigError(
             f"{path}: not a jgolf config, or damaged: {error}; expected the config.json of a run's folder"
         ) from None
@@ -137,16 +143,28 @@ def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
     """The inverse of `to_dict`; unknown names and wrong types raise ConfigError."""
     if not isinstance(values, dict):
         raise ConfigError(f"expected an object of settings, found a {type(values).__name__}")
-    options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
+    options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _as_float})
     try:
         return dacite.from_dict(kind, values, options)
     except dacite.UnexpectedDataError as error:
         known = [item.name for item in dataclasses.fields(kind)] + [name.rpartition(".")[2] for name in leaves(kind())]
-        near = [match for key in error.keys for match in difflib.get_close_matches(key, known, n=1)]
+        names = sorted(error.keys)[:MOST_NAMED]
+        near = [match for key in names for match in difflib.get_close_matches(key, known, n=1)]
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ConfigError(f"no setting is called {', '.join(sorted(error.keys))}{hint}") from None
-    except (dacite.DaciteError, TypeError, ValueError) as error:
-        raise ConfigError(str(error)) from None
+        listed = ", ".join(f"{name:.80}" for name in names) + (" …" if len(error.keys) > len(names) else "")
+        raise ConfigError(f"no setting is called {listed}{hint}") from None
+    except dacite.WrongTypeError as error:
+        kind = error.field_type.__name__ if isinstance(error.field_type, type) else str(error.field_type)
+        raise ConfigError(
+            f"{error.field_path} is {excerpt(error.value)}: expected {kind.removeprefix('typing.')}"
+        ) from None
+    except (dacite.DaciteError, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{error!s:.500}") from None
+
+
+def _as_float(value: Any) -> Any:
+    """Any real number as a float; what is none stays what it is, and is refused by its setting's name."""
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
 
 
 def leaves(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from jgolf.errors import ConfigError
+from jgolf.reading import excerpt
 
 VERSION = 1
 KEY = "version"
@@ -123,7 +124,7 @@ def complete(values: dict[str, Any], version: Any, part: str = "") -> dict[str, 
       ConfigError: the version is none that this jgolf can read.
     """
     if type(version) is not int or not 0 <= version <= VERSION:
-        raise ConfigError(f"its version is {version!r:.80}, expected at most {VERSION}: use the jgolf that wrote it")
+        raise ConfigError(f"its version is {excerpt(version)}, expected at most {VERSION}: use the jgolf that wrote it")
     if version:
         return values
     filled = _filled(values, UNVERSIONED[part] if part else UNVERSIONED)

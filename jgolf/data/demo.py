@@ -22,6 +22,7 @@ from jgolf.data.documents import read_documents
 from jgolf.data.pack import pack_documents
 from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.errors import DataError, JgolfError
+from jgolf.reading import read_json
 
 DEMO_FOLDER = Path("data/demo")
 """The demo's own folder: runs that ask for the demo build it there, and nowhere else."""
@@ -141,7 +142,7 @@ def validation_text(demo_dir: str | Path) -> bytes:
 
 
 def _manifest(folder: Path) -> dict:
-    return json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    return read_json(folder / _MANIFEST)
 
 
 def _what_is_not_the_demo(folder: Path) -> str | None:
@@ -157,7 +158,7 @@ def _what_is_not_the_demo(folder: Path) -> str | None:
                 return f"{name} is not as it was built"
     except OSError:
         return f"there is no {_MANIFEST}"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{_MANIFEST} is not the demo's, or damaged"
     return None
 

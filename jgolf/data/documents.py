@@ -6,7 +6,6 @@ plain text with one document a line. Either may be compressed: `.zst` or `.gz` a
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,10 +13,13 @@ from pathlib import Path
 import zstandard
 
 from jgolf.errors import DataError
+from jgolf.reading import BYTE_ORDER_MARK, Unreadable, excerpt, parse_json, split_lines, text_of
 
 _READ_BYTES = 1 << 16
+_FED_BYTES = 1 << 12  # to a decompressor at once: zstd makes at most 2^15 times as much of them
 _ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` writes
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_EXCERPT_CHARS = 60
 
 
 def check_files(paths: Sequence[str | Path]) -> None:
@@ -45,16 +47,16 @@ def read_documents(
 
 
 def read_lines(path: str | Path, advance: Callable[[int], None]) -> Iterator[bytes]:
-    """The lines of a file, decompressed, without their line feeds."""
-    parts: list[bytes] = []
-    for chunk in _decompressed(Path(path), advance):
-        first, *rest = chunk.split(b"\n")
-        parts.append(first)
-        for line in rest:
-            yield b"".join(parts)
-            parts = [line]
-    if any(parts):
-        yield b"".join(parts)
+    """The lines of a file, decompressed, without their line feeds.
+
+    Raises:
+      DataError: the file cannot be read or decompressed, or a line is longer than any document should be.
+    """
+    try:
+        for line in split_lines(_decompressed(Path(path), advance)):
+            yield line.content
+    except Unreadable as error:
+        raise DataError(f"{path}: {error}: split it into documents, one a line") from None
 
 
 def parse_document(line: bytes, path: str | Path, number: int) -> str | None:
@@ -65,24 +67,29 @@ def parse_document(line: bytes, path: str | Path, number: int) -> str | None:
     """
     path = Path(path)
     line = line.removesuffix(b"\r")
+    if number == 1:
+        line = line.removeprefix(BYTE_ORDER_MARK)  # some editors begin every file with one
     if not line.strip():
         return None
+    suffix = _format_suffix(path)
     try:
-        text = line.decode()
-        if _format_suffix(path) not in _JSON_SUFFIXES:
+        text = text_of(line)
+        if suffix not in _JSON_SUFFIXES:
             return text
-        document = json.loads(text)
-        text = document["text"] if isinstance(document, dict) and "text" in document else None
-        if not isinstance(text, str):
-            raise DataError(f'{path}:{number}: expected a JSON object with a string "text", found {document!s:.60}')
-        text.encode()  # JSON can spell half a surrogate pair, which is no text
-    except UnicodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 text: {error}") from None
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text)
+    except Unreadable as error:
+        hint = f'; a line of a {suffix} file is {{"text": …}}' if suffix in _JSON_SUFFIXES else ""
+        plain = ", and plain text with one document a line goes into a .txt file" if hint else ""
+        raise DataError(f"{path}:{number}: {error}{hint}{plain}") from None
+    text = document.get("text") if isinstance(document, dict) else None
+    if not isinstance(text, str):
         raise DataError(
-            f'{path}:{number}: not JSON ({error}); a line of a {_format_suffix(path)} file is {{"text": …}}, '
-            "and plain text with one document a line goes into a .txt file"
-        ) from None
+            f'{path}:{number}: expected a JSON object with a string "text", found {excerpt(document, _EXCERPT_CHARS)}'
+        )
+    try:
+        text.encode()  # JSON can spell half a surrogate pair, which is no text
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}:{number}: not UTF-8 text: {excerpt(text[error.start], 8)}") from None
     return text
 
 
@@ -114,14 +121,21 @@ def _frames(path: Path, chunks: Iterable[bytes], make_decompressor: Callable) ->
     decompressor = None
     try:
         for chunk in chunks:
-            while chunk:
-                decompressor = decompressor or make_decompressor()
-                yield decompressor.decompress(chunk)
-                chunk = b""
-                if decompressor.eof:
-                    chunk = decompressor.unused_data
-                    decompressor = None
+            for first in range(0, len(chunk), _FED_BYTES):
+                fed = chunk[first : first + _FED_BYTES]
+                while fed:
+                    decompressor = decompressor or make_decompressor()
+                    yield from _pieces(decompressor.decompress(fed))
+                    fed = b""
+                    if decompressor.eof:
+                        fed = decompressor.unused_data
+                        decompressor = None
     except (zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{path}: not a {path.suffix} file, or damaged: {error}") from None
     if decompressor is not None:
         raise DataError(f"{path}: the file is cut off in the middle of its compressed data; copy it again")
+
+
+def _pieces(content: bytes) -> Iterator[bytes]:
+    """`content` in pieces as small as those of a plain file, so that cutting it into lines takes no more memory."""
+    return (content[first : first + _READ_BYTES] for first in range(0, len(content), _READ_BYTES))

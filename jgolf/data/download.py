@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from jgolf.data.text import sidecar_bytes
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer, published_name
 from jgolf.errors import DataError, JgolfError, MissingExtraError
 from jgolf.progress import activity, progress_bar
+from jgolf.reading import parse_json
 
 CHALLENGE = "willdepueoai/parameter-golf"
 HOMES = {
@@ -170,8 +170,8 @@ def _description(hub: Any, repo: str, published: list[RemoteFile], variant: str)
         path = Path(_asked(repo, lambda: hub.hf_hub_download(repo, manifest.remote_path, **arguments)))
         content = path.read_bytes()
     try:
-        return _described(json.loads(content), variant)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return _described(parse_json(content), variant)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{repo}: its {manifest.remote_path} cannot be understood: {error!r:.200}") from None
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +13,7 @@ from jgolf.data.shards import MAGIC, VERSION, open_shard, refuse_sidecar, shards
 from jgolf.data.text import sidecar_bytes, table_bytes
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import DataError
+from jgolf.progress import plain_console
 
 _BOS_ID = 1  # in the challenge's tokenizers; used where there is no tokenizer to ask
 
@@ -41,7 +41,7 @@ def inspect(
     if excerpt_tokens < 0:
         raise DataError(f"--excerpt-tokens {excerpt_tokens}: expected 0 or more")
     loaded = _tokenizer(shards[0].parent, tokenizer)
-    console = Console()
+    console = plain_console()
     for path in shards:
         refuse_sidecar(path)
         tokens = open_shard(path, loaded.vocab_size if loaded else None)

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from jgolf.progress import byte_progress, counted
 
 Split = Literal["train", "val"]
 _TASK_BYTES = 1 << 20  # text handed to a process at a time
+_LONG_LINE_BYTES = 1 << 22  # takes seconds
 _MOST_COUNTED = 65_535  # a sidecar's numbers have 16 bits
 
 
@@ -62,7 +64,8 @@ def pack(
     """Pack documents into token shards.
 
     Args:
-      documents: Text files: .jsonl, with {"text": …} a line, or .txt, with one document a line; also as .zst or .gz.
+      documents: Text files: .jsonl, with {"text": …} a line, or .txt, with one document a line, of at most 16 MB;
+        also as .zst or .gz.
       tokenizer: Its file, a SentencePiece model, over CaseOps or plain, or the JSON of one of bytes.
       out: Folder for the shards; the tokenizer is copied there too.
       split: What the documents are for.
@@ -159,6 +162,7 @@ class _Lines(NamedTuple):
     path: Path
     first_number: int
     lines: list[bytes]
+    file_bytes: int  # that were read for them
 
 
 class _Piece(NamedTuple):
@@ -177,17 +181,19 @@ class _Encoded(NamedTuple):
     text_bytes: int
 
 
-def _line_groups(paths: Sequence[str | Path], advance: Callable[[int], None]) -> Iterator[_Lines]:
+def _line_groups(paths: Sequence[str | Path]) -> Iterator[_Lines]:
     for path in map(Path, paths):
         first_number, lines, num_bytes = 1, [], 0
-        for line in read_lines(path, advance):
+        read: list[int] = []
+        for line in read_lines(path, read.append):
             lines.append(line)
-            num_bytes += len(line)
+            num_bytes += len(line) + 1  # empty lines take room, too
             if num_bytes >= _TASK_BYTES:
-                yield _Lines(path, first_number, lines)
+                yield _Lines(path, first_number, lines, sum(read))
                 first_number, lines, num_bytes = first_number + len(lines), [], 0
-        if lines:
-            yield _Lines(path, first_number, lines)
+                read.clear()
+        if lines or read:
+            yield _Lines(path, first_number, lines, sum(read))
 
 
 def _encode(tokenizer_path: Path, byte_counts: bool, group: _Lines) -> _Encoded:
@@ -227,17 +233,23 @@ def _tokenized(
     advance: Callable[[int], None],
     totals: _Totals,
 ) -> Iterator[_Piece]:
-    """The tokens of all documents in order, in pieces; a few more than `workers` groups are under way at a time."""
+    """The tokens of all documents in order, in pieces; a few more than `workers` groups are under way at a time.
+
+    `advance` is told of the bytes of a file once they are tokenized, which takes longer than reading them.
+    """
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
-    groups = _line_groups(paths, advance)
+    groups = _line_groups(paths)
     pending: deque = deque()
     try:
         while True:
             for group in itertools.islice(groups, 2 * workers + 1 - len(pending)):
-                pending.append(pool.submit(encode, group))
+                _tell_of_long_line(group)
+                pending.append((group.file_bytes, pool.submit(encode, group)))
             if not pending:
                 return
-            encoded = pending.popleft().result()
+            file_bytes, encoding = pending.popleft()
+            encoded = encoding.result()
+            advance(file_bytes)
             totals.documents += encoded.documents
             totals.tokens += len(encoded.piece.tokens)
             totals.text_bytes += encoded.text_bytes
@@ -246,6 +258,14 @@ def _tokenized(
         raise JgolfError("a tokenizing process was killed, probably for lack of memory; nothing was packed") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _tell_of_long_line(group: _Lines) -> None:
+    """A line is one document and one piece of work, during which no progress can be shown."""
+    size = max(map(len, group.lines), default=0)
+    if size >= _LONG_LINE_BYTES:
+        number = group.first_number + [len(line) for line in group.lines].index(size)
+        print(f"{group.path}:{number}: a document of {size / 1e6:.1f} MB, tokenized in one piece", file=sys.stderr)
 
 
 # --- shards ------------------------------------------------------------------------------------

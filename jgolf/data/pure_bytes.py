@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jgolf.errors import DataError
+from jgolf.reading import Unreadable, excerpt, parse_json
 
 MOST_BYTES = 1 << 16  # of such a file
 _TYPE = "pure_byte"
@@ -63,8 +64,8 @@ def byte_tokenizer_file() -> bytes:
 def described(data: bytes) -> dict[str, Any] | None:
     """What the contents of such a file say; None for those of any other file."""
     try:
-        found = json.loads(data) if len(data) <= MOST_BYTES else None
-    except (ValueError, RecursionError):
+        found = parse_json(data) if len(data) <= MOST_BYTES else None
+    except Unreadable:
         return None
     return found if isinstance(found, dict) and found.get("tokenizer_type") == _TYPE else None
 
@@ -82,8 +83,8 @@ def _config(path: Path, model_bytes: bytes) -> dict[str, int]:
     known = {name: config[name] for name in _CONFIG if name in config} if isinstance(config, dict) else None
     if known is None or not _makes_sense(**(_CONFIG | known)):
         raise DataError(
-            f"{path}: a byte tokenizer of {config!s:.200}: expected 256 bytes, and the ids of BOS and its like below "
-            "those of the bytes"
+            f"{path}: a byte tokenizer of {excerpt(config, 200)}: expected 256 bytes, and the ids of BOS and its like "
+            "below those of the bytes"
         )
     return known
 

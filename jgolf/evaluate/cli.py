@@ -16,7 +16,7 @@ from jgolf.data.shards import find_shards
 from jgolf.data.text import read_text
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, JgolfError
-from jgolf.evaluate.score import documents, reference_sliding_score, rows, score, sliding
+from jgolf.evaluate.score import documents, packed, reference_sliding_score, rows, score, sliding
 from jgolf.load import LoadedModel, load_model
 from jgolf.options import PathText
 from jgolf.progress import progress_bar
@@ -73,13 +73,20 @@ def evaluate(
     own_tokenizer = tokenizer_of(loaded, tokenizer, missing)
     paths = list(tokens) or find_shards(_data_of(loaded, missing).dir, "val")
     text = read_text(paths, own_tokenizer, max_tokens + 1 if max_tokens else 0)
-    seq_len = seq_len or loaded.config.train.seq_len
+    trained = loaded.config.train.seq_len
+    seq_len = seq_len or trained
+    longest = max(len(text.tokens) - 1, trained)
+    if seq_len > longest:
+        raise JgolfError(
+            f"--seq-len {seq_len}: expected at most {longest}, the tokens that there are to score or the length that "
+            "the model was trained with"
+        )
     how = {"batch_tokens": batch_tokens, "progress": progress_bar("scoring")}
     what = loaded.config.model, loaded.params, text, seq_len
     if reference_windows:
         found = reference_sliding_score(*what, stride, **how)
     elif within_documents:
-        found = score(documents, *what, stride or seq_len, **how)
+        found = score(documents, *what, stride, **how) if stride else score(packed, *what, **how)
     else:
         found = score(sliding, *what, stride, **how) if stride else score(rows, *what, **how)
     if json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jgolf.report.history import History
-from jgolf.report.plots import Plot, Theme, line
+from jgolf.report.plots import Plot, Theme, label_of, line
 from jgolf.report.sizes import ArtifactContents
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def _size_plot(contents: Sequence[Contents]) -> Plot:
             amounts = [by_kind[kind].packed_bytes / unit if kind in by_kind else 0.0 for kind in kinds]
             places = np.arange(len(kinds)) + (place - (len(contents) - 1) / 2) * height
             hatch = ("", "//", "..", "xx")[index % 4]
-            bars = axes.barh(places, amounts, 0.92 * height, color=line(theme, index)[0], hatch=hatch, label=run.legend)
+            bars = axes.barh(
+                places, amounts, 0.92 * height, color=line(theme, index)[0], hatch=hatch, label=label_of(run)
+            )
             labels = [f"{amount:.2f}" for amount in amounts]
             axes.bar_label(bars, labels, padding=3, fontsize=8.5 if len(contents) < 3 else 6.5)
         axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
@@ -73,7 +75,7 @@ def _level_plot(form: str, contents: Sequence[Contents]) -> Plot:
             color, style = line(theme, index)
             share = 100 * counts / counts.sum()
             axes.stairs(share, edges, color=color, alpha=0.3 if len(contents) == 1 else 0.12, fill=True)
-            axes.stairs(share, edges, color=color, linestyle=style, linewidth=1.3, label=run.legend)
+            axes.stairs(share, edges, color=color, linestyle=style, linewidth=1.3, label=label_of(run))
         axes.set_xlabel("level")
         axes.set_ylabel("percent of the levels")
 

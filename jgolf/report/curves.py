@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jgolf.report.history import History
-from jgolf.report.plots import Plot, Theme, line, placed
+from jgolf.report.plots import Plot, Theme, label_of, line, placed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,13 +45,13 @@ def _loss_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot |
             if _has(run.train, x, "train_loss"):
                 smooth = smoothed(run.train["train_loss"])
                 axes.plot(run.train[x], run.train["train_loss"], color=color, alpha=0.18, linewidth=0.7)
-                axes.plot(run.train[x], smooth, style, color=color, linewidth=1.4, label=run.legend)
+                axes.plot(run.train[x], smooth, style, color=color, linewidth=1.4, label=label_of(run))
                 late = smooth[run.train["step"] > SKIPPED_START * run.train["step"][-1]]
                 tops.append(np.nanmax(late, initial=-np.inf))
                 bottoms.append(np.nanmin(run.train["train_loss"], initial=np.inf))
             if _has(run.validation, x, "val_loss"):
                 losses = run.validation["val_loss"]
-                label = None if _has(run.train, x, "train_loss") else run.legend
+                label = None if _has(run.train, x, "train_loss") else label_of(run)
                 axes.plot(run.validation[x], losses, "o", color=color, markersize=4.5, label=label)
                 tops.append(_highest_later(losses))
                 bottoms.append(np.nanmin(losses, initial=np.inf))
@@ -74,7 +74,7 @@ def _bpb_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | 
             color, style = line(theme, index)
             later = slice(1 if len(run.validation["step"]) > 2 else 0, None)  # than the untrained model
             places, bpb = run.validation[x][later], run.validation["val_bpb"][later]
-            axes.plot(places, bpb, style, marker="o", markersize=4, color=color, label=run.legend)
+            axes.plot(places, bpb, style, marker="o", markersize=4, color=color, label=label_of(run))
         _finish(axes, x, "bits per byte")
 
     alt = f"{title}, on the validation split. " + "; ".join(_told(run, "val_bpb", "bits per byte") for _, run in shown)
@@ -93,7 +93,7 @@ def _multiplier_plot(runs: Sequence[History]) -> Plot | None:
         for index, run in shown:
             color, style = line(theme, index)
             steps, multiplier = run.train["step"], run.train["learning_rate_multiplier"]
-            axes.plot(steps, multiplier, style, color=color, label=run.legend)
+            axes.plot(steps, multiplier, style, color=color, label=label_of(run))
             for event, step in run.events.items():
                 height = float(np.interp(step, steps, multiplier))
                 left = event == "SWA"
@@ -127,7 +127,7 @@ def _grad_norm_plot(runs: Sequence[History]) -> Plot | None:
         for index, run in shown:
             color, style = line(theme, index)
             axes.plot(run.train["step"], run.train["grad_norm"], color=color, alpha=0.18, linewidth=0.7)
-            axes.plot(run.train["step"], smoothed(run.train["grad_norm"]), style, color=color, label=run.legend)
+            axes.plot(run.train["step"], smoothed(run.train["grad_norm"]), style, color=color, label=label_of(run))
         _logarithmic(axes)
         _finish(axes, "step", "global gradient norm")
 
@@ -147,7 +147,7 @@ def _step_time_plot(runs: Sequence[History]) -> Plot | None:
         for index, run, steps, ms in shown:
             color, style = line(theme, index)
             axes.plot(steps, ms, ".", color=color, alpha=0.25, markersize=2.5)
-            axes.plot(steps, smoothed(ms), style, color=color, label=run.legend)
+            axes.plot(steps, smoothed(ms), style, color=color, label=label_of(run))
         top = max(np.percentile(ms, 98) for *_, ms in shown)
         axes.set_ylim(0, 1.15 * top if top > 0 else None)
         _finish(axes, "step", "milliseconds a step")

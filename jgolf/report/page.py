@@ -73,7 +73,7 @@ class Section:
 def page(title: str, text: str, sections: Sequence[Section]) -> str:
     """The whole page."""
     anchors = [f'<a href="#{_anchor(section)}">{escape(section.title)}</a>' for section in sections]
-    return "\n".join(
+    text = "\n".join(
         [
             "<!doctype html>",
             '<html lang="en">',
@@ -95,6 +95,7 @@ def page(title: str, text: str, sections: Sequence[Section]) -> str:
             "",
         ]
     )
+    return text.encode(errors="replace").decode()  # paths among the settings may be no UTF-8
 
 
 def _section(section: Section) -> str:

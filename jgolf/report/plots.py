@@ -7,6 +7,7 @@ printer is needed.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,7 +68,8 @@ class Plot:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
-        with rc_context(_style(theme)):
+        with rc_context(_style(theme)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # of a name: it is shown as a box
             figure = Figure(figsize=FIGURE_INCHES, layout="constrained")
             self.draw(figure, theme)
             _legend(figure)
@@ -95,6 +97,11 @@ def line(theme: Theme, index: int) -> tuple[str, str]:
     return theme.lines[index % len(theme.lines)], LINE_STYLES[index % len(LINE_STYLES)]
 
 
+def label_of(run: History) -> str:
+    """What the legend calls the run; matplotlib leaves out what begins with an underscore."""
+    return f" {run.legend}" if run.legend.startswith("_") else run.legend
+
+
 def _style(theme: Theme) -> dict[str, object]:
     return {
         "figure.facecolor": theme.ground,
@@ -116,6 +123,7 @@ def _style(theme: Theme) -> dict[str, object]:
         "legend.fontsize": 8.5,
         "lines.linewidth": 1.4,
         "hatch.linewidth": 0.5,
+        "text.parse_math": False,  # a run's name may hold dollars
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from jgolf.config import Config
 from jgolf.config.parts import PARTS, Part
@@ -146,7 +147,7 @@ def worths_table(found: Sequence[Worth], parts: Sequence[Part] = PARTS) -> Table
             f"{name.rpartition('.')[2]}={spelled(value) or 'none'}" for name, value in off[one.technique].items()
         )
         size = "–" if math.isnan(one.artifact_bytes) else f"{one.artifact_bytes:+,.0f}"
-        name = f"{one.technique}\n[dim]{', '.join(settings)}[/dim]"
+        name = Text.assemble(f"{one.technique}\n", (", ".join(settings), "dim"))
         table.add_row(name, _shown(one.quantized), _shown(one.before), size)
     table.caption = f"± half the {CONFIDENCE:.0%} confidence interval of the differences, seed by seed"
     return table

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jgolf import config as configs
 from jgolf.config import Config
@@ -22,7 +22,7 @@ from jgolf.data.demo import build_missing_demo
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_OK, JgolfError
 from jgolf.lock import locked
-from jgolf.progress import counted, table_console
+from jgolf.progress import counted, progress_of, table_console, text_column
 from jgolf.run_dir import RESULTS_FILE
 from jgolf.sweep.ablation import make_ablation, worths, worths_table
 from jgolf.sweep.folder import CSV_FILE, SweepFolder
@@ -178,15 +178,14 @@ class _Shown:
 
     def __call__(self, metrics: Iterator[StepMetrics], steps: int, name: str) -> Iterator[StepMetrics]:
         columns = (
-            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
+            text_column("{task.fields[loss]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
         terminal = self._console.is_terminal
-        with Progress(*columns, console=self._console, transient=True, disable=not terminal) as progress:
+        with progress_of(self._console, *columns, disable=not terminal) as progress:
             task = progress.add_task(name, total=steps, loss="")
             for step, one in enumerate(metrics, start=1):
                 loss = np.asarray(one.loss)

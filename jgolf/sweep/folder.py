@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from jgolf import files
 from jgolf.config import Config
 from jgolf.data.fingerprint import data_fingerprint
 from jgolf.errors import JgolfError
+from jgolf.reading import read_json
+from jgolf.report.history import sweep_rows
 from jgolf.run_dir import CONFIG_FILE, METRICS_FILE, RESULTS_FILE
 from jgolf.sweep.ablation import WITHOUT, worths
 from jgolf.sweep.grid import SweepRun
@@ -91,15 +92,14 @@ def _read_results(folder: Path, runs: Sequence[SweepRun]) -> tuple[list[RunResul
     """The results of `runs` that the folder holds, and the seconds that they took."""
     path = folder / RESULTS_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = {configs.read_json(folder / row["folder"] / CONFIG_FILE): row for row in content["runs"]}
+        content = read_json(path)
+        rows = {configs.read_json(folder / row["folder"] / CONFIG_FILE): row for row in sweep_rows(content, path)}
         results = [RunResult.from_row(run, rows[run.config]) for run in runs if run.config in rows]
         seconds = float(content["seconds"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise JgolfError(
-            f"{path}: not the results of a sweep, or damaged: {type(error).__name__}: {error}; choose another --out, "
-            "or remove the folder"
-        ) from None
+    except KeyError as error:
+        raise _unusable(path, f"{error!s:.200} is missing") from None
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _unusable(path, f"{error!s:.200}") from None
     wanted = [run.config for run in runs]
     for config, row in rows.items():
         if config not in wanted:
@@ -108,6 +108,12 @@ def _read_results(folder: Path, runs: Sequence[SweepRun]) -> tuple[list[RunResul
                 f"{_nearest_difference(config, wanted)}); give the options that made it, or more, or another --out"
             )
     return results, seconds
+
+
+def _unusable(path: Path, reason: str) -> JgolfError:
+    return JgolfError(
+        f"{path}: not the results of a sweep, or damaged: {reason}; choose another --out, or remove the folder"
+    )
 
 
 def _nearest_difference(config: Config, others: Sequence[Config]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 from jgolf import config as configs
 from jgolf.config import Config, Mark
 from jgolf.errors import ConfigError
+from jgolf.progress import counted
+from jgolf.reading import excerpt
 
 SEED = "train.seed"
+MOST_RUNS = 10_000
+"""Of a sweep: as many as are made, told apart and tabulated in seconds."""
 SWITCHES = configs.marked(Config, Mark.TRACED_ABOVE_0)
 """Settings of which 0 and another value are two programs: they are a part of the state or not."""
 TRACEABLE = configs.marked(Config, Mark.TRACED, Mark.TRACED_ABOVE_0)
@@ -55,6 +60,12 @@ def make_runs(base: Config, seeds: int, assignments: Sequence[str]) -> list[Swee
         if name in varied:
             raise ConfigError(f"--set {name}: given twice; expected all its values in one: {name}=A,B")
         varied[name] = values
+    settings = math.prod(len(values) for values in varied.values())
+    if seeds * settings > MOST_RUNS:
+        of = f" of {counted(settings, 'setting')}" if varied else ""
+        raise ConfigError(
+            f"--seeds {seeds}{of}: {seeds * settings:,} runs, expected at most {MOST_RUNS:,}: give fewer of either"
+        )
     runs = []
     for values in itertools.product(*varied.values()):
         setting = dict(zip(varied, values, strict=True))
@@ -68,8 +79,8 @@ def with_seeds(config: Config, seeds: int, setting: dict[str, Any]) -> list[Swee
     Raises:
       ConfigError: there are no seeds, or the settings make no sense.
     """
-    if seeds < 1:
-        raise ConfigError(f"--seeds {seeds}: expected at least 1")
+    if not 1 <= seeds <= MOST_RUNS:
+        raise ConfigError(f"--seeds {seeds}: expected from 1 to {MOST_RUNS:,}")
     first = config.train.seed
     return [
         SweepRun(configs.validate(configs.replace(config, SEED, seed)), setting) for seed in range(first, first + seeds)
@@ -121,19 +132,23 @@ def _parse(base: Config, assignment: str) -> tuple[str, list[Any]]:
     settings = configs.leaves(base)
     if not equals or not text:
         raise ConfigError(
-            f"--set {assignment}: expected NAME=VALUE,VALUE,… such as optim.muon.learning_rate=0.02,0.025"
+            f"--set {assignment:.200}: expected NAME=VALUE,VALUE,… such as optim.muon.learning_rate=0.02,0.025"
         )
     if name == SEED:
-        raise ConfigError(f"--set {assignment}: seeds are varied by --seeds, counted from --train.seed")
+        raise ConfigError(f"--set {assignment:.200}: seeds are varied by --seeds, counted from --train.seed")
     if name not in settings:
         near = difflib.get_close_matches(name, settings, n=3, cutoff=0.4) or list(settings)
-        raise ConfigError(f"--set {assignment}: no setting is called {name!r}; did you mean {', '.join(near)}?")
+        raise ConfigError(
+            f"--set {assignment:.200}: no setting is called {excerpt(name)}; did you mean {', '.join(near)}?"
+        )
     current = settings[name]
     words = text.split(";" if isinstance(current, tuple) else ",")
+    if len(words) > MOST_RUNS:
+        raise ConfigError(f"--set {name}: {len(words):,} values, expected at most {MOST_RUNS:,}")
     values = [_value(base, name, current, word.strip()) for word in words]
     twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
-        raise ConfigError(f"--set {assignment}: the value {twice} is given twice")
+        raise ConfigError(f"--set {name}: the value {excerpt(twice)} is given twice")
     return name, values
 
 
@@ -147,10 +162,10 @@ def _value(base: Config, name: str, current: Any, word: str) -> Any:
         else:
             value = type(current)(word)
         configs.from_dict(configs.to_dict(configs.replace(base, name, value)))  # one of the allowed words?
-    except (ValueError, KeyError, ConfigError):
+    except (ValueError, KeyError, OverflowError, ConfigError):
         words = configs.choices(name)
         expected = f"one of {', '.join(words)}" if words else f"a value such as the present {name}={spelled(current)}"
-        raise ConfigError(f"--set {name}={word}: expected {expected}") from None
+        raise ConfigError(f"--set {name}={word:.200}: expected {expected}") from None
     return value
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from jgolf.progress import plain_console
 from jgolf.report.history import FinalScore
 from jgolf.sweep.grid import SweepRun
 
@@ -152,7 +152,7 @@ MAY_BE_MISSING = ("deviation", INTERVAL, "loss")
 
 def results_table(summaries: Sequence[Summary], width: int) -> Table:
     """The summaries for a terminal of so many columns; a narrow one lacks some of MAY_BE_MISSING."""
-    measure = Console(width=10_000).measure
+    measure = plain_console(width=10_000).measure
     for count in range(len(MAY_BE_MISSING) + 1):
         table = _results_table(summaries, MAY_BE_MISSING[:count])
         if measure(table).maximum <= width:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jgolf import config as configs
 from jgolf.config import Config, ModelConfig
 from jgolf.errors import ConfigError
+from jgolf.reading import Unreadable, excerpt, parse_json, read_json
 
 RENAMED = {
     "mlp_mult": "mlp_multiple",
@@ -61,15 +60,16 @@ def parse(option: str | None) -> Given:
     """
     if option is None:
         return Given("--config", {})
-    text, source = option, "--config"
-    if not option.lstrip().startswith("{"):
-        if not option.endswith(".json"):
-            return _of_config(configs.load(option), f"the config {option}")
-        text, source = _read(option), option
+    inline = option.lstrip().startswith("{")
+    if not inline and not option.endswith(".json"):
+        return _of_config(configs.load(option), f"the config {option}")
+    source = "--config" if inline else option
     try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{source}: not a JSON object: {error}") from None
+        values = parse_json(option) if inline else read_json(option)
+    except OSError as error:
+        raise ConfigError(f"--config {option}: cannot be read: {error.strerror or error}") from None
+    except Unreadable as error:
+        raise ConfigError(f"{source}: {error}; expected a JSON object") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected a JSON object, found {type(values).__name__}")
     if isinstance(values.get("model"), dict):
@@ -82,13 +82,6 @@ def parse(option: str | None) -> Given:
 
 def _of_config(config: Config, source: str) -> Given:
     return Given(source, dataclasses.asdict(config.model), config)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: cannot be read: {error}") from None
 
 
 def translate(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -109,7 +102,7 @@ def translate(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             unknown.append(key)
     if unknown:
         known = ", ".join(sorted({*RENAMED, *defaults, *TRAINING_ONLY}))
-        raise ConfigError(f"{source}: unknown settings {', '.join(unknown)}; expected some of {known}")
+        raise ConfigError(f"{source}: unknown settings {', '.join(unknown):.400}; expected some of {known}")
     for name in ABSENT_FEATURES:
         if settings.pop(name, False):
             raise ConfigError(f"{source}: {name} is on; this feature is not part of jgolf's network")
@@ -154,4 +147,4 @@ def _convert(name: str, value: Any, like: Any, source: str) -> Any:
         return type(like)(number)
     except (ValueError, TypeError, KeyError, OverflowError):
         kind = "layers such as 9,10" if isinstance(like, tuple) else f"a value of type {type(like).__name__}"
-        raise ConfigError(f"{source}: {name} is {value!r}: expected {kind}") from None
+        raise ConfigError(f"{source}: {name} is {excerpt(value)}: expected {kind}") from None

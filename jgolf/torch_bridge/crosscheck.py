@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from rich.text import Text
+
 from jgolf import config as configs
 from jgolf.config import Config
 from jgolf.data.shards import TokenStream
@@ -79,11 +81,9 @@ def crosscheck(
     tolerances = comparison.TOLERANCES[dtype]
     console = table_console()
     with both_sides.prepared(reference, settings, model.params, tolerances, model.assumed) as sides:
-        console.print(
-            f"{reference} and jgolf, weights of {checkpoint}, {dtype}: {sides.where}", markup=False, soft_wrap=True
-        )
+        console.print(f"{reference} and jgolf, weights of {checkpoint}, {dtype}: {sides.where}", soft_wrap=True)
         for notice in [*own_settings.differences(own, settings.model, model.assumed), *sides.notices]:
-            console.print(notice, markup=False, soft_wrap=True)
+            console.print(notice, soft_wrap=True)
         result = sides.compare(text, windows, seq_len, batch)
         report.print_result(console, result, f"{len(text.tokens) - 1:,} tokens, sequences of {seq_len:,}")
         passed = result.passed
@@ -91,7 +91,7 @@ def crosscheck(
             optimizers = sides.own_optimizers()
             passed &= report.print_optimizers(console, optimizers)
             passed &= report.print_steps(console, sides.train(optimizers, stream, batch, seq_len, train_steps))
-    console.print("the cross-check passed" if passed else "[bold red]the cross-check FAILED[/bold red]")
+    console.print("the cross-check passed" if passed else Text("the cross-check FAILED", style="bold red"))
     return EXIT_OK if passed else EXIT_CHECK_FAILED
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jgolf.torch_bridge.both_sides import Result
 from jgolf.torch_bridge.comparison import Check
@@ -22,7 +23,7 @@ def print_result(console: Console, result: Result, title: str) -> None:
         shown.add_row(check.name, *_cells(check))
     console.print(shown)
     if result.first_departure:
-        console.print(f"[bold red]{result.first_departure} is the first to depart[/bold red]")
+        console.print(f"{result.first_departure} is the first to depart", style="bold red")
         layers = _table("largest difference by layer", ("layer", "difference", "tolerance", ""))
         for check in result.layers:
             layers.add_row(check.name, *_cells(check)[2:])
@@ -32,10 +33,10 @@ def print_result(console: Console, result: Result, title: str) -> None:
 def print_optimizers(console: Console, own: OwnOptimizers) -> bool:
     """Says what the script's optimizers are; returns whether jgolf's can update every parameter in the same way."""
     for notice in own.notices:
-        console.print(notice, markup=False, soft_wrap=True)
+        console.print(notice, soft_wrap=True)
     if own.problems:
-        console.print("[bold red]parameters that jgolf updates otherwise, whatever its settings[/bold red]")
-        console.print(listed(own.problems), markup=False, soft_wrap=True)
+        console.print("parameters that jgolf updates otherwise, whatever its settings", style="bold red")
+        console.print(listed(own.problems), soft_wrap=True)
     return not own.problems
 
 
@@ -62,9 +63,9 @@ def _table(title: str, columns: Iterable[str]) -> Table:
     return table
 
 
-def _cells(check: Check) -> list[str]:
+def _cells(check: Check) -> list[str | Text]:
     both = ["" if value is None else f"{value:.7f}" for value in (check.reference, check.jgolf)]
-    verdict = "[green]pass[/green]" if check.passed else "[bold red]FAIL[/bold red]"
+    verdict = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
     return [*both, f"{check.difference:.1e}", f"{check.tolerance:.0e}", verdict]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from jgolf import files
 from jgolf.config import Average, Config
 from jgolf.config.same_run import changes
 from jgolf.errors import ArtifactError, ConfigError, JgolfError
+from jgolf.reading import read_json
 from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.averages import averaged_params
 from jgolf.train.record import NotARecord, Record, checked_clock, checksums
@@ -290,7 +290,7 @@ class Checkpoints:
 
     def _read_json(self, step: int, item: str) -> Any:
         path = self._folder / str(step) / item / "metadata"  # as Orbax names it
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
 
     def _check_settings(self, step: int, record: Record, config: Config) -> None:
         was = self._config_of(record)

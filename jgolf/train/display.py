@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn
+
+from jgolf.progress import plain_console, progress_of, text_column
 
 SPEED_STEPS = 20
 """Steps that the speed is the mean of."""
@@ -18,7 +20,15 @@ SPEED_STEPS = 20
 class LiveDisplay:
     """Step, loss, bits per byte, tokens a second, time left and memory, kept up to date. A `Writer` of metrics."""
 
-    def __init__(self, console: Console, steps: int, time_cap_s: float, tokens_per_step: int, first_step: int):
+    def __init__(
+        self,
+        console: Console,
+        steps: int,
+        time_cap_s: float,
+        tokens_per_step: int,
+        first_step: int,
+        last_bpb: float | None = None,
+    ):
         """Shows itself at once.
 
         Args:
@@ -27,20 +37,21 @@ class LiveDisplay:
           time_cap_s: training time after which it ends, 0 for none.
           tokens_per_step: over all devices.
           first_step: steps that a resumed run has behind it.
+          last_bpb: bits per byte of its last validation.
         """
         self._steps, self._time_cap_s, self._tokens_per_step = steps, time_cap_s, tokens_per_step
         self._recent: deque[tuple[int, float]] = deque(maxlen=SPEED_STEPS + 1)
-        self._fields = {"loss": "loss –", "bpb": "", "speed": "", "left": "", "memory": ""}
-        columns = [TextColumn("step"), BarColumn(bar_width=16), MofNCompleteColumn()]
-        columns += [TextColumn(f"{{task.fields[{name}]}}") for name in self._fields]
-        self._progress = Progress(*columns, console=console, transient=True)
-        self._task = self._progress.add_task("", total=steps, completed=first_step, **self._fields)
+        self._fields = {"loss": "loss –", "bpb": _bpb(last_bpb), "speed": "", "left": "", "memory": ""}
+        columns = [BarColumn(bar_width=16), MofNCompleteColumn()]
+        columns += [text_column(f"{{task.fields[{name}]}}") for name in self._fields]
+        self._progress = progress_of(console, *columns)
+        self._task = self._progress.add_task("step", total=steps, completed=first_step, **self._fields)
         self._progress.start()
 
     def write(self, metrics: Mapping[str, float]) -> None:
         step, elapsed_s = int(metrics["step"]), float(metrics["train_time_s"])
         if "val_bpb" in metrics:
-            self._fields["bpb"] = f"bpb {metrics['val_bpb']:.4f}"
+            self._fields["bpb"] = _bpb(metrics["val_bpb"])
         if "train_loss" in metrics:
             self._recent.append((step, elapsed_s))
             self._fields["loss"] = f"loss {metrics['train_loss']:.4f}"
@@ -71,11 +82,17 @@ class LiveDisplay:
         self._progress.stop()
 
 
-def live_display(steps: int, time_cap_s: float, tokens_per_step: int, first_step: int) -> list[LiveDisplay]:
+def _bpb(bpb: float | None) -> str:
+    return "" if bpb is None else f"bpb {bpb:.4f}"
+
+
+def live_display(
+    steps: int, time_cap_s: float, tokens_per_step: int, first_step: int, last_bpb: float | None = None
+) -> list[LiveDisplay]:
     """The display where there is a terminal to show it on; else none, and the log lines are all there is."""
-    console = Console()
+    console = plain_console()
     shown = console.is_terminal and not console.is_dumb_terminal
-    return [LiveDisplay(console, steps, time_cap_s, tokens_per_step, first_step)] if shown else []
+    return [LiveDisplay(console, steps, time_cap_s, tokens_per_step, first_step, last_bpb)] if shown else []
 
 
 def memory_bytes() -> int:

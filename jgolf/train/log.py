@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import math
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from jgolf import files
 from jgolf.errors import JgolfError
+from jgolf.progress import counted
+from jgolf.reading import Unreadable, excerpt, parse_json
 from jgolf.run_dir import LOG_FILE, METRICS_FILE
 from jgolf.train.writers import Writer
 
@@ -32,15 +33,19 @@ class RunLog:
         self._writers: list[Writer] = []
         self._said: set[str] = set()
         self._validated: set[float] = set()
+        self.last_bpb: float | None = None
+        """Of the last validation, where there was one; the first process's."""
         if not is_main:
             return
         run_dir = Path(run_dir)
-        lines = _lines_up_to(run_dir / LOG_FILE, resume_step, _step_of_line) if resume_step else []
-        metrics = _lines_up_to(run_dir / METRICS_FILE, resume_step, _step_of_metrics) if resume_step else []
-        self._said = {line.split()[0] for line in lines if line.strip()}
-        self._validated = {_step_of_metrics(line) for line in metrics if "val_loss" in line}
-        for name, kept in ((LOG_FILE, lines), (METRICS_FILE, metrics)):
-            files.write_bytes(run_dir / name, "".join(f"{line}\n" for line in kept).encode(errors="surrogateescape"))
+        lines = _lines_up_to(run_dir / LOG_FILE, resume_step) if resume_step else []
+        metrics = _metrics_up_to(run_dir / METRICS_FILE, resume_step) if resume_step else []
+        self._said = {line.split()[0].decode(errors="replace") for line in lines if line.strip()}
+        validations = [row for _, row in metrics if "val_loss" in row]
+        self._validated = {row["step"] for row in validations}
+        self.last_bpb = next((row["val_bpb"] for row in reversed(validations) if _is_number(row.get("val_bpb"))), None)
+        for name, kept in ((LOG_FILE, lines), (METRICS_FILE, [line for line, _ in metrics])):
+            files.write_bytes(run_dir / name, b"".join(line + b"\n" for line in kept))
             # Unbuffered: a process that is killed has written its last line.
             self._files[name] = open(run_dir / name, "ab", buffering=0)  # noqa: SIM115 – closed by close()
 
@@ -83,6 +88,7 @@ class RunLog:
         self.line(f"step:{step}/{steps} val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f} {_times(step, elapsed_s)}")
         self.metrics(step=step, val_loss=val_loss, val_bpb=val_bpb, train_time_s=elapsed_s)
         self._validated.add(step)
+        self.last_bpb = val_bpb
 
     def holds_validation(self, step: int) -> bool:
         """Whether the run has been validated after `step` steps; known to the first process only."""
@@ -113,27 +119,57 @@ def _times(step: int, elapsed_s: float) -> str:
     return f"train_time:{1000 * elapsed_s:.0f}ms step_avg:{1000 * elapsed_s / max(step, 1):.2f}ms"
 
 
-def _lines_up_to(path: Path, step: int, step_of: Callable[[str], float]) -> list[str]:
-    """The lines of a file that are about no later step, without one that was being written when the run was killed.
+def _lines_up_to(path: Path, step: int) -> list[bytes]:
+    """The lines of a log that are about no later step."""
+    found = []
+    for line in _whole_lines(path):
+        match = re.search(rb"\bstep:([0-9]{1,18})\b", line)
+        if not match or int(match[1]) <= step:
+            found.append(line)
+    return found
 
-    Bytes that are no UTF-8 are kept as they are.
+
+def _metrics_up_to(path: Path, step: int) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines of a metrics.jsonl that are about no later step, and what each says.
+
+    Lines that are no step's metrics are left out. That is said, and the file as it was is kept beside the new one.
     """
+    found, strange = [], []
+    for number, line in enumerate(_whole_lines(path), start=1):
+        row = _row(line)
+        if row is not None and row["step"] <= step:
+            found.append((line, row))
+        elif row is None and line.strip():
+            strange.append((number, line))
+    if strange:
+        copies = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in itertools.count(1))
+        copy = next(name for name in copies if not name.exists())
+        files.write_bytes(copy, path.read_bytes())
+        (number, line), total = strange[0], counted(len(strange), "line")
+        print(
+            f"note: {path}:{number}: not the metrics of a step: {excerpt(line)}; left out ({total} in all); {copy} is "
+            "the file as it was",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file, without one that was being written when the run was killed; none where there is no file."""
     try:
-        text = path.read_bytes().decode(errors="surrogateescape") if path.exists() else ""
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     except OSError as error:
         raise JgolfError(f"{path}: cannot be read: {error.strerror or error}; move it away to go on without") from None
-    *whole, _ = text.split("\n")
-    return [line for line in whole if step_of(line) <= step]
 
 
-def _step_of_line(line: str) -> float:
-    match = re.search(r"\bstep:([0-9]{1,18})\b", line)
-    return int(match[1]) if match else 0
-
-
-def _step_of_metrics(line: str) -> float:
+def _row(line: bytes) -> dict[str, Any] | None:
+    """What a line of metrics says; None where it is no object with a step."""
     try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return math.inf  # not ours
-    return step if isinstance(step, int | float) and step == step else math.inf
+        row = parse_json(line, allow_nan=True)
+    except Unreadable:
+        return None
+    return row if isinstance(row, dict) and _is_number(row.get("step")) and row["step"] >= 0 else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -20,6 +20,7 @@ import jax
 
 from jgolf import __version__
 from jgolf.errors import JgolfError
+from jgolf.reading import parse_json
 from jgolf.train.launch import Launch
 
 MEETING_S = 45.0
@@ -251,8 +252,8 @@ def _read_line(connection: socket.socket) -> dict[str, Any]:
     """The object on the next line; an empty one where there is none."""
     try:
         with connection.makefile("rb") as file:
-            values = json.loads(file.readline(_MAX_LINE_BYTES))
-    except (OSError, ValueError, RecursionError):
+            values = parse_json(file.readline(_MAX_LINE_BYTES))
+    except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
 

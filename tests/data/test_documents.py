@@ -1,5 +1,6 @@
 import gzip
 import json
+import tracemalloc
 
 import pytest
 import zstandard
@@ -42,9 +43,12 @@ def test_plain_text(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "cut', "not JSON .*a line of a .jsonl file is"),
+        (b'{"text": "cut', "not JSON: .*; a line of a .jsonl file is"),
         (b"plain text", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 100_000, "not JSON that we take: nested more than 64 deep"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "a number of 5,000 characters, .{0,30}, is too long"),
+        (b'{"text": "a", "n": NaN}', "not JSON: NaN is not a JSON number"),
+        (b"\xff\xfe{\x00", "not UTF-8 text: byte 0xff at position 0; it begins as UTF-16 does: convert it to UTF-8"),
         (b'["text"]', 'expected a JSON object with a string "text", found '),
         (b'{"content": "a"}', 'expected a JSON object with a string "text"'),
         (b'{"text": 5}', 'expected a JSON object with a string "text"'),
@@ -59,6 +63,30 @@ def test_bad_lines_are_named(tmp_path, line, message):
     assert next(documents) == "good"
     with pytest.raises(DataError, match=rf"docs\.jsonl:3: {message}"):
         next(documents)
+
+
+@pytest.mark.parametrize("name", ["docs.jsonl", "docs.txt"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbf" + (b'{"text": "first"}\r\n' if name == "docs.jsonl" else b"first\r\n"))
+    assert list(read_documents([path])) == ["first"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_line_that_no_document_needs_is_refused_before_it_is_there(tmp_path, suffix):
+    path = tmp_path / f"docs.txt{suffix}"
+    content = b"short\n" + b"x" * (1 << 26)  # 2 kB of zstd, 64 MB of text
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    path.write_bytes(compress(content))
+    documents = read_documents([path])
+    tracemalloc.start()
+    try:
+        assert next(documents) == "short"
+        with pytest.raises(DataError, match=r"docs\.txt.*: line 2 has more than 16,777,216 bytes.*split it into"):
+            next(documents)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

@@ -1,3 +1,4 @@
+import functools
 import gzip
 import json
 import resource
@@ -192,3 +193,19 @@ def test_full_disk_is_called_so(tmp_path, documents, tokenizer, monkeypatch):
     with pytest.raises(JgolfError, match=r"the disk is full \([\d.]+ MB left\)"):
         pack_documents([documents], tokenizer.path, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_progress_is_what_is_tokenized_and_long_documents_are_told(tmp_path, monkeypatch, tokenizer, capsys):
+    """Reading is quick: a bar that follows it stands at its end while everything is still to be done."""
+    monkeypatch.setattr(pack_module, "_TASK_BYTES", 60_000)
+    monkeypatch.setattr(pack_module, "_LONG_LINE_BYTES", 60_000)
+    path = tmp_path / "docs.txt"
+    path.write_bytes(b"\n".join([b"short", b"a b " * 16_000, b"c d " * 16_000, b"e f " * 16_000]))
+    advanced = []
+    encode = functools.partial(pack_module._encode, tokenizer.path, False)
+    pieces = pack_module._tokenized([path], encode, 1, advanced.append, pack_module._Totals())
+    seen = [sum(advanced) for _ in pieces]
+    assert seen[0] <= 1 << 16 < seen[2] <= sum(advanced) == path.stat().st_size
+    assert capsys.readouterr().err.splitlines() == [
+        f"{path}:{number}: a document of 0.1 MB, tokenized in one piece" for number in (2, 3, 4)
+    ]

@@ -10,7 +10,7 @@ import pytest
 
 from jgolf.config import write_json
 from jgolf.errors import JgolfError
-from jgolf.report.history import read_history
+from jgolf.report.history import read_histories, read_history
 from jgolf.train.log import RunLog
 from tests.conftest import RECIPE
 
@@ -65,7 +65,9 @@ def test_values_that_are_no_numbers_count_as_not_said(tmp_path):
 def test_a_damaged_result_is_refused_by_name(run_dir, name):
     path = run_dir / "artifact" / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: "much"}))
-    with pytest.raises(JgolfError, match=rf"result\.json: {name} is 'much', expected a number; export the run again"):
+    with pytest.raises(
+        JgolfError, match=rf"result\.json: {name} is 'much', expected a number, .*; export the run again"
+    ):
         read_history(run_dir)
 
 
@@ -122,6 +124,70 @@ def test_a_killed_and_resumed_run(run_dir):
 def test_errors(make, expected, tmp_path):
     with pytest.raises(JgolfError, match=expected):
         read_history(make(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "metrics.jsonl",
+            '{"step": 1}\n{"step": 2, "train_loss": 1' + "0" * 400 + "}\n",
+            ":2: a number of 401 characters",
+        ),
+        (
+            "metrics.jsonl",
+            "[" * 100_000 + "\n",
+            ":1: not JSON that we take: nested more than 64 deep; remove that line",
+        ),
+        ("metrics.jsonl", "[" * 100_000, ":1: not JSON that we take: nested more than 64 deep"),
+        ("metrics.jsonl", '{"step": 1}\n{"step": 2, "tra\n{"step": 3}\n', ":2: not JSON: "),
+        ("metrics.jsonl", '{"step": 1, "val_loss": 1, "val_bpb": 0.0}\n', ":1: val_bpb is 0, expected more than 0"),
+        ("a.log", "step:1/2 train_loss:1.2.3 train_time:5ms step_avg:5ms\n", ":1: '1.2.3' is no number"),
+        ("a.log", "\nstep:1/2 val_loss:1.0 val_bpb:0.0000 train_time:5ms\n", ":2: val_bpb is 0, expected more than 0"),
+        ("a.log", "step:1/2 val_loss:1.0 val_bpb:-1 train_time:5ms\n", ":1: val_bpb is -1, expected more than 0"),
+        ("a.log", f"step:{'9' * 5000}/2 train_loss:1 train_time:5ms\n", ":1: a number of 5,000 characters"),
+        ("a.log", "step:1/2 train_loss:1e999 train_time:5ms\n", ":1: the number 1e999 is too large"),
+        ("a.log", "step:9999999999999999999/2 train_loss:1 train_time:5ms\n", ":1: step 9999999999999999999 is too"),
+        ("a.log", "final_x val_loss:1 val_bpb:0\n", ":1: val_bpb is 0"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(name, text, expected, tmp_path):
+    with pytest.raises(JgolfError) as error:
+        read_history(_write(tmp_path / name, text))
+    assert str(error.value).startswith(f"{tmp_path / name}{expected}") and len(str(error.value)) < 400
+
+
+def test_a_run_s_folder_without_its_metrics_is_known_by_its_log(run_dir):
+    (run_dir / "metrics.jsonl").unlink()
+    run = read_history(run_dir)
+    np.testing.assert_allclose(run.train["train_loss"], [6, 5, 4])
+    assert run.scores == {"validation": (4.25, 2.5), "standard": (4.3, 2.6), "sliding": (4.2, 2.4)}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"folder": 5}, "run 1: expected an object with a folder such as runs/000, found"),
+        ([], "run 1: expected an object with a folder such as runs/000, found"),
+        ({"folder": "runs/000"}, "run 1: seed is None, expected an integer"),
+        ({"folder": "runs/000", "seed": 1, "ema_val_bpb": "2"}, "ema_val_bpb is '2', expected a number, more than 0"),
+        ({"folder": "runs/000", "seed": 1, "ema_val_bpb": 0}, "ema_val_bpb is 0, expected a number, more than 0"),
+        ({"folder": "runs/000", "seed": 1, "raw_val_loss": []}, "raw_val_loss is [], expected a number, 0 or more"),
+        ({"folder": "runs/000", "seed": 1, "artifact_bytes": "many"}, "artifact_bytes is 'many', expected a number"),
+    ],
+)
+def test_rows_of_a_sweep_with_wrong_types(row, expected, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"runs": [row]}))
+    with pytest.raises(JgolfError) as error:
+        read_histories(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'results.json'}: not the results of a sweep")
+    assert expected in str(error.value)
+
+
+def test_a_sweep_without_a_result(tmp_path):
+    (tmp_path / "results.json").write_text('{"runs": []}')
+    with pytest.raises(JgolfError, match="this sweep has no result yet"):
+        read_histories(tmp_path)
 
 
 def _write(path: Path, text: str) -> Path:

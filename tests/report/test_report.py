@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from jgolf.cli import main
 from jgolf.errors import MissingExtraError
 from jgolf.report.curves import history_plots, smoothed, step_times_ms
 from jgolf.report.history import read_histories, read_history
-from jgolf.report.plots import placed
+from jgolf.report.plots import LIGHT, placed
 from jgolf.report.sizes import read_contents
 from tests.conftest import RECIPE
 from tests.report.test_history import REFERENCE_LOG
@@ -130,6 +131,23 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "index.html").read_text()
     assert "old/run" in text and "new/run" in text and "The runs have the same settings." in text
+
+
+def test_names_are_text_whatever_is_in_them(tmp_path):
+    """Not TeX to matplotlib, which also leaves names with an underscore in front out of its legends, nor emoji."""
+    names = ["$x_{", r"\$a$b$", "_hidden", "[red]:smile:", "漢字", "b\udcff"]
+    runs = [write_run(tmp_path / name, 0.01 * place) for place, name in enumerate(names, start=1)]
+    (plot,) = (plot for plot in history_plots([read_history(run) for run in runs]) if plot.name == "loss-steps")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plot.png(LIGHT).startswith(PNG)
+    figure = matplotlib.figure.Figure()
+    plot.draw(figure, LIGHT)
+    _, shown = figure.axes[0].get_legend_handles_labels()
+    assert [name.strip() for name in shown] == [*names[:-1], "b?"]
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    words = Page((tmp_path / "out" / "index.html").read_text()).words
+    assert set(names[:-1]) < set(words)
 
 
 def test_contents_of_an_artifact(tmp_path):

@@ -81,6 +81,11 @@ def test_only_what_varies_is_a_value_of_the_program():
         (1, ["train.steps=1", "train.steps=2"], "given twice"),
         (1, ["train.seed=1,2"], "--seeds"),
         (1, ["optim.muon.momentum=0.9,1.5"], "optim.muon.momentum is 1.5"),
+        (10**9, [], "--seeds 1000000000: 1,000,000,000 runs, expected at most 10,000"),
+        (5000, ["train.steps=1,2,3"], "--seeds 5000 of 3 settings: 15,000 runs, expected at most 10,000"),
+        (1, ["train.steps=" + ",".join(map(str, range(20_000)))], "--set train.steps: 20,000 values, expected at most"),
+        (1, ["train.steps=" + "9" * 5000], "--set train.steps=" + "9" * 200 + ": expected a value such as"),
+        (1, ["x" * 9000 + "=1"], "no setting is called '" + "x" * 78 + "…"),
     ],
 )
 def test_errors(seeds, assignments, expected):

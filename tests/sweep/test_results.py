@@ -10,6 +10,7 @@ from rich.console import Console
 from scipy import stats
 
 from jgolf.config import replace
+from jgolf.progress import table_console
 from jgolf.report.history import FinalScore
 from jgolf.sweep.grid import SweepRun
 from jgolf.sweep.results import QUANTIZED, RunResult, results_table, summarize
@@ -69,3 +70,11 @@ def test_a_run_that_could_not_be_quantized_counts_as_one_that_diverged():
     quantized = summarize([scored, RESULTS[1]])[2]
     assert quantized.weights == QUANTIZED
     assert (quantized.runs, quantized.finite_runs, quantized.val_loss) == (2, 1, 1.45)
+
+
+def test_values_are_shown_as_they_are(capsys):
+    """A value such as [/x], after all the training, is no markup that is closed without having been opened."""
+    run = SweepRun(RECIPE, {"data.dir": "[/x]", "data.tokenizer": ":smile:[red]"})
+    table_console().print(results_table(summarize([dataclasses.replace(RESULTS[0], run=run)]), 120))
+    shown = capsys.readouterr().out
+    assert "[/x]" in shown and ":smile:[red]" in shown

@@ -196,7 +196,7 @@ def test_a_feature_that_is_not_there_but_given():
     [
         ("nonsense", "no config 'nonsense'"),
         ("nowhere.json", "nowhere.json: cannot be read"),
-        ("{", "not a JSON object"),
+        ("{", "--config: not JSON: expecting property name"),
         ('{"xsa": 4}', "unknown settings xsa"),
         ('{"xsa_last_n": "four"}', "xsa_last_n is 'four'"),
         ('{"num_layers": 4.5}', "num_layers is 4.5"),

@@ -59,6 +59,14 @@ def test_a_validation_shows_how_far_it_is():
     live.close()
 
 
+def test_a_resumed_run_shows_its_last_score():
+    console = Console(file=io.StringIO(), force_terminal=True, width=90, color_system=None)
+    live = LiveDisplay(console, 300, 0.0, tokens_per_step=1000, first_step=100, last_bpb=3.4567)
+    live._progress.refresh()
+    assert "100/300" in console.file.getvalue() and "bpb 3.4567" in console.file.getvalue()
+    live.close()
+
+
 def test_it_fits_a_terminal_of_eighty_columns(monkeypatch):
     monkeypatch.setattr(display, "memory_bytes", lambda: 123_900_000_000)
     metrics = [{"step": 19_999, "train_loss": 2.0, "train_time_s": 599.0 + n} for n in (0, 1)]

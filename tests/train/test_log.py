@@ -34,19 +34,28 @@ def test_resumed_files_hold_each_step_once(tmp_path: Path) -> None:
         assert (parts / name).read_text() != (whole / name).read_text()
     log = RunLog(parts, resume_step=20)
     assert log.holds_validation(20) and not log.holds_validation(30)
+    assert log.last_bpb == 0.9 and RunLog(tmp_path / "new").last_bpb is None
     _write(log, 21, 40)
     for name in ("train.log", "metrics.jsonl"):
         assert (parts / name).read_text() == (whole / name).read_text()
 
 
-def test_what_is_not_ours_is_kept_and_counts_for_nothing(tmp_path: Path) -> None:
+def test_what_is_not_ours_is_kept_and_counts_for_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     _write(RunLog(tmp_path), 1, 12)
     with (tmp_path / "train.log").open("ab") as file:
         file.write(b"a note in Latin-1: caf\xe9\n \t\nstep:" + b"9" * 5000 + b"\n")
     with (tmp_path / "metrics.jsonl").open("a") as file:
         lines = ["[" * 100_000, '{"step": "5"}', '{"step": NaN}', '{"step": ' + "9" * 5000 + "}", "3", "{}"]
         file.write("\n".join(lines) + "\n")
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
     RunLog(tmp_path, resume_step=10)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "metrics.jsonl:14: not the metrics of a step: b'[[[[" in said
+    assert "(6 lines in all)" in said and len(said) < 500
+    assert (tmp_path / "metrics.damaged-1.jsonl").read_bytes() == before
+    RunLog(tmp_path, resume_step=10)
+    assert not capsys.readouterr().err and len(list(tmp_path.iterdir())) == 3
     assert (tmp_path / "train.log").read_bytes().endswith(b"caf\xe9\n \t\nstep:" + b"9" * 5000 + b"\n")
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [*range(1, 11), 10]
