@@ -184,7 +184,7 @@ def test_training_takes_the_script_s_optimizer_settings(make_checkpoint, tmp_pat
         "optim.adamw.token_learning_rate 0.05 (0.035)",
         "optim.muon.momentum_warmup_start 0.3 (0.92)",
         "optim.grad_clip 0.01 (0.3)",
-        "optim.adamw.weight_decay 0.2 (0.04)",
+        "optim.adamw.scalar_weight_decay 0.2 (0.04)",
     ):
         assert said in printed
 
