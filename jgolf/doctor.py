@@ -114,15 +114,16 @@ def run_checks(options: TrainOptions, run_dir: Path) -> Iterator[Check]:
     yield sense
     found = devices()
     yield found
-    makes_sense = sense.verdict != "missing" and config.model.vocab_size > 0
-    if makes_sense and found.verdict != "missing":
+    makes_sense = sense.verdict != "missing"
+    is_known = makes_sense and config.model.vocab_size > 0  # else no network can be built, not even in outline
+    if is_known and found.verdict != "missing":
         yield batch(config)
         yield attention(config)
         yield device_memory(config)
     if makes_sense:
         yield from data(config)
     yield run_folder(run_dir, options.resume)
-    if makes_sense:
+    if is_known:
         yield disk(config, run_dir)
         yield host_memory(config)
         if options.init_from is not None:
@@ -243,6 +244,8 @@ def data(config: Config) -> Iterator[Check]:
         return
     tokenizer = _found("tokenizer", lambda: _tokenizer_text(run_tokenizer(config)))
     yield tokenizer
+    if not config.model.vocab_size:
+        return  # it is the tokenizer's, which is missing, and tokens cannot be told from damage without it
     yield _found("train tokens", lambda: _training_text(config, training_tokens(config)))
     if tokenizer.verdict == "ok":
         yield _found("val tokens", lambda: _validation_text(Validation.open(config)))
