@@ -37,8 +37,8 @@ from jgolf.model.functional import parameter_shapes
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name, causal_attention, kernel_for
 from jgolf.progress import counted
-from jgolf.train.cli import TrainOptions, read_command
 from jgolf.train.mesh import device_batch_order
+from jgolf.train.options import TrainOptions, read_command
 from jgolf.train.run import check_run_dir
 from jgolf.train.step import init_state
 from jgolf.train.writers import WriterName, require_writers

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,12 @@ from jax.sharding import Mesh
 
 from jgolf import compiling
 from jgolf import config as configs
-from jgolf.config import Config
+from jgolf.config import Config, ModelConfig
 from jgolf.data.demo import build_missing_demo
 from jgolf.data.run_data import run_tokenizer, training_tokens
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import JgolfError
 from jgolf.evaluate.validation import Validation
-from jgolf.load import load_params
 from jgolf.lock import locked
 from jgolf.model.functional import Params, description
 from jgolf.run_dir import CONFIG_FILE
@@ -35,6 +34,8 @@ from jgolf.train.peers import Peers
 from jgolf.train.step import TrainState, init_state, new_state
 
 WARMUP_STEPS = 2
+FirstParams = Callable[[ModelConfig], Mapping[str, np.ndarray]]
+"""Gives parameters for a network of these settings, from whatever file."""
 
 
 @dataclass
@@ -61,14 +62,19 @@ class Run:
 
 @contextlib.contextmanager
 def prepared_run(
-    config: Config, run_dir: Path, init_from: str | None, resume: bool, peers: Peers, skip_damaged: bool = False
+    config: Config,
+    run_dir: Path,
+    first_params: FirstParams | None,
+    resume: bool,
+    peers: Peers,
+    skip_damaged: bool = False,
 ) -> Iterator[Run]:
     """Sets up a run and closes what it opened.
 
     Args:
       config: the resolved settings; those of the first process count.
       run_dir: the run's folder, used by the first process alone.
-      init_from: a model file to take the first parameters from, read by the first process alone.
+      first_params: gives the parameters to begin with, called by the first process alone; None draws them.
       resume: go on from the folder's newest checkpoint.
       peers: the processes of this run.
       skip_damaged: where the newest checkpoint is damaged, go on from the newest that is not.
@@ -91,7 +97,7 @@ def prepared_run(
     mesh = make_mesh()
     validation = Validation.open(config)
     source = BatchSource(config, training_tokens(config), mesh)
-    initial = load_params(init_from, config.model) if init_from and peers.is_first else None
+    initial = first_params(config.model) if first_params and peers.is_first else None
     with contextlib.ExitStack() as stack:
         checkpoints, notes = None, []
         if peers.is_first:

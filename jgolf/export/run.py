@@ -1,4 +1,4 @@
-"""`export.py RUN_DIR`: quantize a run's weights, pack them, read the artifact back and score it."""
+"""Quantizes a run's weights, packs them, reads the artifact back and scores it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.evaluate.score import bits_per_byte, rows, scoring_model
 from jgolf.evaluate.validation import Validation
-from jgolf.export_cli import ExportOptions
+from jgolf.export.options import ExportOptions
 from jgolf.lock import locked
 from jgolf.progress import activity, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
