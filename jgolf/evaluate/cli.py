@@ -16,7 +16,7 @@ from jgolf.data.shards import find_shards
 from jgolf.data.text import read_text
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, JgolfError
-from jgolf.evaluate.score import documents, reference_sliding_score, rows, score, sliding
+from jgolf.evaluate.score import documents, packed, reference_sliding_score, rows, score, sliding
 from jgolf.load import LoadedModel, load_model
 from jgolf.options import PathText
 from jgolf.progress import progress_bar
@@ -79,7 +79,7 @@ def evaluate(
     if reference_windows:
         found = reference_sliding_score(*what, stride, **how)
     elif within_documents:
-        found = score(documents, *what, stride or seq_len, **how)
+        found = score(documents, *what, stride, **how) if stride else score(packed, *what, **how)
     else:
         found = score(sliding, *what, stride, **how) if stride else score(rows, *what, **how)
     if json:

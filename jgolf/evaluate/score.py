@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from jgolf import compiling
 from jgolf.config import ModelConfig
 from jgolf.data.text import Text
 from jgolf.errors import DataError
-from jgolf.evaluate.windows import Windows, document_windows, sliding_windows, standard_windows
+from jgolf.evaluate.windows import Windows, document_windows, packed_rows, sliding_windows, standard_windows
 from jgolf.model.functional import Params, runs_as_written, token_losses
 from jgolf.watch import Progress, unwatched
 
@@ -114,7 +115,19 @@ def documents(config: ModelConfig, params: Params, text: Text, seq_len: int, str
     return _of_windows(config, params, text, windows, seq_len, **how)
 
 
-SCORERS: tuple[Scorer, ...] = (rows, sliding, documents)
+def packed(config: ModelConfig, params: Params, text: Text, seq_len: int, batch_tokens: int = 65_536, **how) -> Nats:
+    """Scores long rows in which attention stays within documents, and within `seq_len` tokens of longer ones.
+
+    It is what a network sees that was trained on documents apart, each target once and nothing padded. A document
+    that a row ends in begins anew in the next one. See `window_nats`.
+    """
+    longest = max(seq_len, batch_tokens // seq_len * seq_len)
+    windows = packed_rows(len(text.tokens), longest)
+    how = {"batch_tokens": batch_tokens, "piece_length": seq_len, **how}
+    return _of_windows(config, params, text, windows, int(windows.length[0]), **how)
+
+
+SCORERS: tuple[Scorer, ...] = (rows, sliding, documents, packed)
 
 
 def reference_sliding_score(config: ModelConfig, params: Params, text: Text, seq_len: int, stride: int, **how) -> Score:
@@ -158,6 +171,8 @@ def window_nats(
     batch_tokens: int = 65_536,
     mesh: Mesh | None = None,
     progress: Progress = unwatched,
+    piece_length: int = 0,
+    looped: bool = True,
 ) -> Iterator[ScoredTargets]:
     """Runs windows of a stream of tokens, a batch at a time.
 
@@ -170,6 +185,7 @@ def window_nats(
       batch_tokens: tokens run at once on each device.
       mesh: devices to spread over; all of this process's by default.
       progress: see `Progress`.
+      piece_length, looped: see `jgolf.model.functional`.
 
     Yields:
       The scored targets of each batch, in an order that is not the text's.
@@ -177,10 +193,13 @@ def window_nats(
     config = scoring_model(config)
     mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
     params = jax.device_put(params, NamedSharding(mesh, P()))
-    batches = list(_batches(windows, seq_len, _rows_at_once(config, seq_len, batch_tokens), mesh.size))
+    longest_piece = piece_length or seq_len
+    rows_each = max(1, min(batch_tokens // seq_len, _pieces_at_once(config, longest_piece) * longest_piece // seq_len))
+    batches = list(_batches(windows, seq_len, rows_each, mesh.size))
+    run = _compiled(config, mesh, piece_length, looped)
     waiting = None  # one batch is on the device while the host takes in the one before it
     for batch in progress(batches, len(batches)):
-        losses = _run(config, params, mesh, tokens, batch, seq_len)
+        losses = run(params, *_inputs_and_targets(mesh, tokens, batch, seq_len))
         if waiting is not None:
             yield _scored(*waiting, seq_len)
         waiting = batch.windows, losses
@@ -196,11 +215,9 @@ class _Batch(NamedTuple):
     """Losses are needed of this many last positions only."""
 
 
-def _rows_at_once(config: ModelConfig, seq_len: int, batch_tokens: int) -> int:
-    rows = max(1, batch_tokens // seq_len)
-    if runs_as_written(config):
-        rows = min(rows, max(1, XLA_ATTENTION_BYTES // (4 * config.num_heads * seq_len**2)))
-    return rows
+def _pieces_at_once(config: ModelConfig, length: int) -> int:
+    """Pieces whose attention scores there is room for where they are held in memory."""
+    return XLA_ATTENTION_BYTES // (4 * config.num_heads * length**2) if runs_as_written(config) else sys.maxsize
 
 
 def _batches(windows: Windows, seq_len: int, rows_each: int, num_devices: int) -> Iterator[_Batch]:
@@ -224,21 +241,23 @@ def scoring_model(config: ModelConfig) -> ModelConfig:
 
 
 @cache
-def _compiled(config: ModelConfig, mesh: Mesh) -> Callable:
+def _compiled(config: ModelConfig, mesh: Mesh, piece_length: int, looped: bool) -> Callable:
     """The loss function, its rows spread over the mesh, its result on every device."""
     axis = mesh.axis_names[0]
 
     def on_each_device(params, inputs, targets):
-        return jax.lax.all_gather(token_losses(config, params, inputs, targets), axis, tiled=True)
+        losses = token_losses(config, params, inputs, targets, piece_length=piece_length, looped=looped)
+        return jax.lax.all_gather(losses, axis, tiled=True)
 
     specs = (P(), P(axis), P(axis))
     sharded = jax.shard_map(on_each_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
     return jax.jit(sharded, compiler_options=compiling.options())
 
 
-def _run(
-    config: ModelConfig, params: Params, mesh: Mesh, tokens: np.ndarray, batch: _Batch, seq_len: int
-) -> Float[Array, "rows last"]:
+def _inputs_and_targets(
+    mesh: Mesh, tokens: np.ndarray, batch: _Batch, seq_len: int
+) -> tuple[Int[Array, "rows time"], Int[Array, "rows last"]]:
+    """A batch's rows, spread over the devices."""
     positions = batch.windows.start[:, None] + np.arange(seq_len + 1)
     # Past the end of the stream, and in rows that fill up a last batch, anything will do.
     taken = np.zeros((batch.rows, seq_len + 1), np.int32)
@@ -248,7 +267,7 @@ def _run(
         jax.make_array_from_callback(part.shape, sharding, lambda index, part=part: part[index])
         for part in (taken[:, :-1], taken[:, seq_len + 1 - batch.num_last :])
     )
-    return _compiled(config, mesh)(params, inputs, targets)
+    return inputs, targets
 
 
 def _scored(windows: Windows, losses: Float[Array, "rows last"], seq_len: int) -> ScoredTargets:

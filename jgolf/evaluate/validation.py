@@ -9,7 +9,7 @@ from jgolf.data.shards import find_shards
 from jgolf.data.text import Text, read_text
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import DataError
-from jgolf.evaluate.score import Score, rows, score, sliding
+from jgolf.evaluate.score import Score, packed, rows, score, sliding
 from jgolf.model.functional import Params
 
 
@@ -40,15 +40,18 @@ class Validation:
         return cls(config, text, tokenizer)
 
     def standard(self, params: Params, max_tokens: int = 0, **how) -> Score:
-        """Scores rows of `train.seq_len`; see `jgolf.evaluate.score.rows`.
+        """Scores with what a training step sees: rows of `train.seq_len`, or documents apart.
+
+        See `jgolf.evaluate.score.rows` and `packed`.
 
         Args:
           params: the weights.
           max_tokens: score about this many tokens only; 0 for all.
-          **how: `mesh` and `progress` of `jgolf.evaluate.score.window_nats`.
+          **how: `mesh`, `progress` and `looped` of `jgolf.evaluate.score.window_nats`.
         """
         seq_len = self.config.train.seq_len
-        return score(rows, self.config.model, params, self._first(max_tokens), seq_len, **self._how(how))
+        scorer = packed if self.config.train.documents else rows
+        return score(scorer, self.config.model, params, self._first(max_tokens), seq_len, **self._how(how))
 
     def sliding(self, params: Params, max_tokens: int = 0, **how) -> Score:
         """Scores with the context of `train.seq_len` and the stride of `evaluate.sliding_stride`; see `standard`."""

@@ -91,6 +91,17 @@ def document_windows(starts: Int[np.ndarray, documents], num_tokens: int, seq_le
     return Windows(starts[document] + offset, length, np.where(offset == 0, 0, seq_len - stride))
 
 
+def packed_rows(num_tokens: int, longest: int) -> Windows:
+    """Rows of `longest` tokens one after the other, all scored; the last one, or the only one, may be shorter.
+
+    Raises:
+      DataError: there is nothing to score.
+    """
+    num_targets = _num_targets(num_tokens, longest, longest)
+    start = np.arange(0, num_targets, longest)
+    return Windows(start, np.minimum(longest, num_targets - start), np.zeros(len(start), int))
+
+
 def packed_windows(
     starts: Int[np.ndarray, documents],
     num_tokens: int,

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
 from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK, DivergedError
+from jgolf.optim.schedule import fraction, loop_is_on
 from jgolf.progress import progress_bar
 from jgolf.train.checkpoint import FOLDER, whole_steps
 from jgolf.train.display import live_display
@@ -89,6 +90,7 @@ class Loop:
         self._validated_step = run.first_step if run.first_is_validated else None
         self._in_flight: deque[StepReport] = deque()
         self._undecided: deque[StepReport] = deque()
+        self._looped = self._loop_is_on(run.first_step, run.clock.elapsed_s)
         self._asked_to_stop = False
         self._cap_reached = self._reaches_cap(run.first_step, run.clock.elapsed_s)
         self._saved_step = run.first_step
@@ -162,6 +164,7 @@ class Loop:
                     self._config.evaluate.max_tokens,
                     mesh=self._run.mesh,
                     progress=self._until_asked_to_stop,
+                    looped=self._looped,
                 )
             except AskedToStop:
                 self._asked_to_stop = True
@@ -223,6 +226,9 @@ class Loop:
         step, loss, grad_norm = int(metrics.step), float(metrics.loss), float(metrics.grad_norm)
         self._check_finite(step, loss, grad_norm)
         where = f"step:{step} scale:{float(metrics.learning_rate_multiplier):.4f}"
+        self._looped = bool(metrics.looped) or not self._config.model.loop_layers
+        if metrics.looped:
+            self._run.log.line_once("loop:enabled", where)
         if metrics.late_qat:
             self._run.log.line_once("late_qat:enabled", where)
         if metrics.swa_count:
@@ -234,11 +240,17 @@ class Loop:
             learning_rate_multiplier=float(metrics.learning_rate_multiplier),
             muon_momentum=float(metrics.muon_momentum),
             late_qat=bool(metrics.late_qat),
+            looped=bool(metrics.looped),
             swa_count=int(metrics.swa_count),
             train_time_s=elapsed_s,
         )
         train = self._config.train
         self._run.log.train_step(step, train.steps, loss, elapsed_s, train.log_every)
+
+    def _loop_is_on(self, step: int, elapsed_s: float) -> bool:
+        """Whether the step after `step` finished ones runs the loop's layers more than once."""
+        train = self._config.train
+        return bool(loop_is_on(fraction(train, step, elapsed_s), train.loop_start_fraction))
 
     def _reaches_cap(self, steps: int, elapsed_s: float) -> bool:
         """Whether the time cap will have been reached when the steps in flight, paid for already, are done."""

@@ -18,12 +18,14 @@ from jgolf.evaluate.score import (
     UNSCORED,
     bits_per_byte,
     documents,
+    packed,
     reference_sliding_score,
     rows,
     score,
     sliding,
     summarize,
 )
+from jgolf.evaluate.windows import packed_windows
 from jgolf.model.functional import apply
 from jgolf.model.initial import init
 from tests.conftest import GOLDEN, RECIPE, params_of
@@ -135,7 +137,7 @@ def test_every_token_is_scored_once_with_its_own_context(stride, tiny, random_mo
 
 def scorer_options(scorer):
     """The arguments of a scorer in these tests: windows of 24 tokens, every 8 where they slide."""
-    return (24,) if scorer is rows else (24, 8)
+    return (24, 8) if scorer in (sliding, documents) else (24,)
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
@@ -153,7 +155,7 @@ def test_a_later_token_changes_no_earlier_score(scorer, tiny, random_model, rand
         assert not np.array_equal(after[later], before[later]), "the test looks at nothing"
 
 
-@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("scorer", [scorer for scorer in SCORERS if scorer is not packed])
 def test_scores_do_not_depend_on_the_batch(scorer, tiny, random_model, random_text):
     text = Text.of(random_text[0], 1)
     once, often = (
@@ -171,6 +173,21 @@ def test_within_documents_each_is_scored_as_if_it_stood_alone(tiny, random_model
     for start, end in ((0, 11), (11, 12), (12, 60), (60, len(tokens) - 1)):
         alone = sliding(tiny, random_model, Text.of(tokens[start : end + 1], 1), 24, 8, batch_tokens=96)
         np.testing.assert_allclose(found[start:end], alone, rtol=2e-6)
+
+
+def test_packed_rows_are_what_their_segments_are_alone(tiny, random_model, random_text):
+    tokens = random_text[0].copy()
+    tokens[tokens == 1] = 2
+    tokens[[0, 11, 12, 60]] = 1
+    tiny = dataclasses.replace(tiny, bigram_buckets=0, smear_gate=False)  # these look across a document's start
+    params = {path: value for path, value in random_model.items() if not path.startswith(("bigram/", "smear/"))}
+    text = Text.of(tokens, 1)
+    found = packed(tiny, params, text, 24, batch_tokens=96)
+    segments = packed_windows(text.starts, 2 * 96 + 1, 24, 4)
+    assert len(segments.start) == 10
+    for start, length in zip(segments.start, segments.length, strict=True):
+        alone = sliding(tiny, params, Text.of(tokens[start : start + length + 1], 1), 24, 24, batch_tokens=96)
+        np.testing.assert_allclose(found[start : start + length], alone, rtol=2e-5)
 
 
 def test_a_stream_shorter_than_a_window(tiny, random_model, random_text):
