@@ -18,7 +18,7 @@ from jgolf.bench.timing import measure
 from jgolf.config import Config
 from jgolf.data.batches import Batch
 from jgolf.evaluate.score import scoring_model
-from jgolf.model.functional import Params
+from jgolf.model.functional import Params, token_losses
 
 SLIDING = "sliding"
 STANDARD = "standard"

@@ -79,7 +79,7 @@ def batches_of(stream: TokenStream, rows: int, seq_len: int, steps: int) -> list
 
 def jax_steps(config: Config, params: Params, batches: list[Batch]) -> Iterator[Step]:
     """jgolf's steps: the loss before each, and the parameters after it."""
-    optimizer = make_optimizer(dataclasses.replace(config.optim, clip="mean"))  # there is one rank
+    optimizer = make_optimizer(replace(config.optim, clip="mean"))  # there is one rank
 
     @jax.jit
     def step(params: functional.Params, state: optax.OptState, batch: Batch) -> tuple:

@@ -31,6 +31,8 @@ from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
 from jgolf.train.mesh import BatchSource, CompiledStep, make_mesh, replicate_from_first, replicated
 from jgolf.train.peers import Peers
+from jgolf.train.resume import changed_settings, keep_settings
+from jgolf.train.same_data import check_same_data
 from jgolf.train.step import TrainState, init_state, new_state
 
 WARMUP_STEPS = 2
