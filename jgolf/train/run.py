@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jgolf import compiling
 from jgolf import config as configs
-from jgolf.config import Config, ModelConfig
+from jgolf.config import Config, ModelConfig, TrainConfig
 from jgolf.data.demo import build_missing_demo
 from jgolf.data.run_data import run_tokenizer, training_tokens
 from jgolf.data.vocabulary import resolved_for
@@ -117,7 +117,7 @@ def prepared_run(
         log = stack.enter_context(contextlib.closing(RunLog(run_dir, peers.is_first, first_step)))
         log.line(_description(config, mesh, state))
         if config.train.steps < config.train.warmdown_steps:
-            log.line(_warmdown_notice(config))
+            log.line(_warmdown_notice(config.train))
         if resume:
             log.line(f"resumed after step {first_step}" if first_step else "no checkpoint yet: starting from step 0")
             for note in notes:
@@ -125,7 +125,7 @@ def prepared_run(
         first_is_validated = json.loads(peers.agree("validated", json.dumps(log.holds_validation(first_step))))
         clock = Clock(json.loads(peers.agree("clock", json.dumps(elapsed_s))))
         step = None
-        if not _is_over(config, first_step, clock.elapsed_s):
+        if not _is_over(config.train, first_step, clock.elapsed_s):
             step = CompiledStep(config, mesh, state, source(first_step))
             _warm_up(step, state, source(first_step))
             if checkpoints:
@@ -149,9 +149,9 @@ def prepared_run(
             checkpoints.finish()
 
 
-def _is_over(config: Config, step: int, elapsed_s: float) -> bool:
+def _is_over(train: TrainConfig, step: int, elapsed_s: float) -> bool:
     """Whether a run that goes on after this step has nothing left to train."""
-    return step >= config.train.steps or 0 < config.train.time_cap_s <= elapsed_s
+    return step >= train.steps or 0 < train.time_cap_s <= elapsed_s
 
 
 @contextlib.contextmanager
@@ -219,8 +219,8 @@ def _warm_up(step: CompiledStep, state: TrainState, batch) -> None:
     jax.block_until_ready(scratch)
 
 
-def _warmdown_notice(config: Config) -> str:
-    steps, warmdown = config.train.steps, config.train.warmdown_steps
+def _warmdown_notice(train: TrainConfig) -> str:
+    steps, warmdown = train.steps, train.warmdown_steps
     return (
         f"note: the warmdown of {warmdown:,} steps is longer than the run: the learning rate begins at "
         f"{steps / warmdown:.2g} of its value; --train.warmdown-steps shortens it"
