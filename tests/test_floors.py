@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import jgolf
@@ -28,6 +30,7 @@ FLOORS = (
     *("verbs", "completion", "cli", "__main__"),
 )
 """Folders and files of the package; each may import those before it, inside functions too."""
+HEIGHT = {name: number for number, name in enumerate(FLOORS)}
 EXCEPTIONS = {
     ("jgolf.evaluate.cli", "load"),
     ("jgolf.evaluate.sample", "load"),
@@ -67,13 +70,23 @@ def test_the_order_names_everything_once() -> None:
     assert sorted(FLOORS) == sorted({_floor(module) for module in MODULES})
 
 
+def test_the_readme_draws_this_order() -> None:
+    """The map's lines go down; names on one line stand side by side."""
+    text = (ROOT.parent / "README.md").read_text(encoding="utf-8")
+    inside = text.partition("\njgolf/\n")[2].partition("\ntests/")[0].splitlines()
+    lines = [re.match(r"  ((?:\w+(?:/|\.py) +)+)", line) for line in inside]
+    drawn = [re.findall(r"\w+(?=/|\.py)", line[1]) for line in lines if line]
+    assert sorted(sum(drawn, [])) == sorted({*FLOORS} - {"__init__", "__main__"})
+    for above, below in pairwise(drawn):
+        assert min(map(HEIGHT.get, above)) > max(map(HEIGHT.get, below)), (above, below)
+
+
 def test_no_import_runs_up() -> None:
-    height = {name: number for number, name in enumerate(FLOORS)}
     upward = {
         (module, _floor(imported))
         for module in MODULES
         for imported in _imports(module)
-        if height[_floor(imported)] > height[_floor(module)]
+        if HEIGHT[_floor(imported)] > HEIGHT[_floor(module)]
     }
     assert upward == EXCEPTIONS
 
