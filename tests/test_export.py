@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from jgolf import config as configs
-from jgolf import export_cli
 from jgolf.artifact import submission
 from jgolf.artifact.scoring import read_artifact
 from jgolf.cli import main
 from jgolf.config import DataConfig, EvaluateConfig
 from jgolf.data.shards import TokenStream
 from jgolf.data.train_tokenizer import train_tokenizer
+from jgolf.export import options as export_options
 from jgolf.model.functional import apply, parameter_shapes
 from jgolf.quantize import budget as budget_search
 from jgolf.train.averages import averaged_params
@@ -194,10 +194,10 @@ def test_the_settings_are_those_of_the_run_that_is_exported(words, tmp_path, cap
         )
         configs.write_json(config, tmp_path / name / "config.json")
     words = [word.replace("OLD", str(tmp_path / "OLD")).replace("NEW", str(tmp_path / "NEW")) for word in words]
-    options = export_cli._parse(words, "export.py")
+    options = export_options._parse(words, "export.py")
     assert (options.run_dir, options.quantize.mlp, options.average) == (tmp_path / "NEW", "int7", "raw")
     with pytest.raises(SystemExit):
-        export_cli._parse(["--help", *words], "export.py")
+        export_options._parse(["--help", *words], "export.py")
     assert "(default: int7)" in capsys.readouterr().out
 
 
