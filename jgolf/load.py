@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import numpy as np
 
 from jgolf import config as configs
-from jgolf import rules
 from jgolf.artifact import container
 from jgolf.artifact.scoring import check_shapes, read_artifact
 from jgolf.config import Average, Config, ModelConfig
@@ -94,8 +93,8 @@ def load_params(path: str | Path, model: ModelConfig) -> dict[str, np.ndarray]:
         return params
     from jgolf.torch_bridge import reference_config
 
-    params, _, unknown, notices = _read_pytorch(path, kind)
-    reference_config.check(_shapes(params), unknown, model, str(path))
+    params, _, tensors, notices = _read_pytorch(path, kind)
+    reference_config.check(tensors, model, str(path))
     _check_finite(params, kind, str(path))
     _tell(notices)
     return params
@@ -152,23 +151,22 @@ def _load_artifact(path: str | Path) -> LoadedModel:
 def _load_pytorch(path: str | Path, kind: Kind, option: str | None, own: Given | None) -> LoadedModel:
     from jgolf.torch_bridge import reference_config
 
-    params, stored, unknown, notices = _read_pytorch(path, kind)
-    resolved = reference_config.fit(_shapes(params), unknown, option, str(path), own)
+    params, stored, tensors, notices = _read_pytorch(path, kind)
+    resolved = reference_config.fit(tensors, option, str(path), own)
     _tell(notices + resolved.notices)
     return LoadedModel(resolved.config, params, stored, None, str(path), resolved.assumed)
 
 
 def _read_pytorch(path: str | Path, kind: Kind) -> tuple[dict, dict | None, dict[str, tuple], list[str]]:
-    """Parameters, their storage forms if the file has them, shapes of unknown tensors by name, and notices."""
+    """Parameters, their storage forms if the file has them, the shapes of its tensors by their names, and notices."""
     from jgolf.torch_bridge import checkpoint, names, reference_artifact
 
     if kind == "ptz":
         stored, notices = reference_artifact.read(path)
         with np.errstate(invalid="ignore", over="ignore"):  # of scales that are not finite: weights are checked below
-            return dequantize(stored), stored, {}, notices
+            return dequantize(stored), stored, names.by_torch_name(_shapes(stored)), notices
     state, notices = names.canonical(checkpoint.read(path))
-    params, unknown = names.to_params(state)
-    return params, None, unknown, notices
+    return names.to_params(state)[0], None, _shapes(state), notices
 
 
 def _shapes(tensors: Mapping[str, np.ndarray | StoredTensor]) -> dict[str, tuple[int, ...]]:
@@ -177,10 +175,12 @@ def _shapes(tensors: Mapping[str, np.ndarray | StoredTensor]) -> dict[str, tuple
 
 def _check_finite(params: Mapping[str, np.ndarray], kind: Kind, source: str) -> None:
     """Raises ArtifactError, naming the tensors by the file's own names, where a weight is infinite or NaN."""
+    from jgolf.torch_bridge import names
+
     lines = []
     for path, values in params.items():
         if wrong := np.count_nonzero(~np.isfinite(values)):
-            name = rules.torch_name(path) if kind in ("pt", "ptz") else path
+            name = names.torch_name(path) if kind in ("pt", "ptz") else path
             lines.append(f"  {name}: {wrong:,} of {values.size:,} values")
     if lines:
         more = [f"  … and {len(lines) - MAX_NAMED} more"] if len(lines) > MAX_NAMED else []

@@ -64,10 +64,9 @@ Start = Constant | Setting | Normal | Matrix | FirstRow
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of the table; `{}` in `path` and `torch_name` stands for the same number."""
+    """One row of the table; `{}` in `path` stands for a number."""
 
     path: str
-    torch_name: str
     kind: Kind
     group: Group
     start: Start
@@ -79,51 +78,51 @@ class Rule:
 
     @property
     def transposed(self) -> bool:
-        """Whether PyTorch stores the matrix the other way round."""
+        """Whether the matrix is stored, and scaled by rows, the other way round: (out, in), as PyTorch has it."""
         return self.path.endswith("/kernel")
 
 
-def _table(path: str, torch_name: str, kind: Kind, start: Start, curvature: Curvature) -> Rule:
-    return Rule(path, torch_name, kind, "adamw_token", start, curvature)
+def _table(path: str, kind: Kind, start: Start, curvature: Curvature) -> Rule:
+    return Rule(path, kind, "adamw_token", start, curvature)
 
 
-def _matrix(path: str, torch_name: str, kind: Kind, start: Start = Matrix()) -> Rule:  # noqa: B008
-    return Rule(path, torch_name, kind, "muon", start, "gradients")
+def _matrix(path: str, kind: Kind, start: Start = Matrix()) -> Rule:  # noqa: B008
+    return Rule(path, kind, "muon", start, "gradients")
 
 
-def _control(path: str, torch_name: str, start: float | Start) -> Rule:
+def _control(path: str, start: float | Start) -> Rule:
     start = Constant(start) if isinstance(start, float) else start
-    return Rule(path, torch_name, "control", "adamw_scalar", start)
+    return Rule(path, "control", "adamw_scalar", start)
 
 
 RULES = (
-    _table("embed/embedding", "tok_emb.weight", "embedding", Normal("embedding_init_std"), "gradients"),
-    Rule("head/kernel", "lm_head.weight", "embedding", "adamw_head", Constant(0.0), "gradients"),
-    _table("bigram/embedding", "bigram.embed.weight", "table", Constant(0.0), "pair lookups"),
-    _matrix("bigram/proj/kernel", "bigram.proj.weight", "table_projection", Matrix(by_depth=True)),
-    _control("bigram/scale", "bigram.scale", 0.05),
-    _control("smear/gate", "smear.gate", 0.0),
-    _control("gated_smear/gate", "smear_gate.weight", 0.0),
-    _control("gated_smear/scale", "smear_lambda", 0.0),
-    _control("skip_weights", "skip_weights", 1.0),
-    _control("skip_gates", "skip_gates", 0.0),
-    _control("lanes/residual", "parallel_resid_lambdas", 1.1015625),  # 1.1 as the original has it, in bfloat16
-    _control("lanes/post", "parallel_post_lambdas", 1.0),
-    _control("blocks/{}/attn_scale", "blocks.{}.attn_scale", 1.0),
-    _control("blocks/{}/mlp_scale", "blocks.{}.mlp_scale", 1.0),
-    _control("blocks/{}/resid_mix", "blocks.{}.resid_mix", FirstRow()),
-    _control("blocks/{}/attn/q_gain", "blocks.{}.attn.q_gain", Setting("q_gain")),
-    _control("blocks/{}/attn/gate", "blocks.{}.attn.attn_gate_w", 0.0),
-    _matrix("blocks/{}/attn/q_proj/kernel", "blocks.{}.attn.c_q.weight", "attention"),
-    _matrix("blocks/{}/attn/k_proj/kernel", "blocks.{}.attn.c_k.weight", "attention"),
-    _matrix("blocks/{}/attn/v_proj/kernel", "blocks.{}.attn.c_v.weight", "attention"),
-    _matrix("blocks/{}/attn/out_proj/kernel", "blocks.{}.attn.proj.weight", "attention", Constant(0.0)),
-    _matrix("blocks/{}/mlp/up_proj/kernel", "blocks.{}.mlp.fc.weight", "mlp"),
-    _matrix("blocks/{}/mlp/down_proj/kernel", "blocks.{}.mlp.proj.weight", "mlp", Constant(0.0)),
-    _table("value_embed/embedding", "ve_shared.embed.weight", "table", Normal(0.01), "token lookups"),
-    _matrix("value_embed/proj/kernel", "ve_shared.proj.weight", "table_projection", Matrix(by_depth=True)),
-    _control("value_embed/scale", "ve_shared.scale", 0.1),
-    _control("value_embed/layer_scales/{}", "ve_layer_scales.{}", 1.0),
+    _table("embed/embedding", "embedding", Normal("embedding_init_std"), "gradients"),
+    Rule("head/kernel", "embedding", "adamw_head", Constant(0.0), "gradients"),
+    _table("bigram/embedding", "table", Constant(0.0), "pair lookups"),
+    _matrix("bigram/proj/kernel", "table_projection", Matrix(by_depth=True)),
+    _control("bigram/scale", 0.05),
+    _control("smear/gate", 0.0),
+    _control("gated_smear/gate", 0.0),
+    _control("gated_smear/scale", 0.0),
+    _control("skip_weights", 1.0),
+    _control("skip_gates", 0.0),
+    _control("lanes/residual", 1.1015625),  # 1.1 as the original has it, in bfloat16
+    _control("lanes/post", 1.0),
+    _control("blocks/{}/attn_scale", 1.0),
+    _control("blocks/{}/mlp_scale", 1.0),
+    _control("blocks/{}/resid_mix", FirstRow()),
+    _control("blocks/{}/attn/q_gain", Setting("q_gain")),
+    _control("blocks/{}/attn/gate", 0.0),
+    _matrix("blocks/{}/attn/q_proj/kernel", "attention"),
+    _matrix("blocks/{}/attn/k_proj/kernel", "attention"),
+    _matrix("blocks/{}/attn/v_proj/kernel", "attention"),
+    _matrix("blocks/{}/attn/out_proj/kernel", "attention", Constant(0.0)),
+    _matrix("blocks/{}/mlp/up_proj/kernel", "mlp"),
+    _matrix("blocks/{}/mlp/down_proj/kernel", "mlp", Constant(0.0)),
+    _table("value_embed/embedding", "table", Normal(0.01), "token lookups"),
+    _matrix("value_embed/proj/kernel", "table_projection", Matrix(by_depth=True)),
+    _control("value_embed/scale", 0.1),
+    _control("value_embed/layer_scales/{}", 1.0),
 )
 
 
@@ -138,21 +137,6 @@ def rule_of(path: str) -> Rule:
         if re.fullmatch(rule.path.replace("{}", r"\d+"), path):
             return rule
     raise ArtifactError(f"no parameter is called {path!r}; the rules are in {__name__}.RULES")
-
-
-def torch_name(path: str) -> str:
-    """The name of a parameter in a PyTorch checkpoint."""
-    numbers = re.findall(r"\d+", path)
-    return rule_of(path).torch_name.format(*numbers)
-
-
-def path_of_torch_name(name: str) -> str | None:
-    """The inverse of `torch_name`; None for a name that no rule has."""
-    for rule in RULES:
-        match = re.fullmatch(re.escape(rule.torch_name).replace(r"\{\}", r"(\d+)"), name)
-        if match:
-            return rule.path.format(*match.groups())
-    return None
 
 
 def storage_form(path: str, shape: tuple[int, ...], quantize: QuantizeConfig) -> str:

@@ -33,7 +33,7 @@ from jgolf.data.demo import build_demo
 from jgolf.data.shards import write_shard
 from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.model.functional import Params
-from jgolf.rules import path_of_torch_name, rule_of
+from jgolf.torch_bridge import names
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = configs.load("pr592")
@@ -80,12 +80,10 @@ def pytest_unconfigure():
 
 def params_of(arrays: Mapping[str, np.ndarray], prefix: str) -> Params:
     """The arrays called `prefix` + a PyTorch name, under our paths and our way round."""
-    params = {}
-    for name in arrays:
-        if name.startswith(prefix):
-            path = path_of_torch_name(name.removeprefix(prefix))
-            params[path] = jnp.asarray(arrays[name].T if rule_of(path).transposed else arrays[name])
-    return params
+    tensors = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+    params, unknown = names.to_params(tensors)
+    assert not unknown
+    return {path: jnp.asarray(value) for path, value in params.items()}
 
 
 def relative_distances(found: Params, expected: Params) -> dict[str, float]:

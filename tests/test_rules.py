@@ -1,11 +1,11 @@
-import dataclasses
 import json
 
 import pytest
 
 from jgolf.errors import ArtifactError
 from jgolf.model.functional import parameter_shapes
-from jgolf.rules import fake_quantize_bits, path_of_torch_name, rule_of, storage_form, torch_name
+from jgolf.rules import fake_quantize_bits, rule_of, storage_form
+from jgolf.torch_bridge.names import torch_name
 from tests.conftest import RECIPE
 
 
@@ -15,13 +15,6 @@ def test_groups_are_the_reference_s(golden, tiny):
     for path in parameter_shapes(tiny):
         found[rule_of(path).group].add(torch_name(path))
     assert found == {group: set(names) for group, names in groups.items()}
-
-
-def test_names_go_there_and_back():
-    for config in (RECIPE.model, dataclasses.replace(RECIPE.model, tie_embeddings=False)):
-        for path in parameter_shapes(config):
-            assert path_of_torch_name(torch_name(path)) == path
-    assert path_of_torch_name("blocks.0.attn.c_q.bias") is None
 
 
 def test_storage_forms_of_the_recipe():

@@ -14,13 +14,15 @@ from jax.sharding import PartitionSpec as P
 
 from jgolf import config as configs
 from jgolf.config import Config, ModelConfig
-from jgolf.data.batches import Batch
+from jgolf.data.batches import Batch, BatchOrder
+from jgolf.data.shards import BOS_ID
 from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.torch_bridge.torch_extra import import_torch
 from jgolf.train.mesh import AXIS, CompiledStep, StepReport, replicated
 from jgolf.train.step import TrainState, new_state
 
+MEAN_DOCUMENT_TOKENS = 957  # of FineWeb's validation text, in case-coded pieces
 WEIGHT_STD = 0.1
 """About that of trained matrices: quantized at the recipe's steps, levels of some three bits."""
 
@@ -68,10 +70,15 @@ def describe(config: Config) -> str:
 
 
 def random_batch(config: Config, seed: int = 0) -> Batch:
-    """Tokens of a step, on the host: uint16 [1, sequences, seq_len]; zeros would make a device look faster."""
-    train = config.train
-    shape = (1, train.batch_tokens // train.seq_len, train.seq_len + 1)
-    tokens = np.random.default_rng(seed).integers(config.model.vocab_size, size=shape, dtype=np.uint16)
+    """Tokens of a step, on the host: uint16 [1, rows, tokens of a row]; zeros would make a device look faster.
+
+    Where documents are kept apart, they are as long as the challenge's on average.
+    """
+    order, rng = BatchOrder.from_config(config.train), np.random.default_rng(seed)
+    shape = (1, config.train.batch_tokens // order.seq_len, order.seq_len + 1)
+    tokens = rng.integers(BOS_ID + 1, config.model.vocab_size, size=shape, dtype=np.uint16)
+    if config.train.documents:
+        tokens[rng.random(shape) < 1 / MEAN_DOCUMENT_TOKENS] = BOS_ID
     return Batch(tokens[..., :-1], tokens[..., 1:])
 
 

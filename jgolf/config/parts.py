@@ -104,6 +104,7 @@ WEIGHT_DECAY = Part(
 )
 GRADIENT_CLIP = Part("gradient clip", {"optim.grad_clip": 0.3})
 WARMDOWN = Part("warmdown", {"train.warmdown_steps": 3500})
+WARMDOWN_FRACTION = Part("warmdown as a fraction", {"train.warmdown_fraction": 0.85})
 EMA = Part(
     "EMA",
     {"average.ema_decay": 0.997, "average.export": "ema"},

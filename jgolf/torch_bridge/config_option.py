@@ -19,11 +19,19 @@ RENAMED = {
     "bigram_vocab_size": "bigram_buckets",
     "ve_dim": "value_embedding_dim",
     "ve_layers": "value_embedding_layers",
+    "smear_gate_enabled": "gated_smear",
+    "skip_gates_enabled": "skip_gates",
+    "sparse_attn_gate_enabled": "attention_gate",
+    "sparse_attn_gate_scale": "attention_gate_scale",
+    "parallel_start_layer": "lanes_from",
 }
 LAST_LAYERS = "xsa_last_n"
 SWITCH = "ve_enabled"
-TRAINING_ONLY = ("mtp_num_heads", "mtp_loss_weight")
-ABSENT_FEATURES = ("dtg", "dtg_enabled")
+TRAINING_ONLY = ("mtp_num_heads", "mtp_loss_weight", "enable_looping_at")
+ABSENT_FEATURES = ("dtg", "dtg_enabled", "rope_yarn")
+LOOP = ("loop_start", "loop_end")
+MOST_LAYERS = 1000
+FINAL_LANE = "parallel_final_lane"  # what the two lanes end in
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,13 @@ def _of_config(config: Config, source: str) -> Given:
 
 
 def translate(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The reference's names and values as those of ModelConfig; upper case, as in the environment, is taken too."""
+    """The reference's names and values as those of ModelConfig; upper case, as in the environment, is taken too.
+
+    Those of both families of scripts are taken; where the loop's layers are given by their ends, they are listed.
+    """
     values = {key.lower(): value for key, value in values.items()}
-    defaults = (
-        dataclasses.asdict(ModelConfig()) | {LAST_LAYERS: 0, SWITCH: True} | dict.fromkeys(ABSENT_FEATURES, False)
-    )
+    defaults = dataclasses.asdict(ModelConfig()) | {LAST_LAYERS: 0, SWITCH: True, FINAL_LANE: "mean"}
+    defaults |= dict.fromkeys(ABSENT_FEATURES, False) | dict.fromkeys(LOOP, 0)
     settings: dict[str, Any] = {}
     unknown = []
     for key, value in values.items():
@@ -96,8 +106,28 @@ def translate(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     for name in ABSENT_FEATURES:
         if settings.pop(name, False):
             raise ConfigError(f"{source}: {name} is on; this feature is not part of jgolf's network")
+    if (lane := settings.pop(FINAL_LANE, "mean")) != "mean":
+        raise ConfigError(f"{source}: {FINAL_LANE} is {lane!r}; in jgolf's network two lanes end in their mean")
     if not settings.pop(SWITCH, True):
         settings["value_embedding_layers"] = ()
+    return _with_loop(settings, source)
+
+
+def _with_loop(settings: dict[str, Any], source: str) -> dict[str, Any]:
+    """The settings with the loop's layers in place of their ends; no further runs are no loop."""
+    first, last = (settings.pop(name, None) for name in LOOP)
+    if (first is None) != (last is None):
+        raise ConfigError(f"{source}: one of {' and '.join(LOOP)} is given without the other; expected both or none")
+    if first is not None:
+        if not 0 <= first <= last < MOST_LAYERS:
+            raise ConfigError(
+                f"{source}: loop_start is {first} and loop_end {last}: expected layers in rising order, "
+                f"below {MOST_LAYERS}"
+            )
+        settings["loop_layers"] = tuple(range(first, last + 1))
+    if settings.get("num_loops") == 0:
+        del settings["num_loops"]
+        settings["loop_layers"] = ()
     return settings
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import torch
 
-from jgolf import rules
 from jgolf.config import Config, MuonConfig
 from jgolf.data.batches import Batch, BatchOrder
 from jgolf.data.shards import TokenStream
@@ -66,7 +65,7 @@ def compare_steps(
             step,
             comparison.relative(f"loss of step {step + 1}", torch_loss, jax_loss, tolerances.train_loss),
             Check(f"parameters after step {step + 1}", total, tolerances.distance),
-            f"{rules.torch_name(worst)} {apart[worst] / max(moved[worst], 1e-30):.1e}",
+            f"{names.torch_name(worst)} {apart[worst] / max(moved[worst], 1e-30):.1e}",
         )
 
 

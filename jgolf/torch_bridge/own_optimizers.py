@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 
 from jgolf import config as configs
-from jgolf import rules
 from jgolf.config import AdamWConfig, Config, OptimConfig
 from jgolf.torch_bridge import main_function, names
 from jgolf.torch_bridge.script import ScriptError, describe, reference_settings
@@ -117,7 +116,7 @@ def make_optimizers(
     """
     groups: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in _named(torch_model.model).items():
-        groups.setdefault(rules.rule_of(rules.path_of_torch_name(name)).group, []).append(parameter)
+        groups.setdefault(names.group_of(name), []).append(parameter)
     adamw = config.optim.adamw
     make: Callable = partial(torch.optim.AdamW, betas=(adamw.beta1, adamw.beta2), eps=adamw.epsilon, **adamw_options)
     optimizers = [
@@ -213,7 +212,7 @@ def _by_updates(optim: OptimConfig, updates: Mapping[str, Update]) -> OptimConfi
     found: dict[str, Any] = {}
 
     def most(group: str, kind: str) -> dict[str, Any]:
-        own = [update for name, update in updates.items() if _group(name) == group and update.kind == kind]
+        own = [update for name, update in updates.items() if names.group_of(name) == group and update.kind == kind]
         return dict(Counter(own).most_common(1)[0][0].settings) if own else {}
 
     if muon := most("muon", "Muon"):
@@ -229,7 +228,7 @@ def _by_updates(optim: OptimConfig, updates: Mapping[str, Update]) -> OptimConfi
 def _expected(name: str, optim: OptimConfig) -> Update:
     """How jgolf's optimizer updates the parameter of this name."""
     muon, adamw = optim.muon, optim.adamw
-    group = _group(name)
+    group = names.group_of(name)
     if group == "muon":
         return _muon_update(muon.learning_rate, muon.weight_decay, muon.newton_schulz_steps)
     rate, decay = _rates_and_decays(adamw)[group]
@@ -243,7 +242,3 @@ def _rates_and_decays(adamw: AdamWConfig) -> dict[str, tuple[float, float]]:
         "adamw_scalar": (adamw.scalar_learning_rate, adamw.scalar_weight_decay),
         "adamw_head": (adamw.head_learning_rate, adamw.head_weight_decay),
     }
-
-
-def _group(name: str) -> str:
-    return rules.rule_of(rules.path_of_torch_name(name)).group

@@ -20,6 +20,7 @@ from jgolf import files, rules
 from jgolf.errors import ArtifactError
 from jgolf.quantize.stored import StoredTensor
 from jgolf.torch_bridge import checkpoint, compressed, names
+from jgolf.torch_bridge.families import pr592
 from jgolf.torch_bridge.torch_extra import import_torch
 
 ZSTD_LEVEL = 22
@@ -47,7 +48,7 @@ def read(path: str | Path) -> tuple[dict[str, StoredTensor], list[str]]:
     stored = {}
     for name, mark in marks.items():
         if tensor := _stored(name, mark, tensors, problems):
-            stored[rules.path_of_torch_name(name)] = tensor
+            stored[names.path_of_torch_name(name)] = tensor
     problems += [f"{name}: has no entry in m" for name in tensors if _base_name(name) not in marks]
     if problems:
         text = f"{path}: not an artifact of a PyTorch script, or damaged:\n{names.listed([*dict.fromkeys(problems)])}"
@@ -90,12 +91,20 @@ def write(path: str | Path, stored: Mapping[str, StoredTensor]) -> None:
 
     Integers of up to 6 bits are marked int6, wider ones int8; both are level × scale to the loader.
     Floats stay what they are: float16 as passthrough, float32 as passthrough_ctrl.
+
+    Raises:
+      ArtifactError: the model is not one of pr592's family, whose artifacts these are.
     """
     torch = import_torch(f"writing {path}")
+    if (family := names.family_with([*stored])) is not pr592.FAMILY:
+        raise ArtifactError(
+            f"{path}: scripts of the family of {family.recipe}, whose parameters these are, have artifacts of another "
+            "kind, which jgolf does not write; choose a .pt state dict or a .jgolf artifact"
+        )
     tensors: dict[str, np.ndarray] = {}
     marks: dict[str, Any] = {}
     for parameter, tensor in stored.items():
-        name = rules.torch_name(parameter)
+        name = names.torch_name(parameter)
         if tensor.scales is None:
             tensors[name] = names.to_layout(parameter, tensor.values)
             marks[name] = _float_mark(parameter, tensor)
@@ -109,13 +118,13 @@ def write(path: str | Path, stored: Mapping[str, StoredTensor]) -> None:
 
 
 def _base_name(name: str) -> str:
-    return name.removesuffix(".q").removesuffix(".scale") if rules.path_of_torch_name(name) is None else name
+    return name.removesuffix(".q").removesuffix(".scale") if names.path_of_torch_name(name) is None else name
 
 
 def _stored(name: str, mark: Any, tensors: Mapping[str, np.ndarray], problems: list[str]) -> StoredTensor | None:
     """The parameter that `m[name] = mark` describes, or None and an entry in `problems`."""
     form = mark.get("type") if isinstance(mark, Mapping) else mark
-    if rules.path_of_torch_name(name) is None:
+    if names.path_of_torch_name(name) is None:
         problems.append(f"{name}: no parameter has that name")
     elif isinstance(form, str) and form in FLOAT_MARKS:
         return _stored_floats(name, tensors, problems)
@@ -135,7 +144,7 @@ def _stored_floats(name: str, tensors: Mapping[str, np.ndarray], problems: list[
         problems.append(f"{name}: {found}, expected float16 or float32")
         return None
     form = "fp16" if values.dtype == np.float16 else "fp32"
-    return StoredTensor.floats(form, names.to_layout(rules.path_of_torch_name(name), values))
+    return StoredTensor.floats(form, names.to_layout(names.path_of_torch_name(name), values))
 
 
 def _stored_integers(
@@ -152,7 +161,7 @@ def _stored_integers(
     if lowest < LEVELS[form][0] or highest > LEVELS[form][1]:
         problems.append(f"{name}.q: levels from {lowest} to {highest}, expected {form}'s {LEVELS[form]}")
         return None
-    path = rules.path_of_torch_name(name)
+    path = names.path_of_torch_name(name)
     narrow = LEVELS["int5"][0] <= lowest and highest <= LEVELS["int5"][1]
     if rules.rule_of(path).kind == "mlp" and form == "int6" and narrow:
         form = "int5"

@@ -9,18 +9,20 @@ from typing import Any, NamedTuple
 
 from jgolf import config as configs
 from jgolf.config import Config, ModelConfig
+from jgolf.config.resolve import counted_from_0
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.torch_bridge import config_option, names, shapes
 from jgolf.torch_bridge.config_option import LAST_LAYERS, Given
+from jgolf.torch_bridge.families import pr592
+from jgolf.torch_bridge.families.common import Family
 from jgolf.torch_bridge.shapes import Shape, Told
 
-RECIPE, PLAIN_RECIPE = "pr592", "baseline"
-RECIPE_XSA_LAYERS = 4
+PLAIN_RECIPE = "baseline"
 RECIPE_HEAD_DIM = 64
 TABLE_SIZES = ("bigram_buckets", "bigram_dim", "value_embedding_dim")
-UNTOLD = ("rope_dims", "rope_base", "rope_original_length", "ln_scale", "logit_softcap")
-"""No tensor's shape depends on these."""
+GATES = ("gated_smear", "skip_gates", "attention_gate")
+"""There where their tensors are."""
 SWITCHES = {
     "smear/gate": ("smear_gate", '"smear_gate": false'),
     "skip_weights": ("unet_skips", '"unet_skips": false'),
@@ -43,18 +45,11 @@ class Resolved(NamedTuple):
     assumed: tuple[str, ...]
 
 
-def fit(
-    found: Mapping[str, Shape],
-    unknown: Mapping[str, Shape],
-    option: str | None,
-    source: str,
-    own: Given | None = None,
-) -> Resolved:
+def fit(tensors: Mapping[str, Shape], option: str | None, source: str, own: Given | None = None) -> Resolved:
     """As `resolve`, and checks that the tensors are exactly those of the model.
 
     Args:
-      found: path → shape of each parameter.
-      unknown: PyTorch name → shape of each tensor that is none.
+      tensors: PyTorch name → shape of each tensor; those without values are passed over.
       option: the value of `--config`, if given.
       source: what the tensors were read from, for messages.
       own: settings of the script that the checkpoint belongs to, if known.
@@ -63,24 +58,46 @@ def fit(
       ArtifactError: names missing, extra and misshapen tensors; and the errors of `resolve`.
     """
     given = config_option.parse(option)
+    tensors = _with_values(tensors)
+    found, _ = names.by_path(tensors)
     try:
-        resolved = _resolve(found, given, source, own)
+        resolved = _resolve(found, names.family_of(tensors), given, source, own)
     except (ArtifactError, ConfigError):
-        if unknown:  # what the shapes seem to say is then of no use
-            raise ArtifactError(f"{source}: {names.another_architecture([*unknown])}") from None
+        if foreign := names.foreign_names(tensors):  # what the shapes seem to say is then of no use
+            raise ArtifactError(f"{source}: {names.another_architecture(foreign)}") from None
         raise
     wanted = parameter_shapes(resolved.config.model)
-    switches = [text for end, (_, text) in SWITCHES.items() if _left_out(end, found, wanted)]
-    advice = f"If the model has no such parts, say so with --config '{{{', '.join(switches)}}}'" if switches else ""
-    names.check({**names.by_torch_name(found), **unknown}, names.by_torch_name(wanted), source, advice)
+    _check(tensors, wanted, source, _advice(found, wanted))
     return resolved
 
 
-def check(found: Mapping[str, Shape], unknown: Mapping[str, Shape], model: ModelConfig, source: str) -> None:
+def check(tensors: Mapping[str, Shape], model: ModelConfig, source: str) -> None:
     """Checks that the tensors are exactly those of `model`; arguments and errors as of `fit`."""
     advice = "The settings of the network, --model.…, have to be those of the file."
-    wanted = names.by_torch_name(parameter_shapes(model))
-    names.check({**names.by_torch_name(found), **unknown}, wanted, source, advice)
+    _check(_with_values(tensors), parameter_shapes(model), source, advice)
+
+
+def _check(tensors: Mapping[str, Shape], wanted: Mapping[str, Shape], source: str, advice: str) -> None:
+    banks = any(name in names.BANKS for name in tensors)
+    names.check(tensors, names.by_torch_name(wanted, banks), source, advice)
+
+
+def _with_values(tensors: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Without tensors such as the skip weights of a network of one block."""
+    return {name: shape for name, shape in tensors.items() if 0 not in shape}
+
+
+def _advice(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
+    """What `--config` may say so that the tensors are those of the model."""
+    advice = []
+    if switches := [text for end, (_, text) in SWITCHES.items() if _left_out(end, found, wanted)]:
+        advice.append(f"If the model has no such parts, say so with --config '{{{', '.join(switches)}}}'")
+    if found.get("skip_weights", ())[:1] != wanted.get("skip_weights", ())[:1] and "skip_weights" in found:
+        settings = '{"loop_start": …, "loop_end": …, "num_loops": …}'
+        advice.append(f"If layers run more than once, say which with --config '{settings}'")
+    if "lanes/post" in found and "lanes/post" not in wanted:
+        advice.append("Say from which layer on there are two lanes with --config '{\"parallel_start_layer\": …}'")
+    return "\n".join(advice)
 
 
 def _left_out(end: str, found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> bool:
@@ -91,10 +108,11 @@ def _left_out(end: str, found: Mapping[str, Shape], wanted: Mapping[str, Shape])
 def resolve(found: Mapping[str, Shape], option: str | None, source: str, own: Given | None = None) -> Resolved:
     """The config of the model whose parameters have these shapes.
 
-    What neither shapes nor `--config` tell is taken from the script, and what that does not tell from the
-    recipe pr592, or from the challenge's baseline for a network without SmearGate and extra tables: XSA on the
-    last four layers, the value embedding on the last layers, rotary dimensions up to the head's width, a rotary
-    base that rises past 1,024 tokens (the baseline's does not).
+    What neither shapes nor `--config` tell is taken from the script, and what that does not tell from the recipe of
+    the family of scripts that has the most of these parameters, or from the challenge's baseline for a network without
+    SmearGate and extra tables: how many of the last layers have XSA (or all), the value embedding on the last layers,
+    rotary dimensions up to the head's width, a rotary base that rises past 1,024 tokens (pr592's alone), the loop where
+    it suits the number of skips, where the second lane begins.
 
     Args:
       found: path → shape of each parameter.
@@ -106,23 +124,26 @@ def resolve(found: Mapping[str, Shape], option: str | None, source: str, own: Gi
       ConfigError: `option` cannot be read, contradicts the shapes, or leaves a model that makes no sense.
       ArtifactError: the shapes are not those of such a model.
     """
-    return _resolve(found, config_option.parse(option), source, own)
+    family = names.family_of(names.by_torch_name(found))
+    return _resolve(found, family, config_option.parse(option), source, own)
 
 
-def _resolve(found: Mapping[str, Shape], given: Given, source: str, own: Given | None) -> Resolved:
+def _resolve(found: Mapping[str, Shape], family: Family, given: Given, source: str, own: Given | None) -> Resolved:
     told = shapes.told_by(found, source)
     own = _suiting(own, told) if own is not None and given.base is None else Given("", {})
     plain = not any(told[feature].value for feature in ("smear_gate", "bigram", "value_embedding"))
-    recipe = PLAIN_RECIPE if plain else RECIPE
+    recipe = PLAIN_RECIPE if plain and family is pr592.FAMILY else family.recipe
     base = given.base or configs.load(recipe)
-    by_script = {name: own.settings[name] for name in ("num_heads", *UNTOLD) if name in own.settings}
+    untold = [*family.untold, *(["attention_gate_scale"] if told["attention_gate"].value else [])]
+    by_script = {name: own.settings[name] for name in ("num_heads", *untold) if name in own.settings}
     values = {**dataclasses.asdict(base.model), **by_script, **given.settings}
     contradictions = _Contradictions(given, source)
     _set_features(values, told, contradictions)
     _set_sizes(values, told, contradictions, "num_heads" in by_script)
-    assumed = [] if given.base else [name for name in UNTOLD if name not in given.settings]
-    by_recipe = {name: getattr(base.model, name) for name in UNTOLD} | {"rope_dims": _rope_dims(values, base.model)}
-    assumed += _place_layers(values, told, given, own, contradictions, by_recipe)
+    assumed = [] if given.base else [name for name in untold if name not in given.settings]
+    by_recipe = {name: getattr(base.model, name) for name in untold} | {"rope_dims": _rope_dims(values, base.model)}
+    assumed += _place_layers(values, told, base.model, given, own, contradictions, by_recipe)
+    assumed += _place_loop(values, told, contradictions) + _place_lanes(values, told, contradictions)
     if "num_heads" not in told and "num_heads" not in given.settings:
         assumed.append("num_heads")
     contradictions.raise_any()
@@ -167,10 +188,16 @@ def _set_features(values: dict[str, Any], told: Mapping[str, Told], contradictio
     for name in ("smear_gate", "unet_skips", "q_gain"):
         if told[name].value and not values[name]:
             contradictions.note(name, True, told[name])
+    for name in ("smear_gate", "unet_skips"):
+        values[name] = values[name] or told[name].value
     tied = not told["head"].value
     if values["tie_embeddings"] != tied:
         contradictions.note("tie_embeddings", tied, told["head"])
     values["tie_embeddings"] = tied
+    for name in GATES:
+        if values[name] != told[name].value:
+            contradictions.note(name, told[name].value, told[name])
+        values[name] = told[name].value
     if not told["bigram"].value:
         if values["bigram_buckets"]:
             contradictions.note("bigram_buckets", 0, told["bigram"])
@@ -181,7 +208,7 @@ def _set_sizes(
     values: dict[str, Any], told: Mapping[str, Told], contradictions: _Contradictions, heads_known: bool
 ) -> None:
     """Every width and count that a tensor tells; the rest stay as they are in `values`."""
-    for name in ("vocab_size", "num_layers", "model_dim", "num_heads", *TABLE_SIZES):
+    for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "gate_window", *TABLE_SIZES):
         if name in told:
             if values[name] != told[name].value and (name, values[name]) != ("vocab_size", 0):
                 contradictions.note(name, told[name].value, told[name])
@@ -215,6 +242,7 @@ def _multiple(width: int, dim: int) -> float:
 def _place_layers(
     values: dict[str, Any],
     told: Mapping[str, Told],
+    recipe: ModelConfig,
     given: Given,
     own: Given,
     contradictions: _Contradictions,
@@ -237,7 +265,8 @@ def _place_layers(
         by_recipe["value_embedding_layers"] = _last(count, num_layers)
         values["value_embedding_layers"] = (by_recipe | own.settings)["value_embedding_layers"]
         assumed += ["value_embedding_layers"] if count else []
-    by_recipe["xsa_layers"] = _last(RECIPE_XSA_LAYERS if values["xsa_layers"] else 0, num_layers)
+    num_xsa = len(recipe.xsa_layers)
+    by_recipe["xsa_layers"] = _last(num_layers if num_xsa == recipe.num_layers else num_xsa, num_layers)
     last = values.pop(LAST_LAYERS, None)
     if last is not None:
         values["xsa_layers"] = _last(last, num_layers)
@@ -247,6 +276,34 @@ def _place_layers(
     if "rope_dims" not in given.settings and values["num_heads"]:
         values["rope_dims"] = min(values["rope_dims"], values["model_dim"] // values["num_heads"])
     return assumed
+
+
+def _place_loop(values: dict[str, Any], told: Mapping[str, Told], contradictions: _Contradictions) -> list[str]:
+    """Sets which layers run more than once; returns the names of the settings that are assumed.
+
+    The skips' rows tell how often layers run in all, not which. The recipe's loop is taken where it suits them.
+    """
+    given, layers, num_layers = contradictions.given.settings, values["loop_layers"], values["num_layers"]
+    rows = told["num_skips"].value if "num_skips" in told else None
+    suits = rows in (None, (num_layers + len(layers) * values["num_loops"]) // 2)
+    if "loop_layers" in given:
+        if not suits:
+            says = f"layers that make {2 * rows - num_layers} or {2 * rows + 1 - num_layers} more runs"
+            contradictions.note("loop_layers", says, told["num_skips"])
+        return []
+    if layers and (not suits or layers[-1] >= num_layers):
+        values["loop_layers"] = ()
+    return [name for name in ("loop_layers", "num_loops") if layers and name not in given]
+
+
+def _place_lanes(values: dict[str, Any], told: Mapping[str, Told], contradictions: _Contradictions) -> list[str]:
+    """Sets where the second lane begins, if there is one; returns the setting's name where it is assumed."""
+    if bool(values["lanes_from"]) != told["lanes"].value:
+        contradictions.note("lanes_from", "a layer" if told["lanes"].value else 0, told["lanes"])
+    if not told["lanes"].value:
+        values["lanes_from"] = 0
+    values["lanes_from"] = counted_from_0(values["lanes_from"], values["num_layers"])
+    return ["lanes_from"] if values["lanes_from"] and "lanes_from" not in contradictions.given.settings else []
 
 
 def _last(count: int, num_layers: int) -> tuple[int, ...]:

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jgolf import rules
 from jgolf.errors import ArtifactError
-from jgolf.torch_bridge.names import to_torch_shape
+from jgolf.torch_bridge import names
 
 Shape = tuple[int, ...]
 
@@ -26,7 +25,9 @@ SIZES = {
     ),
     "kv_dim": (("blocks/{}/attn/k_proj/kernel", 1), ("blocks/{}/attn/v_proj/kernel", 1)),
     "mlp_dim": (("blocks/{}/mlp/up_proj/kernel", 1), ("blocks/{}/mlp/down_proj/kernel", 0)),
-    "num_heads": (("blocks/{}/attn/q_gain", 0),),
+    "num_heads": (("blocks/{}/attn/q_gain", 0), ("blocks/{}/attn/gate", 0)),
+    "gate_window": (("blocks/{}/attn/gate", 1), ("gated_smear/gate", 1)),
+    "num_skips": (("skip_weights", 0), ("skip_gates", 0)),
     "bigram_buckets": (("bigram/embedding", 0),),
     "bigram_dim": (("bigram/embedding", 1), ("bigram/proj/kernel", 0)),
     "value_embedding_dim": (("value_embed/embedding", 1), ("value_embed/proj/kernel", 0)),
@@ -35,6 +36,10 @@ FEATURES = {
     "smear_gate": "smear/gate",
     "unet_skips": "skip_weights",
     "q_gain": "blocks/{}/attn/q_gain",
+    "gated_smear": "gated_smear/",
+    "skip_gates": "skip_gates",
+    "attention_gate": "blocks/{}/attn/gate",
+    "lanes": "lanes/",
     "bigram": "bigram/",
     "value_embedding": "value_embed/",
     "head": "head/kernel",
@@ -88,8 +93,8 @@ def _pattern(template: str) -> str:
 
 
 def _shown(found: Mapping[str, Shape], path: str) -> str:
-    return f"{rules.torch_name(path)} {list(to_torch_shape(path, found[path]))}"
+    return f"{names.torch_name(path)} {list(names.to_torch_shape(path, found[path]))}"
 
 
 def _torch_name(prefix: str) -> str:
-    return next(rule.torch_name for rule in rules.RULES if rule.path.startswith(prefix)).format("N")
+    return next(name for path, name in names.NAMES.items() if path.startswith(prefix)).format("N")

@@ -12,6 +12,7 @@ from jgolf.artifact import container
 from jgolf.artifact.codes import BASES, digits_per_byte, pack_digits, unpack_digits
 from jgolf.artifact.layout import level_classes
 from jgolf.quantize.stored import StoredTensor
+from jgolf.torch_bridge.names import path_of_torch_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -73,7 +74,7 @@ def test_the_reference_s_artifact_shrinks_below_095_of_its_bytes():
     stored = {}
     for name, tensor in tensors.items():
         values = tensor.numpy()
-        path = rules.path_of_torch_name(name.removesuffix(".q"))
+        path = path_of_torch_name(name.removesuffix(".q"))
         if name.endswith(".q"):
             form = "int8" if np.abs(values.astype(int)).max() > 32 else "int6"
             scales = tensors[name.removesuffix("q") + "scale"].numpy()

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from jgolf import rules
 from jgolf.model.embeddings import bigram_hash
-from jgolf.model.functional import Params, apply, loss, parameter_shapes
+from jgolf.model.functional import apply, loss, parameter_shapes
 from jgolf.quantize.fake import fake_quantize
-from tests.conftest import RECIPE
+from jgolf.torch_bridge.names import by_torch_name
+from tests.conftest import RECIPE, params_of
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 CONFIG = dataclasses.replace(
@@ -43,14 +43,6 @@ def golden() -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def from_torch(arrays: dict[str, np.ndarray], prefix: str) -> Params:
-    params = {}
-    for path in parameter_shapes(CONFIG):
-        array = arrays[prefix + rules.torch_name(path)]
-        params[path] = array.T if rules.rule_of(path).transposed else array
-    return params
-
-
 def relative_error(found: jax.Array, expected: np.ndarray) -> float:
     expected = expected.astype(np.float64)
     return float(np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected))
@@ -58,7 +50,7 @@ def relative_error(found: jax.Array, expected: np.ndarray) -> float:
 
 def test_every_reference_tensor_has_a_parameter(golden):
     names = {name.removeprefix("params/") for name in golden if name.startswith("params/")}
-    assert names == {rules.torch_name(path) for path in parameter_shapes(CONFIG)}
+    assert names == set(by_torch_name(parameter_shapes(CONFIG)))
 
 
 def test_bigram_hash(golden):
@@ -66,23 +58,23 @@ def test_bigram_hash(golden):
 
 
 def test_logits(golden):
-    logits = jax.jit(partial(apply, CONFIG))(from_torch(golden, "params/"), golden["x"])
+    logits = jax.jit(partial(apply, CONFIG))(params_of(golden, "params/"), golden["x"])
     assert relative_error(logits, golden["logits"]) < FORWARD_TOLERANCE
 
 
 def test_logits_of_a_sequence_with_a_rescaled_rotary_base(golden):
-    logits = jax.jit(partial(apply, CONFIG))(from_torch(golden, "params/"), golden["long_x"])
+    logits = jax.jit(partial(apply, CONFIG))(params_of(golden, "params/"), golden["long_x"])
     assert relative_error(logits[:, -16:], golden["long_logits_last16"]) < FORWARD_TOLERANCE
 
 
 @pytest.mark.parametrize("quantized", [False, True])
 def test_loss_and_every_gradient(golden, quantized):
-    params = from_torch(golden, "params/")
+    params = params_of(golden, "params/")
     if quantized:
         params = fake_quantize(params, RECIPE.quantize)
     prefix = "qat_" if quantized else ""
     value, grads = jax.jit(jax.value_and_grad(partial(loss, CONFIG)))(params, golden["x"], golden["y"])
     np.testing.assert_allclose(value, golden[prefix + "loss"], rtol=FORWARD_TOLERANCE)
-    expected = from_torch(golden, prefix + "grads/")
+    expected = params_of(golden, prefix + "grads/")
     errors = {path: relative_error(grads[path], expected[path]) for path in grads}
     assert max(errors.values()) < GRADIENT_TOLERANCE, errors

@@ -7,8 +7,9 @@ import pytest
 
 from jgolf.model.functional import parameter_shapes
 from jgolf.model.initial import init
-from jgolf.rules import torch_name
+from jgolf.torch_bridge.names import from_params, torch_name
 from tests.conftest import RECIPE
+from tests.pr1855 import FOLDER, RECORD
 
 jitted_init = jax.jit(init, static_argnums=0)
 
@@ -86,3 +87,24 @@ def test_a_start_that_is_not_orthogonal_is_pytorch_s():
         assert value.std() == pytest.approx(1 / np.sqrt(3 * inputs), rel=0.02)
         assert np.abs(value).max() == pytest.approx(np.abs(theirs).max(), rel=0.01)
     assert not found["head/kernel"].any()
+
+
+@pytest.mark.slow
+def test_the_record_s_start_in_its_real_size():
+    """Statistics of a fresh model of its script, all of whose values are rounded to bfloat16."""
+    expected = json.loads((FOLDER / "init_stats_real.json").read_text())
+    params = jitted_init(RECORD.model, jax.random.key(0))
+    state = from_params({path: np.asarray(value) for path, value in params.items()})
+    assert state.keys() == {name for name in expected if not name.startswith("_")}
+    for name, value in state.items():
+        stats = expected[name]
+        assert list(value.shape) == stats["shape"]
+        np.testing.assert_allclose(value.std(), stats["std"], rtol=3e-3, err_msg=name)
+        np.testing.assert_allclose(value.mean(), stats["mean"], rtol=1e-6, atol=1e-3 * stats["std"], err_msg=name)
+        if not stats["std"]:
+            assert (value.min(), value.max()) == (stats["min"], stats["max"])
+        for number, (least, most) in enumerate(stats.get("singular_values_min_max_per_matrix", ())):
+            matrix = value[number] if value.shape[1] <= value.shape[2] else value[number].T
+            square = matrix @ matrix.T
+            np.testing.assert_allclose(square, round(most) * np.eye(len(square)), atol=5e-3, err_msg=f"{name} {number}")
+            assert abs(least - round(most)) < 5e-3

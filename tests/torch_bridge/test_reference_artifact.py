@@ -48,7 +48,7 @@ def small():
 def test_every_form_is_read(folder):
     stored, notices = reference_artifact.read(GOLDEN / folder / "final_model.int6.ptz")
     formats = json.loads((GOLDEN / folder / "artifact_formats.json").read_text())
-    found = {names.rules.torch_name(path): tensor.form for path, tensor in stored.items()}
+    found = {names.torch_name(path): tensor.form for path, tensor in stored.items()}
     assert notices == []
     assert found.keys() == formats.keys()
     for name, form in formats.items():

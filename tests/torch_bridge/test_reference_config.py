@@ -11,7 +11,7 @@ from jgolf import config as configs
 from jgolf.config import ModelConfig
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.model.functional import parameter_shapes
-from jgolf.torch_bridge import reference_config
+from jgolf.torch_bridge import names, reference_config
 from tests.conftest import RECIPE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -235,7 +235,7 @@ def test_every_wrong_tensor_is_named():
     shapes["blocks/1/mlp/up_proj/kernel"] = (64, 5)
     shapes["blocks/0/attn_scale"] = (63,)
     with pytest.raises(ArtifactError) as error:
-        reference_config.fit(shapes, {"blocks.0.dtg_gate.weight": (1, 64)}, None, "x.pt")
+        reference_config.fit(names.by_torch_name(shapes) | {"blocks.0.dtg_gate.weight": (1, 64)}, None, "x.pt")
     lines = [line.strip() for line in str(error.value).splitlines()[1:-1]]
     assert sorted(lines) == [
         "blocks.0.attn_scale: found [63], expected [64]",
@@ -251,12 +251,14 @@ def test_every_wrong_tensor_is_named():
 
 def test_another_familys_checkpoint():
     with pytest.raises(ArtifactError, match=r"x\.pt: no tensor of it is called blocks"):
-        reference_config.fit({"smear/gate": (3,)}, {}, None, "x.pt")
+        reference_config.fit({"smear.gate": (3,)}, None, "x.pt")
     others = {f"transformer.h.{layer}.weight": (3, 3) for layer in range(41)}
     with pytest.raises(ArtifactError, match=r"x\.pt: transformer.h.0.weight and 40 more names: no setting gives"):
-        reference_config.fit({}, others, None, "x.pt")
+        reference_config.fit(others, None, "x.pt")
     with pytest.raises(ArtifactError) as error:
-        reference_config.fit(parameter_shapes(ODD_MODELS["golden"]), others, '{"rope_dims": 8}', "x.pt")
+        reference_config.fit(
+            names.by_torch_name(parameter_shapes(ODD_MODELS["golden"])) | others, '{"rope_dims": 8}', "x.pt"
+        )
     text = str(error.value)
     assert len(text.splitlines()) == 13 and "… and 31 more" in text
     assert text.endswith("a model of another architecture") and "--config" not in text
@@ -266,12 +268,12 @@ def test_advice_is_given_where_it_helps():
     model = ODD_MODELS["golden"]
     shapes = {path: shape for path, shape in parameter_shapes(model).items() if path != "smear/gate"}
     with pytest.raises(ArtifactError, match="""--config '{"smear_gate": false}'$"""):
-        reference_config.fit(shapes, {}, None, "x.pt")
-    found = reference_config.fit(shapes, {}, '{"smear_gate": false}', "x.pt").config.model
+        reference_config.fit(names.by_torch_name(shapes), None, "x.pt")
+    found = reference_config.fit(names.by_torch_name(shapes), '{"smear_gate": false}', "x.pt").config.model
     assert not found.smear_gate
     shapes = parameter_shapes(model) | {"blocks/0/attn_scale": (63,)}
     with pytest.raises(ArtifactError, match=r"blocks.0.attn_scale: found \[63\], expected \[64\]$"):
-        reference_config.fit(shapes, {}, None, "x.pt")
+        reference_config.fit(names.by_torch_name(shapes), None, "x.pt")
 
 
 def test_mlp_widths_survive_their_multiple():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +86,7 @@ def _cudnn(interpret: bool, q: Array, k: Array, v: Array) -> Array:
 
 
 def _flash(
-    flash: Callable[..., Any],
+    flash: Callable[..., Array],
     backward: str,
     interpret: bool,
     q: Array,
@@ -95,7 +94,30 @@ def _flash(
     v: Array,
     segments: Array | None = None,
 ) -> Array:
-    return flash(q, k, v, segment_ids=segments, backward=backward)
+    return _shared_flash(flash, backward, q, k, v, segments)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _shared_flash(flash, backward, q, k, v, segments):
+    return _flash_forward(flash, backward, q, k, v, segments)[0]
+
+
+# jit, both ways: layers of one shape share the kernels, which are traced and compiled once.
+@partial(jax.jit, static_argnums=(0, 1))
+def _flash_forward(flash, backward, q, k, v, segments):
+    return jax.vjp(lambda q, k, v: flash(q, k, v, segment_ids=segments, backward=backward), q, k, v)
+
+
+@jax.jit
+def _flash_gradients(vjp, gradient):
+    return vjp(gradient)
+
+
+def _flash_backward(flash, backward, vjp, gradient):
+    return *_flash_gradients(vjp, gradient), None
+
+
+_shared_flash.defvjp(_flash_forward, _flash_backward)
 
 
 def masked_attention(

@@ -1,0 +1,141 @@
+"""The recipe of pull request #1855 at the size of the numbers that its script gave, and those numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from jgolf.config import (
+    AdamWConfig,
+    AverageConfig,
+    Config,
+    ModelConfig,
+    MuonConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from jgolf.config.parts import (
+    ATTENTION_GATE,
+    DOCUMENTS,
+    GATED_SMEAR,
+    LANES,
+    LEAKY_RELU,
+    LN_SCALE,
+    LOGIT_SOFTCAP,
+    LOOP,
+    MUON,
+    ORTHO_INIT,
+    PARTIAL_ROPE,
+    SKIP_GATES,
+    TIED_EMBEDDINGS,
+    UNET_SKIPS,
+    compose,
+)
+
+FOLDER = Path(__file__).parent / "golden" / "pr1855"
+SETTINGS = json.loads((FOLDER / "config.json").read_text())
+"""By the script's own names."""
+
+MODEL = ModelConfig(
+    vocab_size=SETTINGS["vocab_size"],
+    num_layers=SETTINGS["num_layers"],
+    model_dim=SETTINGS["model_dim"],
+    num_heads=SETTINGS["num_heads"],
+    num_kv_heads=SETTINGS["num_kv_heads"],
+    mlp_multiple=SETTINGS["mlp_mult"],
+    activation_slope=0.5,
+    tie_embeddings=True,
+    gated_smear=True,
+    unet_skips=True,
+    skip_gates=True,
+    loop_layers=tuple(range(SETTINGS["loop_start"], SETTINGS["loop_end"] + 1)),
+    num_loops=SETTINGS["num_loops"],
+    lanes_from=SETTINGS["parallel_start_layer"],
+    xsa_layers=tuple(range(SETTINGS["num_layers"] - SETTINGS["xsa_last_n"], SETTINGS["num_layers"])),
+    rope_dims=SETTINGS["rope_dims"],
+    rope_frequency_dtype="bfloat16",
+    attention_gate=True,
+    attention_gate_scale=SETTINGS["sparse_attn_gate_scale"],
+    gate_window=SETTINGS["gate_window"],
+    ln_scale=True,
+    q_gain=SETTINGS["qk_gain_init"],
+    logit_softcap=SETTINGS["logit_softcap"],
+    orthogonal_init=True,
+    compute_dtype="float32",
+    kernels="plain",
+)
+CONFIG = Config(
+    model=MODEL,
+    optim=OptimConfig(
+        matrices="muon",
+        muon=MuonConfig(
+            learning_rate=SETTINGS["matrix_lr"],
+            momentum=SETTINGS["muon_momentum"],
+            momentum_warmup_start=SETTINGS["muon_momentum_warmup_start"],
+            momentum_warmup_steps=SETTINGS["muon_momentum_warmup_steps"],
+            weight_decay=SETTINGS["muon_wd"],
+            row_normalization=SETTINGS["muon_row_normalize"],
+            newton_schulz_coefficients="polar_express",
+            newton_schulz_steps=SETTINGS["muon_backend_steps"],
+            newton_schulz_dtype="float32",
+        ),
+        adamw=AdamWConfig(
+            token_learning_rate=SETTINGS["tied_embed_lr"],
+            token_weight_decay=SETTINGS["embed_wd"],
+            scalar_learning_rate=SETTINGS["scalar_lr"],
+            scalar_weight_decay=SETTINGS["adam_wd"],
+            beta1=SETTINGS["beta1"],
+            beta2=SETTINGS["beta2"],
+            epsilon=SETTINGS["adam_eps"],
+        ),
+        grad_clip=SETTINGS["grad_clip_norm"],
+        clip="rank",
+    ),
+    train=TrainConfig(
+        steps=SETTINGS["iterations"],
+        warmdown_fraction=SETTINGS["warmdown_frac"],
+        learning_rate_floor=SETTINGS["min_lr"],
+        loop_start_fraction=SETTINGS["enable_looping_at"],
+        batch_tokens=SETTINGS["train_batch_tokens"],
+        num_ranks=SETTINGS["world_size"],
+        accumulation=SETTINGS["grad_accum_steps"],
+        seq_len=SETTINGS["train_seq_len"],
+        documents=True,
+    ),
+    average=AverageConfig(ema_decay=SETTINGS["ema_decay"]),
+)
+RECORD = compose(
+    "pr1855",
+    Config(),
+    GATED_SMEAR,
+    SKIP_GATES,
+    LOOP,
+    LANES,
+    ATTENTION_GATE,
+    LEAKY_RELU,
+    DOCUMENTS,
+    UNET_SKIPS,
+    LN_SCALE,
+    LOGIT_SOFTCAP,
+    PARTIAL_ROPE,
+    TIED_EMBEDDINGS,
+    ORTHO_INIT,
+    MUON,
+    {
+        "model.vocab_size": 8192,
+        "model.num_layers": 11,
+        "model.mlp_multiple": 4.0,
+        "model.xsa_layers": tuple(range(-11, 0)),
+        "model.q_gain": 5.0,
+        "model.rope_frequency_dtype": "bfloat16",
+    },
+)
+"""The network in its real size."""
+
+
+def arrays_of(file: str, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a file whose names begin with `prefix`, by the rest of their names."""
+    with np.load(FOLDER / file) as arrays:
+        return {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
