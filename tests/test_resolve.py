@@ -15,7 +15,7 @@ from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import ConfigError, JgolfError
 from jgolf.model.functional import apply, parameter_shapes
 from jgolf.sweep.grid import make_runs
-from jgolf.train.cli import TrainOptions
+from jgolf.train.options import TrainOptions
 from tests.conftest import NANO
 from tests.train.runs import nano_config
 

@@ -31,9 +31,9 @@ from jgolf.quantize.stored import StoredTensor
 from jgolf.report import cli as report
 from jgolf.report.curves import history_plots
 from jgolf.report.history import read_histories
-from jgolf.rules import torch_name
 from jgolf.sweep.folder import SweepFolder
 from jgolf.sweep.grid import make_runs
+from jgolf.torch_bridge.names import torch_name
 from jgolf.train.log import RunLog
 from tests.artifact.stored_examples import stored_example
 from tests.conftest import NANO, RECIPE, random_words
