@@ -20,15 +20,15 @@ from jgolf.progress import plain_console
 
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
-    "train": ("jgolf.train.cli:train", "train a model"),
-    "export": ("jgolf.export_cli:export", "quantize a run, pack it into an artifact and score that"),
-    "evaluate": ("jgolf.evaluate.cli:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),
+    "train": ("jgolf.verbs.train:train", "train a model"),
+    "export": ("jgolf.verbs.export:export", "quantize a run, pack it into an artifact and score that"),
+    "evaluate": ("jgolf.verbs.evaluate:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),
     "sweep": ("jgolf.sweep.cli:sweep", "train many runs at once: seeds, learning rates, any setting"),
     "report": ("jgolf.report.cli:report", "draw runs, the PyTorch reference's too, on one page"),
     "compare": ("jgolf.compare:compare", "test whether runs beat others by the challenge's rule for a record"),
-    "sample": ("jgolf.evaluate.sample:sample", "let a model continue a text"),
-    "convert": ("jgolf.torch_bridge.convert:convert", "turn PyTorch checkpoints and artifacts into ours and back"),
-    "crosscheck": ("jgolf.torch_bridge.crosscheck:crosscheck", "compare with a PyTorch script, number by number"),
+    "sample": ("jgolf.verbs.sample:sample", "let a model continue a text"),
+    "convert": ("jgolf.verbs.convert:convert", "turn PyTorch checkpoints and artifacts into ours and back"),
+    "crosscheck": ("jgolf.verbs.crosscheck:crosscheck", "compare with a PyTorch script, number by number"),
     "bench": ("", "measure the system: the step and its parts, evaluation, input, export, communication"),
     "doctor": ("jgolf.doctor:doctor", "check devices, data, room and packages, and say what to do"),
 }

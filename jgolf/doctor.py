@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jgolf import config as configs
-from jgolf.config import Config
+from jgolf.config import Config, ModelConfig
 from jgolf.data.demo import demo_is_due
 from jgolf.data.run_data import run_tokenizer, training_tokens
 from jgolf.data.shards import TokenStream, find_shards
@@ -36,8 +36,8 @@ from jgolf.model.functional import parameter_shapes
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name, causal_attention, kernel_for
 from jgolf.progress import counted, plain_console
-from jgolf.train.cli import TrainOptions, read_command
 from jgolf.train.mesh import device_batch_order
+from jgolf.train.options import TrainOptions, read_command
 from jgolf.train.run import check_run_dir
 from jgolf.train.step import init_state
 from jgolf.train.writers import WriterName, require_writers
@@ -114,19 +114,20 @@ def run_checks(options: TrainOptions, run_dir: Path) -> Iterator[Check]:
     yield sense
     found = devices()
     yield found
-    makes_sense = sense.verdict != "missing" and config.model.vocab_size > 0
-    if makes_sense and found.verdict != "missing":
+    makes_sense = sense.verdict != "missing"
+    is_known = makes_sense and config.model.vocab_size > 0  # else no network can be built, not even in outline
+    if is_known and found.verdict != "missing":
         yield batch(config)
         yield attention(config)
         yield device_memory(config)
     if makes_sense:
         yield from data(config)
     yield run_folder(run_dir, options.resume)
-    if makes_sense:
+    if is_known:
         yield disk(config, run_dir)
         yield host_memory(config)
         if options.init_from is not None:
-            yield first_parameters(config, options.init_from)
+            yield first_parameters(config.model, options.init_from)
     if options.writers:
         yield writers(options.writers)
     yield from extras()
@@ -173,7 +174,7 @@ def devices() -> Check:
 def batch(config: Config) -> Check:
     """That the devices can share a step's batch."""
     try:
-        order = device_batch_order(config, jax.device_count())
+        order = device_batch_order(config.train, jax.device_count())
     except JgolfError as error:
         return Check("batch", "missing", str(error))
     rows = order.micro_batch_rows // jax.device_count()
@@ -193,7 +194,7 @@ def attention(config: Config) -> Check:
         )
     name = attention_name(model.compute_dtype, model.head_dim, documents=False)
     try:
-        error = attention_error(config)
+        error = attention_error(config.model)
     except Exception as error:  # whatever the library raises, it is the finding
         advice = "--model.kernels plain works everywhere, slower; pip install --upgrade nvidia-cudnn-cu13"
         return Check("attention", "missing", f"the kernel of {name} fails: {_first_line(error)}", advice)
@@ -202,9 +203,8 @@ def attention(config: Config) -> Check:
     return Check("attention", "ok", f"by {name}; a trial agrees with ordinary JAX within {error:.2g}")
 
 
-def attention_error(config: Config) -> float:
+def attention_error(model: ModelConfig) -> float:
     """Largest difference between the kernel and ordinary JAX in float32, in a gradient of a small trial."""
-    model = config.model
     keys = jax.random.split(jax.random.key(0), 3)
     heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)
     qkv = [jax.random.normal(key, (2, 128, n, model.head_dim)) for key, n in zip(keys, heads, strict=True)]
@@ -243,6 +243,8 @@ def data(config: Config) -> Iterator[Check]:
         return
     tokenizer = _found("tokenizer", lambda: _tokenizer_text(run_tokenizer(config)))
     yield tokenizer
+    if not config.model.vocab_size:
+        return  # it is the tokenizer's, which is missing, and tokens cannot be told from damage without it
     yield _found("train tokens", lambda: _training_text(config, training_tokens(config)))
     if tokenizer.verdict == "ok":
         yield _found("val tokens", lambda: _validation_text(Validation.open(config)))
@@ -303,9 +305,9 @@ def disk(config: Config, run_dir: Path) -> Check:
     return Check("disk", "ok", text)
 
 
-def first_parameters(config: Config, init_from: str) -> Check:
+def first_parameters(model: ModelConfig, init_from: str) -> Check:
     """That the parameters to begin with can be read, and are those of the network."""
-    return _found("--init-from", lambda: f"{init_from}: {counted(len(load_params(init_from, config.model)), 'array')}")
+    return _found("--init-from", lambda: f"{init_from}: {counted(len(load_params(init_from, model)), 'array')}")
 
 
 def writers(names: Sequence[WriterName]) -> Check:

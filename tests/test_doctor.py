@@ -17,7 +17,7 @@ from jgolf.data import demo as demo_module
 from jgolf.data.shards import write_shard
 from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.model.kernels import door
-from jgolf.train.cli import TrainOptions
+from jgolf.train.options import TrainOptions
 
 
 @pytest.fixture(autouse=True)

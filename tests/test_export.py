@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import jax
@@ -17,13 +19,13 @@ import numpy as np
 import pytest
 
 from jgolf import config as configs
-from jgolf import export_cli
 from jgolf.artifact import submission
 from jgolf.artifact.scoring import read_artifact
 from jgolf.cli import main
 from jgolf.config import DataConfig, EvaluateConfig
 from jgolf.data.shards import TokenStream
 from jgolf.data.train_tokenizer import train_tokenizer
+from jgolf.export import options as export_options
 from jgolf.model.functional import apply, parameter_shapes
 from jgolf.quantize import budget as budget_search
 from jgolf.train.averages import averaged_params
@@ -84,7 +86,7 @@ def test_result_says_what_the_files_are(run):
     code, result, shown = export(run)
     assert code == 0
     assert result["artifact_bytes"] == (run / "artifact" / "model.jgolf").stat().st_size
-    assert result["code_bytes"] == sum(map(len, submission.code_files().values()))
+    assert result["code_bytes"] == len(submission.code()) < 80_000
     assert result["total_bytes"] == result["artifact_bytes"] + result["code_bytes"]
     assert result["pre_quantization_val_bpb"] < result["val_bpb"] + 0.05
     assert f"{result['val_bpb']:.5f}" in shown and f"{result['artifact_bytes']:,}" in shown
@@ -192,10 +194,10 @@ def test_the_settings_are_those_of_the_run_that_is_exported(words, tmp_path, cap
         )
         configs.write_json(config, tmp_path / name / "config.json")
     words = [word.replace("OLD", str(tmp_path / "OLD")).replace("NEW", str(tmp_path / "NEW")) for word in words]
-    options = export_cli._parse(words, "export.py")
+    options = export_options._parse(words, "export.py")
     assert (options.run_dir, options.quantize.mlp, options.average) == (tmp_path / "NEW", "int7", "raw")
     with pytest.raises(SystemExit):
-        export_cli._parse(["--help", *words], "export.py")
+        export_options._parse(["--help", *words], "export.py")
     assert "(default: int7)" in capsys.readouterr().out
 
 
@@ -270,17 +272,18 @@ def test_a_budget_over_the_limit_fails(run):
 
 # --- submission ------------------------------------------------------------------------------
 
+CHECKOUT = Path(__file__).parents[1]
 SCORE_AND_SHOW_MODULES = """
 import atexit, runpy, sys
 sys.path.insert(0, "")
-sys.argv[0] = "score.py"
+sys.argv[0] = "score.pyz"
 atexit.register(lambda: print(*[m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "jgolf"], sep="\\n"))
-runpy.run_path("score.py", run_name="__main__")
+runpy.run_path("score.pyz", run_name="__main__")
 """
 
 
 def score_in(folder, nano_data, *options, tokenizer="nano.model"):
-    """Runs a folder's score.py with nothing of this checkout within reach; its lines."""
+    """Runs a folder's score.pyz with nothing of this checkout within reach; its lines."""
     words = ["--tokens", nano_data / VALIDATION_SHARD, "--tokenizer", nano_data / tokenizer, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(
@@ -298,7 +301,7 @@ def test_a_submission_scores_itself(run, nano_data, tmp_path):
     folder = Path(shutil.move(tmp_path / "made", tmp_path / "elsewhere"))
     written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     story = {"README.md", "submission.json", "train.log"}
-    assert story | {"model.jgolf", "score.py", "jgolf/artifact/scoring.py"} <= set(written)
+    assert story | {"model.jgolf", "score.pyz"} == set(written)
     counted = sum(path.stat().st_size for name, path in written.items() if name not in story)
     assert counted == result["total_bytes"]
     assert written["train.log"].read_bytes() == b"step:8/8 \xff\nx: lost\n"
@@ -312,7 +315,9 @@ def test_a_submission_scores_itself(run, nano_data, tmp_path):
     shown = score_in(folder, nano_data, "--stride", result["sliding_stride"])
     assert shown.returncode == 0, shown.stderr
     scores, *modules = shown.stdout.splitlines()
-    assert len(modules) > 20 and all(Path(module).is_relative_to(folder) for module in modules)
+    assert len(modules) > 20 and not any(Path(module).is_relative_to(CHECKOUT) for module in modules)
+    with zipfile.ZipFile(folder / "score.pyz") as code, tarfile.open(fileobj=code.open("sources.tar.xz")) as sources:
+        assert sources.extractfile("jgolf/rules.py").read() == (CHECKOUT / "jgolf" / "rules.py").read_bytes()
     scores = json.loads(scores)
     for name in ("val_loss", "val_bpb", "sliding_val_loss", "sliding_val_bpb"):
         assert scores[name] == pytest.approx(result[name], abs=1e-6)

@@ -12,9 +12,9 @@ import pytest
 
 from jgolf import config as configs
 from jgolf.errors import JgolfError
-from jgolf.export_cli import export
 from jgolf.lock import locked
 from jgolf.sweep.cli import sweep
+from jgolf.verbs.export import export
 
 HOLD = """
 import sys, time

@@ -28,6 +28,7 @@ MENDED = (
     "optim.adamw.head_learning_rate",
     "optim.adamw.head_weight_decay",
     "quantize.embedding",
+    "quantize.symmetric_levels",
 )
 """Settings of which an old recipe had a value that its script had not."""
 SMALL = {

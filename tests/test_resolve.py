@@ -15,6 +15,7 @@ from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import ConfigError, JgolfError
 from jgolf.model.functional import apply, parameter_shapes
 from jgolf.sweep.grid import make_runs
+from jgolf.train.options import TrainOptions
 from tests.conftest import NANO
 from tests.train.runs import nano_config
 
@@ -78,13 +79,13 @@ def test_the_size_of_the_vocabulary_is_the_tokenizers(nano_data, tmp_path):
     assert configs.validate(config) == config
     assert resolved_for(config.data, config.model).vocab_size == NANO.vocab_size
     assert resolved_for(config.data, dataclasses.replace(config.model, vocab_size=9)).vocab_size == 9
-    found = {check.name: check for check in doctor.run_checks(config)}
+    found = {check.name: check for check in doctor.run_checks(TrainOptions(config), tmp_path / "run")}
     assert found["settings"].verdict == "ok" and "parameters" in found["settings"].found
     assert found["tokenizer"].verdict == "ok"
     nowhere = configs.replace(config, "data.dir", str(tmp_path))
     with pytest.raises(JgolfError, match="no tokenizer"):
         resolved_for(nowhere.data, nowhere.model)
-    found = {check.name: check for check in doctor.run_checks(nowhere)}
+    found = {check.name: check for check in doctor.run_checks(TrainOptions(nowhere), tmp_path / "run")}
     assert found["settings"].verdict == "ok" and found["tokenizer"].verdict == "missing"
 
 

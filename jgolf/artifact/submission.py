@@ -1,16 +1,20 @@
 """A submission to the challenge: a folder that holds the artifact, the code that scores it, and its story.
 
-    README.md  submission.json  train.log  model.jgolf  score.py  jgolf/…
+    README.md  submission.json  train.log  model.jgolf  score.pyz
 
-`python score.py --tokens SHARD… --tokenizer T.model` in that folder scores the artifact, with this
-package's dependencies installed and the package itself not: its source files lie there as they are,
-and what the challenge counts is the bytes of these files and of the artifact.
+`python score.pyz --tokens SHARD… --tokenizer T.model` in that folder scores the artifact, with this package's
+dependencies installed and the package itself not. Python runs a zip; this one holds our source files as they are,
+compressed together, which is what the challenge counts beside the artifact.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
 import re
+import tarfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,16 +28,27 @@ from jgolf.errors import JgolfError
 
 ARTIFACT_NAME = "model.jgolf"
 LOG_NAME = "train.log"
-SCORE_NAME = "score.py"
-SCORE_TEXT = '''"""Scores the artifact beside this file: python score.py --tokens SHARD... --tokenizer T.model"""
+SCORE_NAME = "score.pyz"
+SOURCES_NAME = "sources.tar.xz"
+SCORE_TEXT = f'''"""Scores the artifact beside this zip: python {SCORE_NAME} --tokens SHARD... --tokenizer T.model"""
 
+import io
+import pkgutil
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 
-from jgolf.artifact.scoring import main
+archive = Path(sys.argv[0]).resolve()
+with tempfile.TemporaryDirectory() as folder:
+    with tarfile.open(fileobj=io.BytesIO(pkgutil.get_data(__name__, "{SOURCES_NAME}"))) as sources:
+        sources.extraction_filter = getattr(tarfile, "data_filter", None)  # as newer Pythons have it
+        sources.extractall(folder)
+    sys.path.insert(0, folder)
+    from jgolf.artifact.scoring import main
 
-if __name__ == "__main__":
-    sys.exit(main([str(Path(__file__).with_name("model.jgolf")), *sys.argv[1:]]))
+    status = main([str(archive.with_name("{ARTIFACT_NAME}")), *sys.argv[1:]])
+sys.exit(status)
 '''
 _PATHS = re.compile(r"""(?<=--run-dir )\S+|(?<![^\s=:(\['"])(?:~|\.{1,2})?/[^\s'",;:)\]]+|'(?:~|\.{1,2})?/[^'\n]*'""")
 README_TEXT = """# {name}
@@ -47,14 +62,15 @@ README_TEXT = """# {name}
 | before quantization, rows of the sequence length | {pre_quantization_val_loss:.6f} | {pre_quantization_val_bpb:.6f} |
 
 Scored on {tokens:,} validation tokens, {bytes:,} bytes of text. {total_bytes:,} bytes of {limit_bytes:,}:
-{artifact_bytes:,} of the artifact `model.jgolf` and {code_bytes:,} of the code, `score.py` and `jgolf/`.
+{artifact_bytes:,} of the artifact `model.jgolf` and {code_bytes:,} of the code, `score.pyz`: a zip that Python runs,
+with all sources as they are in its `sources.tar.xz`.
 
 Weights: {average} of step {step} of the config `{config}`; `train.log` tells how they were trained.
 
 To score the artifact, in this folder:
 
     pip install "jax>=0.10" "flax>=0.12" "numpy>=2.0" sentencepiece zstandard dacite jaxtyping tyro{extra}
-    python score.py --tokens fineweb_val_*.bin --tokenizer fineweb_1024_bpe.model --stride {sliding_stride}
+    python score.pyz --tokens fineweb_val_*.bin --tokenizer fineweb_1024_bpe.model --stride {sliding_stride}
 """
 
 
@@ -69,16 +85,26 @@ class Submitter:
 
 
 @cache
-def code_files() -> dict[str, bytes]:
-    """The code of a submission: path in its folder → contents."""
+def code() -> bytes:
+    """The code of a submission, a zip that Python runs: the same bytes from the same sources."""
     root = Path(__file__).resolve().parents[2]
-    sources = {path.relative_to(root).as_posix(): path.read_bytes() for path in scoring_sources(root=root)}
-    return {SCORE_NAME: SCORE_TEXT.encode(), **sources}
+    with io.BytesIO() as packed, io.BytesIO() as buffer:
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for path in scoring_sources(root=root):
+                data = path.read_bytes()
+                entry = tarfile.TarInfo(path.relative_to(root).as_posix())  # of no date, and nobody's
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+        with zipfile.ZipFile(buffer, "w") as archive:
+            sources = lzma.compress(packed.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+            for name, data in (("__main__.py", SCORE_TEXT.encode()), (SOURCES_NAME, sources)):
+                archive.writestr(zipfile.ZipInfo(name), data)
+        return buffer.getvalue()
 
 
 def code_bytes() -> int:
     """Bytes of a submission's code, as the challenge counts them."""
-    return sum(map(len, code_files().values()))
+    return len(code())
 
 
 def check_folder(folder: Path, run_dir: Path) -> None:
@@ -109,7 +135,7 @@ def write(folder: Path, submitter: Submitter, result: Mapping[str, Any], run_dir
       JgolfError: the folder cannot be written to.
     """
     contents = {
-        **code_files(),
+        SCORE_NAME: code(),
         ARTIFACT_NAME: artifact,
         LOG_NAME: without_folders((run_dir / LOG_NAME).read_bytes().decode(errors="surrogateescape")).encode(
             errors="surrogateescape"

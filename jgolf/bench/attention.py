@@ -13,7 +13,7 @@ from jgolf.bench.flops import attention_flops
 from jgolf.bench.report import Report, command_line, publish, timed
 from jgolf.bench.running import bench_config, describe
 from jgolf.bench.timing import measure
-from jgolf.config import Config
+from jgolf.config import Config, ModelConfig
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name, causal_attention
 from jgolf.model.kernels.door import Choice
@@ -37,9 +37,8 @@ def attention(
     publish(measure_attention(bench_config(config, sequences), runs, command), json)
 
 
-def available(config: Config) -> dict[str, Choice]:
-    """The forms of attention that run on this machine with this config: name → choice."""
-    model = config.model
+def available(model: ModelConfig) -> dict[str, Choice]:
+    """The forms of attention that run on this machine in such a network: name → choice."""
     if door.gpu() is None:
         return {"plain": "plain"}
     return {attention_name(model.compute_dtype, model.head_dim, documents=False): "auto", "plain": "plain"}
@@ -62,7 +61,7 @@ def measure_attention(config: Config, runs: int, command: str) -> Report:
     jit = partial(jax.jit, compiler_options=compiling.options())
     flops = attention_flops(model, sequences, seq_len)
     figures, notes = [], []
-    for kernel, choice in available(config).items():
+    for kernel, choice in available(model).items():
         forward = jit(partial(causal_attention, choice))
         try:
             figures.append(timed(f"{kernel}, forward", measure(partial(forward, q, k, v), runs), flops))

@@ -102,7 +102,7 @@ def simulated_mesh(devices: int) -> Mesh:
 
 def count(config: Config, mesh: Mesh) -> Communication:
     """Compiles a config's step for a mesh and counts what its devices exchange."""
-    order = device_batch_order(config, mesh.size)
+    order = device_batch_order(config.train, mesh.size)
     shape = (order.accumulation, order.micro_batch_rows, order.seq_len)
     tokens = jax.ShapeDtypeStruct(shape, jnp.uint16, sharding=NamedSharding(mesh, P(None, AXIS)))
     lowered = lower_step(config, mesh, abstract_state(config, replicated(mesh)), Batch(tokens, tokens))

@@ -20,7 +20,7 @@ from jgolf.bench.flops import newton_schulz_flops
 from jgolf.bench.report import Figure, Report, beside, command_line, publish, timed
 from jgolf.bench.running import bench_config, prepare_reference, random_params
 from jgolf.bench.timing import Timing, measure
-from jgolf.config import Config, OptimConfig
+from jgolf.config import Config, MuonConfig, OptimConfig
 from jgolf.model.functional import Params, parameter_shapes
 from jgolf.optim.muon import COEFFICIENTS, newton_schulz
 from jgolf.optim.optimizer import clip_by_global_norm, make_optimizer
@@ -63,7 +63,9 @@ def measure_optimizer(config: Config, runs: int, command: str, reference: Path |
     figures = [timed(name, timing) for name, timing in parts.items()]
     shapes = parameter_shapes(config.model)
     matrices = Counter(tuple(sorted(shape)) for path, shape in shapes.items() if rule_of(path).group == "muon")
-    figures += [_newton_schulz_figure(config, count, shape, runs) for shape, count in sorted(matrices.items())]
+    figures += [
+        _newton_schulz_figure(config.optim.muon, count, shape, runs) for shape, count in sorted(matrices.items())
+    ]
     return Report("optimizer", f"{config.name}: one optimizer step", command, beside(figures, theirs))
 
 
@@ -140,8 +142,7 @@ def _measure_group(config: OptimConfig, params: Params, matrices: bool, runs: in
     return measure(_Flowing(step, (_copy(own), make_optimizer(config).init(own)), gradients_like(own)), runs)
 
 
-def _newton_schulz_figure(config: Config, count: int, shape: tuple[int, int], runs: int) -> Figure:
-    muon = config.optim.muon
+def _newton_schulz_figure(muon: MuonConfig, count: int, shape: tuple[int, int], runs: int) -> Figure:
     steps, coefficients = muon.newton_schulz_steps, COEFFICIENTS[muon.newton_schulz_coefficients]
     matrices = jax.random.normal(jax.random.key(0), (count, *shape))
     run = _fixed(lambda matrices: newton_schulz(matrices, steps, muon.newton_schulz_dtype, coefficients), matrices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,7 @@ from jgolf.train.step import mean_loss_and_grads
 WHOLE_STEP = "whole step, steady state"
 GRADIENTS = "forward + backward"
 WITH_QAT = "the step while late QAT acts"
+LOOPED = "the step while layers loop"
 PEAK_MEMORY = "peak memory"
 STEPS_IN_FLIGHT = 3
 PEAK_SIZES = {"cpu": (512, "float32")}
@@ -94,12 +96,20 @@ def _measure_parts(config: Config, running: RunningStep, runs: int) -> dict[str,
     if late_qat_start:
         warmdown_steps = train.warmdown_steps or train.warmdown_fraction * train.steps
         steps[WITH_QAT] = running.after(max(0, train.steps - int(late_qat_start / 2 * warmdown_steps)))
+    if not _begins_looped(config):
+        steps[LOOPED] = running.after(math.ceil(train.loop_start_fraction * train.steps))
     parts = measure_in_turn(steps, runs)
-    gradients = jax.jit(partial(mean_loss_and_grads, config.model), compiler_options=compiling.options())
+    of_model = partial(mean_loss_and_grads, config.model, looped=_begins_looped(config))
+    gradients = jax.jit(of_model, compiler_options=compiling.options())
     params = running.state.params
     parts[GRADIENTS] = measure(lambda: gradients(params, *running.batch), runs)
     parts[WHOLE_UPDATE] = measure_update(config, params, runs)
     return parts
+
+
+def _begins_looped(config: Config) -> bool:
+    """Whether the first step, which is the one measured, runs all that later ones do."""
+    return not config.model.loop_layers or config.train.loop_start_fraction == 0
 
 
 def memory_figures(compiled: jax.stages.Compiled) -> list[Figure]:
@@ -118,7 +128,8 @@ def memory_figures(compiled: jax.stages.Compiled) -> list[Figure]:
 
 def _rates(config: Config, whole: Timing, peak_tflops: float, runs: int) -> list[Figure]:
     train = config.train
-    flops = train_flops(config.model, train.batch_tokens // train.seq_len, train.seq_len)
+    sequences = train.batch_tokens // train.seq_len
+    flops = train_flops(config.model, sequences, train.seq_len, looped=_begins_looped(config))
     rate = flops / whole.median_ms / 1e9
     peak_name = "peak, as given"
     if not peak_tflops:

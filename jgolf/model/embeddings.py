@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -36,6 +38,13 @@ def bigram_hash(tokens: Int[Array, "B T"], buckets: int) -> Int[Array, "B T"]:
     mixed = (36313 * tokens[:, 1:]) ^ (27191 * tokens[:, :-1])
     first = jnp.full_like(tokens[:, :1], buckets - 1)
     return jnp.concatenate([first, mixed % (buckets - 1)], axis=1)
+
+
+LOOKUPS: dict[str, Callable[[Array, int], Array]] = {
+    "token lookups": lambda tokens, rows: tokens,
+    "pair lookups": bigram_hash,
+}
+"""How tables are looked up, by what the rules call it: the row for each token, of a table of so many rows."""
 
 
 class BigramHash(nnx.Module):

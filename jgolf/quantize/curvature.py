@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jgolf import rules
 from jgolf.config import ModelConfig
-from jgolf.model.embeddings import bigram_hash
+from jgolf.model.embeddings import LOOKUPS
 from jgolf.model.functional import Params, apply
 from jgolf.model.head import token_nll
 from jgolf.watch import Progress, unwatched
@@ -69,7 +69,7 @@ def curvature(
       progress: shows how many sequences are done.
     """
     params = jax.device_put(dict(params))
-    paths = [path for path, value in params.items() if value.ndim == 2 and rules.rule_of(path).kind != "control"]
+    paths = [path for path in params if rules.rule_of(path).curvature != "nothing"]
     sums = {
         path: jax.tree.map(lambda one: jnp.zeros(one.shape), jax.eval_shape(partial(_factors, path), params[path]))
         for path in paths
@@ -77,7 +77,7 @@ def curvature(
     sequences = zip(tokens, jax.random.split(key, len(tokens)), strict=True)
     for sequence, own_key in progress(sequences, len(tokens)):
         sums = jax.block_until_ready(_add(config, sums, params, sequence, own_key))
-    frequencies = _lookups(config, tokens)
+    frequencies = _lookups(config, params, tokens)
     found = {}
     for path, (rows, columns) in jax.device_get(sums).items():
         if path in frequencies:
@@ -108,17 +108,19 @@ def _factors(path: str, grad: Float[Array, ...]) -> tuple[Float[Array, rows], Fl
     return jnp.sum(grad * grad, axis=1), jnp.matmul(grad.T, grad, precision=jax.lax.Precision.HIGHEST)
 
 
-def _lookups(config: ModelConfig, tokens: Int[np.ndarray, "S T"]) -> dict[str, Float[np.ndarray, rows]]:
+def _lookups(config: ModelConfig, params: Params, tokens: Int[np.ndarray, "S T"]) -> dict[str, Float[np.ndarray, rows]]:
     """How often each row of a table that is only looked up occurs: shares, with half an occurrence added to each.
 
     Rows that `tokens` lack have no gradient; without that half they would count for nothing, and be rounded away.
     A token embedding that is the head as well is more than looked up: every row of it has a gradient.
     """
-    indices = {"value_embed/embedding": (tokens, config.vocab_size)}
+    kinds = {path: rules.rule_of(path).curvature for path in params}
     if not config.tie_embeddings:
-        indices["embed/embedding"] = tokens, config.vocab_size
-    if config.bigram_buckets:
-        hashed = np.asarray(bigram_hash(jnp.asarray(tokens), config.bigram_buckets))
-        indices["bigram/embedding"] = hashed, config.bigram_buckets
-    counts = {path: np.bincount(index.ravel(), minlength=rows) + 0.5 for path, (index, rows) in indices.items()}
-    return {path: count / count.sum() for path, count in counts.items()}
+        kinds["embed/embedding"] = "token lookups"
+    shares = {}
+    for path, kind in kinds.items():
+        if kind in LOOKUPS:
+            rows = params[path].shape[0]
+            counts = np.bincount(np.asarray(LOOKUPS[kind](jnp.asarray(tokens), rows)).ravel(), minlength=rows) + 0.5
+            shares[path] = counts / counts.sum()
+    return shares

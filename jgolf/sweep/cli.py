@@ -28,7 +28,7 @@ from jgolf.sweep.ablation import make_ablation, worths, worths_table
 from jgolf.sweep.folder import CSV_FILE, SweepFolder
 from jgolf.sweep.grid import SweepRun, groups, make_runs
 from jgolf.sweep.results import RunResult, results_table, summarize
-from jgolf.train.cli import DEFAULT_CONFIG
+from jgolf.train.options import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from jgolf.train.step import StepMetrics

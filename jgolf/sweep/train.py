@@ -109,7 +109,7 @@ def _train_group(
     config = members[0][1].config
     validation = Validation.open(config)
     stream = training_tokens(config)
-    order = device_batch_order(config, 1)
+    order = device_batch_order(config.train, 1)
     data = data_fingerprint(config.data)
     for folder, run in members:  # before the work: it tells whether `out` can be written to
         configs.write_json(run.config, out / folder / CONFIG_FILE)

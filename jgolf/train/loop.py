@@ -23,7 +23,7 @@ from jgolf.train.display import live_display
 from jgolf.train.distributed import joined
 from jgolf.train.launch import Launch
 from jgolf.train.mesh import StepReport
-from jgolf.train.run import Run, own_run_dir, prepared_run
+from jgolf.train.run import FirstParams, Run, own_run_dir, prepared_run
 from jgolf.train.signals import StopSignals, how_to_resume
 from jgolf.train.step import StepMetrics
 from jgolf.train.writers import WriterName, open_writers
@@ -38,7 +38,7 @@ BATCHES_BETWEEN_AGREEMENTS = 16
 def train(
     config: Config,
     run_dir: str | Path,
-    init_from: str | None = None,
+    first_params: FirstParams | None = None,
     resume: bool = False,
     launch: Launch | None = None,
     writers: Sequence[WriterName] = (),
@@ -55,7 +55,7 @@ def train(
         StopSignals(run_dir) as signals,
         joined(launch) as peers,
         own_run_dir(run_dir, resume, peers),
-        prepared_run(config, run_dir, init_from, resume, peers, skip_damaged) as run,
+        prepared_run(config, run_dir, first_params, resume, peers, skip_damaged) as run,
     ):
         if not peers.is_first:
             return Loop(run, signals).run()

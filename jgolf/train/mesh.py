@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from jgolf import compiling
-from jgolf.config import Config
+from jgolf.config import Config, TrainConfig
 from jgolf.data.batches import Batch, BatchOrder
 from jgolf.data.shards import TokenStream
 from jgolf.errors import ConfigError
@@ -57,13 +57,13 @@ def replicate_from_first(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.unflatten(structure, arrays)
 
 
-def device_batch_order(config: Config, num_devices: int) -> BatchOrder:
-    """The config's batch order, laid out for this many devices.
+def device_batch_order(train: TrainConfig, num_devices: int) -> BatchOrder:
+    """The order of a run's batches, laid out for this many devices.
 
     Raises:
       ConfigError: the devices cannot share the batch evenly.
     """
-    order = BatchOrder.from_config(config.train)
+    order = BatchOrder.from_config(train)
     laid_out = order.for_devices(num_devices)
     if laid_out is not None:
         return laid_out
@@ -79,7 +79,7 @@ class BatchSource:
     """Makes a step's batch, of which each process reads and holds only its own devices' share."""
 
     def __init__(self, config: Config, stream: TokenStream, mesh: Mesh):
-        self.order = device_batch_order(config, mesh.size)
+        self.order = device_batch_order(config.train, mesh.size)
         self._stream = stream
         self._sharding = NamedSharding(mesh, P(None, AXIS))
         rows_each = self.order.micro_batch_rows // mesh.size

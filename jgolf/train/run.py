@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,12 @@ from jax.sharding import Mesh
 
 from jgolf import compiling
 from jgolf import config as configs
-from jgolf.config import Config
+from jgolf.config import Config, ModelConfig, TrainConfig
 from jgolf.data.demo import build_missing_demo
 from jgolf.data.run_data import run_tokenizer, training_tokens
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import JgolfError
 from jgolf.evaluate.validation import Validation
-from jgolf.load import load_params
 from jgolf.lock import locked
 from jgolf.model.functional import Params, description
 from jgolf.run_dir import CONFIG_FILE
@@ -37,6 +36,8 @@ from jgolf.train.same_data import check_same_data
 from jgolf.train.step import TrainState, init_state, new_state
 
 WARMUP_STEPS = 2
+FirstParams = Callable[[ModelConfig], Mapping[str, np.ndarray]]
+"""Gives parameters for a network of these settings, from whatever file."""
 
 
 @dataclass
@@ -63,14 +64,19 @@ class Run:
 
 @contextlib.contextmanager
 def prepared_run(
-    config: Config, run_dir: Path, init_from: str | None, resume: bool, peers: Peers, skip_damaged: bool = False
+    config: Config,
+    run_dir: Path,
+    first_params: FirstParams | None,
+    resume: bool,
+    peers: Peers,
+    skip_damaged: bool = False,
 ) -> Iterator[Run]:
     """Sets up a run and closes what it opened.
 
     Args:
       config: the resolved settings; those of the first process count.
       run_dir: the run's folder, used by the first process alone.
-      init_from: a model file to take the first parameters from, read by the first process alone.
+      first_params: gives the parameters to begin with, called by the first process alone; None draws them.
       resume: go on from the folder's newest checkpoint.
       peers: the processes of this run.
       skip_damaged: where the newest checkpoint is damaged, go on from the newest that is not.
@@ -93,7 +99,7 @@ def prepared_run(
     mesh = make_mesh()
     validation = Validation.open(config)
     source = BatchSource(config, training_tokens(config), mesh)
-    initial = load_params(init_from, config.model) if init_from and peers.is_first else None
+    initial = first_params(config.model) if first_params and peers.is_first else None
     with contextlib.ExitStack() as stack:
         checkpoints, notes = None, []
         if peers.is_first:
@@ -111,7 +117,7 @@ def prepared_run(
         log = stack.enter_context(contextlib.closing(RunLog(run_dir, peers.is_first, first_step)))
         log.line(_description(config, mesh, state))
         if config.train.steps < config.train.warmdown_steps:
-            log.line(_warmdown_notice(config))
+            log.line(_warmdown_notice(config.train))
         if resume:
             log.line(f"resumed after step {first_step}" if first_step else "no checkpoint yet: starting from step 0")
             for note in notes:
@@ -119,7 +125,7 @@ def prepared_run(
         first_is_validated = json.loads(peers.agree("validated", json.dumps(log.holds_validation(first_step))))
         clock = Clock(json.loads(peers.agree("clock", json.dumps(elapsed_s))))
         step = None
-        if not _is_over(config, first_step, clock.elapsed_s):
+        if not _is_over(config.train, first_step, clock.elapsed_s):
             step = CompiledStep(config, mesh, state, source(first_step))
             _warm_up(step, state, source(first_step))
             if checkpoints:
@@ -143,9 +149,9 @@ def prepared_run(
             checkpoints.finish()
 
 
-def _is_over(config: Config, step: int, elapsed_s: float) -> bool:
+def _is_over(train: TrainConfig, step: int, elapsed_s: float) -> bool:
     """Whether a run that goes on after this step has nothing left to train."""
-    return step >= config.train.steps or 0 < config.train.time_cap_s <= elapsed_s
+    return step >= train.steps or 0 < train.time_cap_s <= elapsed_s
 
 
 @contextlib.contextmanager
@@ -213,8 +219,8 @@ def _warm_up(step: CompiledStep, state: TrainState, batch) -> None:
     jax.block_until_ready(scratch)
 
 
-def _warmdown_notice(config: Config) -> str:
-    steps, warmdown = config.train.steps, config.train.warmdown_steps
+def _warmdown_notice(train: TrainConfig) -> str:
+    steps, warmdown = train.steps, train.warmdown_steps
     return (
         f"note: the warmdown of {warmdown:,} steps is longer than the run: the learning rate begins at "
         f"{steps / warmdown:.2g} of its value; --train.warmdown-steps shortens it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 
-from jgolf.config import Config
+from jgolf.config import Config, DataConfig
 from jgolf.data.fingerprint import data_fingerprint
 from jgolf.data.shards import find_shards, open_shard
 from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
@@ -24,7 +24,7 @@ def check_same_data(config: Config, peers: Peers) -> str:
     fingerprint = data_fingerprint(config.data)
     if peers.count == 1:
         return fingerprint
-    own = {"fingerprint": fingerprint, "host": socket.gethostname(), "data": _description(config)}
+    own = {"fingerprint": fingerprint, "host": socket.gethostname(), "data": _description(config.data)}
     found = [json.loads(text) for text in peers.exchange("data", json.dumps(own))]
     for index, other in enumerate(found):
         if other["fingerprint"] != found[0]["fingerprint"]:
@@ -36,11 +36,11 @@ def check_same_data(config: Config, peers: Peers) -> str:
     return fingerprint
 
 
-def _description(config: Config) -> str:
+def _description(data: DataConfig) -> str:
     """What people can tell apart: numbers and lengths, and the tokenizer's first digits."""
     parts = []
     for split in ("train", "val"):
-        lengths = [len(open_shard(path)) for path in find_shards(config.data.dir, split)]
+        lengths = [len(open_shard(path)) for path in find_shards(data.dir, split)]
         parts.append(f"{len(lengths):,} {split} shard{'s' * (len(lengths) != 1)} of {sum(lengths):,} tokens")
-    tokenizer = load_tokenizer(find_tokenizer(config.data.dir, config.data.tokenizer))
+    tokenizer = load_tokenizer(find_tokenizer(data.dir, data.tokenizer))
     return f"{', '.join(parts)}, tokenizer {tokenizer.fingerprint[:8]}…"

@@ -1,48 +1,39 @@
-"""Closed forms against a count of every product in the traced programs."""
+"""The count of the network's products against closed forms, and closed forms against counts of traced programs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from functools import partial
-from math import prod
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend.core import jaxprs_in_params
 
-from jgolf.bench.flops import attention_flops, forward_flops, newton_schulz_flops, train_flops
+from jgolf.bench.flops import attention_flops, forward_flops, newton_schulz_flops, product_flops, train_flops
 from jgolf.config import Config, ModelConfig
-from jgolf.model.functional import loss, parameter_shapes, token_losses
+from jgolf.model.functional import loss, parameter_shapes
 from jgolf.optim.muon import newton_schulz
 from tests.conftest import RECIPE
 
 B, T = 2, 16
 
 
-def product_flops(function, *arguments) -> int:
-    """2 × multiplications of all products that a function traces to."""
-    return sum(map(_flops, _products(jax.make_jaxpr(function)(*arguments).jaxpr)))
-
-
-def _products(jaxpr) -> Iterator:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from _products(inner)
-
-
-def _flops(equation) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * prod(equation.outvars[0].aval.shape) * prod(left[axis] for axis in contracted)
-
-
-def arguments(model: ModelConfig, last: int = T) -> tuple:
-    params = {path: jnp.ones(shape) for path, shape in parameter_shapes(model).items()}
-    return params, jnp.zeros((B, T), jnp.int32), jnp.zeros((B, last), jnp.int32)
+def by_hand(model: ModelConfig, last: int = T, extra_visits: int = 0) -> int:
+    """The operations of a forward pass in which so many visits come back to a layer."""
+    every, wanted = B * T, B * last
+    qkv = 2 * model.model_dim * (model.model_dim + 2 * model.kv_dim)
+    gate = 2 * model.num_heads * model.gate_window if model.attention_gate else 0
+    rest = 2 * model.model_dim * (model.model_dim + 2 * model.mlp_dim) + gate
+    inner = model.num_layers - 1 + extra_visits
+    total = inner * (every * (qkv + rest) + attention_flops(model, B, T))
+    total += every * qkv + wanted * rest + attention_flops(model, B, T, last)
+    if model.bigram_buckets and model.bigram_dim != model.model_dim:
+        total += every * 2 * model.bigram_dim * model.model_dim
+    if model.gated_smear:
+        total += every * 2 * model.gate_window
+    if model.value_embedding_dim != model.kv_dim:
+        total += len(model.value_embedding_layers) * every * 2 * model.value_embedding_dim * model.kv_dim
+    return total + wanted * 2 * model.model_dim * model.vocab_size
 
 
 @pytest.mark.parametrize(
@@ -51,23 +42,29 @@ def arguments(model: ModelConfig, last: int = T) -> tuple:
         {},
         {"tie_embeddings": False, "bigram_dim": 32, "value_embedding_dim": 16, "mlp_multiple": 2.0},
         {"bigram_buckets": 0, "value_embedding_layers": (), "num_layers": 3, "num_kv_heads": 2},
+        {"attention_gate": True, "gated_smear": True, "gate_window": 6},
     ],
 )
-def test_of_the_network(nano: Config, changes: dict) -> None:
+@pytest.mark.parametrize("last", [T, 4])
+def test_of_the_network(nano: Config, changes: dict, last: int) -> None:
     model = dataclasses.replace(nano.model, **changes)
-    # The kernel for the CPU computes and masks what causality hides.
-    hidden = model.num_layers * (B * 4 * model.model_dim * T * T - attention_flops(model, B, T))
-    assert product_flops(partial(loss, model), *arguments(model)) == forward_flops(model, B, T) + hidden
-    gradient = jax.grad(partial(loss, model))
-    assert product_flops(gradient, *arguments(model)) == train_flops(model, B, T) + 3 * hidden
+    assert forward_flops(model, B, T, last) == by_hand(model, last)
 
 
-def test_of_the_last_positions(nano: Config) -> None:
-    model, last = nano.model, 4
-    hidden = B * 4 * model.model_dim * T * T - attention_flops(model, B, T)
-    hidden += B * 4 * model.model_dim * last * T - attention_flops(model, B, T, last)
-    found = product_flops(partial(token_losses, model), *arguments(model, last))
-    assert found == forward_flops(model, B, T, last) + hidden
+def test_of_a_loop(nano: Config) -> None:
+    model = dataclasses.replace(nano.model, num_layers=4, loop_layers=(1, 2), num_loops=2, value_embedding_layers=())
+    assert forward_flops(model, B, T, looped=False) == by_hand(model)
+    assert forward_flops(model, B, T) == by_hand(model, extra_visits=4)
+    assert train_flops(model, B, T) == 3 * by_hand(model, extra_visits=4)
+
+
+def test_the_backward_pass_does_twice_the_forward_pass(nano: Config) -> None:
+    params = {path: jnp.ones(shape) for path, shape in parameter_shapes(nano.model).items()}
+    tokens = jnp.zeros((B, T), jnp.int32)
+    forward = partial(loss, nano.model)
+    assert product_flops(jax.grad(forward), params, tokens, tokens) == 3 * product_flops(
+        forward, params, tokens, tokens
+    )
 
 
 def test_attention_counts_what_causality_leaves() -> None:

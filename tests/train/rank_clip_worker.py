@@ -3,7 +3,6 @@
 Arguments: an .npz file of batches, what to write the results to, and numbers of devices joined by commas.
 """
 
-import dataclasses
 import sys
 from functools import partial
 
@@ -13,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jgolf.config import Config, TrainConfig
+from jgolf.config import TrainConfig
 from jgolf.train.mesh import AXIS, device_batch_order
 from jgolf.train.rank_clip import mean_of_clipped_ranks
 
@@ -36,7 +35,7 @@ def main(batches: str, results: str, sizes: str) -> None:
             train = TrainConfig(
                 batch_tokens=tokens, seq_len=arrays["inputs"].shape[-1], num_ranks=num_ranks, accumulation=3
             )
-            order = device_batch_order(dataclasses.replace(Config(), train=train), size)
+            order = device_batch_order(train, size)
             shape = (order.accumulation, order.micro_batch_rows, order.seq_len)
             run = partial(
                 mean_of_clipped_ranks,

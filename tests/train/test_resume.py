@@ -39,8 +39,8 @@ def trained(nano_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of(data_dir: Path) -> Config:
-    config = configs.with_absolute_paths(nano_config(data_dir))
-    return configs.replace(config, "data.tokenizer", str(data_dir / "nano.model"))
+    config = configs.replace(nano_config(data_dir), "data.tokenizer", str(data_dir / "nano.model"))
+    return configs.replace(config, "data", configs.with_absolute_paths(config.data))
 
 
 def changed(run_dir: Path, config: Config) -> list[Change]:

@@ -1,4 +1,4 @@
-"""`export.py RUN_DIR`: quantize a run's weights, pack them, read the artifact back and score it."""
+"""Quantizes a run's weights, packs them, reads the artifact back and scores it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from jgolf import compiling, files
 from jgolf.artifact import container, size, submission
 from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
-from jgolf.config import Average, Config
+from jgolf.config import Average, Config, QuantizeConfig
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.evaluate.score import bits_per_byte, rows, scoring_model
 from jgolf.evaluate.validation import Validation
-from jgolf.export_cli import ExportOptions
+from jgolf.export.options import ExportOptions
 from jgolf.lock import locked
 from jgolf.progress import activity, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
@@ -66,7 +66,7 @@ def export_and_tell(config: Config, options: ExportOptions) -> int:
         console.print(_averages_table(result["averages"]))
     _print_result(result, options.run_dir)
     if report.over_bytes > 0:
-        print(_advice(config, options, report))
+        print(_advice(config.quantize, options, report))
         return EXIT_CHECK_FAILED
     if options.submission:
         submitter = submission.Submitter(options.author, options.github_id, options.name, options.blurb)
@@ -127,7 +127,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         with clock.lap("averages"):
             known = {options.average: _comparison(before.val_bpb, after.val_bpb, len(data))}
             result["averages"] = _compare_averages(config, options, validation, state, known)
-    text = _demo_text(config)
+    text = _demo_text(config.data.dir)
     if text is not None:
         result["compressors_bpb"] = compressor_bits_per_byte(text[: sliding.bytes] if options.max_tokens else text)
     result["seconds"] = clock.seconds
@@ -268,13 +268,13 @@ def _averages_table(averages: dict[str, dict[str, Any]]) -> Table:
 # --- what is printed ---------------------------------------------------------------------------
 
 
-def _advice(config: Config, options: ExportOptions, report: size.SizeReport) -> str:
+def _advice(quantize_config: QuantizeConfig, options: ExportOptions, report: size.SizeReport) -> str:
     """How to get back under the limit."""
     budgeted = f"--budget {options.limit_bytes} chooses all steps for the least damage at that size"
     if options.budget is not None:
         return f"{report.over_bytes:,} bytes over the limit: {budgeted}"
     stored = read_artifact(options.run_dir / ARTIFACT_FILE).stored
-    forms = size.smaller_forms(stored, config.quantize, options.codec)
+    forms = size.smaller_forms(stored, quantize_config, options.codec)
     return f"{size.advice(forms, report.over_bytes)}\nor {budgeted}"
 
 
@@ -298,8 +298,8 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
         print(f"the same text by {name:<12} {bits:.5f} bits per byte")
 
 
-def _demo_text(config: Config) -> bytes | None:
+def _demo_text(data_dir: str) -> bytes | None:
     """The validation text where it is the demo's, which lies beside its tokens."""
     from jgolf.data.demo import is_demo, validation_text
 
-    return validation_text(config.data.dir) if is_demo(config.data.dir) else None
+    return validation_text(data_dir) if is_demo(data_dir) else None

@@ -1,9 +1,8 @@
-"""`export.py RUN_DIR [options]`."""
+"""What `export.py RUN_DIR [options]` asks for; without JAX, so that its help comes at once."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -58,17 +57,6 @@ class ExportOptions:
     quantize: Annotated[QuantizeConfig, tyro.conf.FlagConversionOff] = field(default_factory=QuantizeConfig)
     evaluate: Annotated[EvaluateConfig, tyro.conf.FlagConversionOff] = field(default_factory=EvaluateConfig)
     data: Annotated[DataConfig, tyro.conf.FlagConversionOff] = field(default_factory=DataConfig)
-
-
-def export(argv: list[str], prog: str = "export.py") -> int:
-    """Parses the command line and exports; returns the exit code."""
-    options, config = read_command(argv, prog)
-    from jgolf.export import export_and_tell  # JAX starts only when there is something to export
-
-    return export_and_tell(config, options)
-
-
-export.parse_and_call = lambda prog, argv: export(argv, "export.py" if sys.argv[0].endswith("export.py") else prog)
 
 
 def read_command(argv: list[str], prog: str) -> tuple[ExportOptions, Config]:

@@ -10,7 +10,7 @@ import tyro
 
 from jgolf.artifact import container
 from jgolf.artifact.scoring import Artifact
-from jgolf.config import Config
+from jgolf.config import QuantizeConfig
 from jgolf.errors import JgolfError
 from jgolf.load import LoadedModel, load_model
 from jgolf.options import PathText
@@ -57,9 +57,9 @@ def convert(
     print(f"{destination}: {SUFFIXES[suffix]}, {values:,} parameters, {destination.stat().st_size:,} bytes")
 
 
-def stored_form(params: Mapping[str, np.ndarray], stored: dict[str, StoredTensor] | None, config: Config) -> dict:
+def stored_form(params: Mapping[str, np.ndarray], stored: dict[str, StoredTensor] | None, how: QuantizeConfig) -> dict:
     """The parameters in storage form: as they were read, or quantized where they were read in full precision."""
-    return stored if stored is not None else quantize(params, config.quantize)
+    return stored if stored is not None else quantize(params, how)
 
 
 def _write_state_dict(path: Path, model: LoadedModel) -> None:
@@ -67,11 +67,11 @@ def _write_state_dict(path: Path, model: LoadedModel) -> None:
 
 
 def _write_reference_artifact(path: Path, model: LoadedModel) -> None:
-    reference_artifact.write(path, stored_form(model.params, model.stored, model.config))
+    reference_artifact.write(path, stored_form(model.params, model.stored, model.config.quantize))
 
 
 def _write_artifact(path: Path, model: LoadedModel) -> None:
-    stored = stored_form(model.params, model.stored, model.config)
+    stored = stored_form(model.params, model.stored, model.config.quantize)
     config = model.config
     artifact = Artifact(config.name, config.model, config.train.seq_len, model.tokenizer_fingerprint, stored)
     container.write(path, container.pack(stored, artifact.metadata()))

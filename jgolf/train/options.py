@@ -1,4 +1,4 @@
-"""`train.py CONFIG [options]`."""
+"""What `train.py CONFIG [options]` asks for; without JAX, so that its help comes at once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from jgolf.config.same_run import changes
 from jgolf.errors import JgolfError
 from jgolf.options import PathText
 from jgolf.run_dir import CONFIG_FILE, LOG_FILE
-from jgolf.train.launch import launch_from_environment
-from jgolf.train.writers import WriterName, require_writers
+from jgolf.train.writers import WriterName
 
 DEFAULT_CONFIG = "demo"
 
@@ -42,18 +41,6 @@ class TrainOptions:
     """Of several processes: how many there are."""
     process_id: int | None = None
     """Of several processes: which one this is, from 0."""
-
-
-def train(argv: list[str], prog: str = "train.py") -> int:
-    """Parses the command line and trains; returns the exit code."""
-    options, run_dir = read_command(argv, prog, "Train a model.", DEFAULT_CONFIG)
-    require_writers(options.writers)
-    from jgolf.train import loop  # JAX starts only when there is something to train
-
-    launch = launch_from_environment(options.coordinator, options.num_processes, options.process_id)
-    return loop.train(
-        options.config, run_dir, options.init_from, options.resume, launch, options.writers, options.skip_damaged
-    )
 
 
 def read_command(argv: list[str], prog: str, purpose: str, default: str) -> tuple[TrainOptions, Path]:
@@ -111,6 +98,3 @@ def _is_config_of_run(path: Path) -> bool:
 
 def _default_run_dir(config: Config) -> Path:
     return Path("runs") / config.name
-
-
-train.parse_and_call = lambda prog, argv: train(argv, "train.py" if sys.argv[0].endswith("train.py") else prog)
