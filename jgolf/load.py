@@ -143,7 +143,7 @@ def _load_artifact(path: str | Path) -> LoadedModel:
         recipe,
         name=artifact.name,
         model=artifact.model,
-        train=dataclasses.replace(recipe.train, seq_len=artifact.seq_len),
+        train=dataclasses.replace(recipe.train, seq_len=artifact.seq_len, documents=artifact.documents),
     )
     return LoadedModel(full_config, artifact.params(), artifact.stored, artifact.tokenizer_fingerprint, str(path))
 

@@ -130,6 +130,11 @@ def packed(config: ModelConfig, params: Params, text: Text, seq_len: int, batch_
 SCORERS: tuple[Scorer, ...] = (rows, sliding, documents, packed)
 
 
+def scorers_of(documents_apart: bool) -> tuple[Scorer, Scorer]:
+    """The scorers, one target after the other and sliding, by which a network sees text as it did in training."""
+    return (packed, documents) if documents_apart else (rows, sliding)
+
+
 def reference_sliding_score(config: ModelConfig, params: Params, text: Text, seq_len: int, stride: int, **how) -> Score:
     """The sliding score as the PyTorch reference takes it: its last windows score the same targets again."""
     started = time.perf_counter()

@@ -200,7 +200,10 @@ def _make_stored(codec: str) -> Callable[[Path], None]:
 
 def _make_model(folder: Path) -> None:
     stored = {path: StoredTensor.floats("fp16", np.zeros(shape)) for path, shape in parameter_shapes(SMALL).items()}
-    _write(folder, {"model.jgolf": container.pack(stored, Artifact("small", SMALL, 64, "0" * 64, stored).metadata())})
+    _write(
+        folder,
+        {"model.jgolf": container.pack(stored, Artifact("small", SMALL, 64, False, "0" * 64, stored).metadata())},
+    )
 
 
 def _make_documents(folder: Path) -> None:
