@@ -15,23 +15,7 @@ from jgolf.config import (
     MuonConfig,
     OptimConfig,
     TrainConfig,
-)
-from jgolf.config.parts import (
-    ATTENTION_GATE,
-    DOCUMENTS,
-    GATED_SMEAR,
-    LANES,
-    LEAKY_RELU,
-    LN_SCALE,
-    LOGIT_SOFTCAP,
-    LOOP,
-    MUON,
-    ORTHO_INIT,
-    PARTIAL_ROPE,
-    SKIP_GATES,
-    TIED_EMBEDDINGS,
-    UNET_SKIPS,
-    compose,
+    load,
 )
 
 FOLDER = Path(__file__).parent / "golden" / "pr1855"
@@ -106,33 +90,8 @@ CONFIG = Config(
     ),
     average=AverageConfig(ema_decay=SETTINGS["ema_decay"]),
 )
-RECORD = compose(
-    "pr1855",
-    Config(),
-    GATED_SMEAR,
-    SKIP_GATES,
-    LOOP,
-    LANES,
-    ATTENTION_GATE,
-    LEAKY_RELU,
-    DOCUMENTS,
-    UNET_SKIPS,
-    LN_SCALE,
-    LOGIT_SOFTCAP,
-    PARTIAL_ROPE,
-    TIED_EMBEDDINGS,
-    ORTHO_INIT,
-    MUON,
-    {
-        "model.vocab_size": 8192,
-        "model.num_layers": 11,
-        "model.mlp_multiple": 4.0,
-        "model.xsa_layers": tuple(range(-11, 0)),
-        "model.q_gain": 5.0,
-        "model.rope_frequency_dtype": "bfloat16",
-    },
-)
-"""The network in its real size."""
+RECORD = load("pr1855")
+"""The recipe in its real size."""
 
 
 def arrays_of(file: str, prefix: str) -> dict[str, np.ndarray]:

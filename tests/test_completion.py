@@ -14,7 +14,7 @@ CASES = {
     ("data", "pa"): {"pack"},
     ("data", "pack", "--sp"): {"--split"},
     ("data", "pack", "--split", ""): {"train", "val"},
-    ("train", "pr"): {"pr414", "pr592"},
+    ("train", "pr"): {"pr1855", "pr414", "pr592"},
     ("train", "demo", "--model.num-la"): {"--model.num-layers"},
     ("train", "demo", "--model.compute-dtype", ""): {"bfloat16", "float32"},
     ("sweep", "demo", "--se"): {"--seeds", "--set", "--seed"},

@@ -11,6 +11,7 @@ from jgolf import config as configs
 from jgolf.config import Config, ModelConfig
 from jgolf.errors import ConfigError
 from jgolf.reading import Unreadable, excerpt, parse_json, read_json
+from jgolf.torch_bridge.families.common import MOST_BLOCKS
 
 RENAMED = {
     "mlp_mult": "mlp_multiple",
@@ -30,7 +31,6 @@ SWITCH = "ve_enabled"
 TRAINING_ONLY = ("mtp_num_heads", "mtp_loss_weight", "enable_looping_at")
 ABSENT_FEATURES = ("dtg", "dtg_enabled", "rope_yarn")
 LOOP = ("loop_start", "loop_end")
-MOST_LAYERS = 1000
 FINAL_LANE = "parallel_final_lane"  # what the two lanes end in
 
 
@@ -119,10 +119,10 @@ def _with_loop(settings: dict[str, Any], source: str) -> dict[str, Any]:
     if (first is None) != (last is None):
         raise ConfigError(f"{source}: one of {' and '.join(LOOP)} is given without the other; expected both or none")
     if first is not None:
-        if not 0 <= first <= last < MOST_LAYERS:
+        if not 0 <= first <= last < MOST_BLOCKS:
             raise ConfigError(
                 f"{source}: loop_start is {first} and loop_end {last}: expected layers in rising order, "
-                f"below {MOST_LAYERS}"
+                f"below {MOST_BLOCKS}"
             )
         settings["loop_layers"] = tuple(range(first, last + 1))
     if settings.get("num_loops") == 0:

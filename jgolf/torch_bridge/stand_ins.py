@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +54,37 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, causal: bool = 
     groups = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
+
+
+def flash_attention_of_sequences(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *args: Any,
+    **options: Any,
+) -> Tensor:
+    """flash_attn_varlen_func: sequences packed one after the other, q [T, heads, d], k and v [T, kv heads, d].
+
+    Args:
+      q, k, v: of all sequences.
+      cu_seqlens_q, cu_seqlens_k: where each begins and the last ends, 0 … T; one that ends where it begins is empty.
+      max_seqlen_q, max_seqlen_k: length of the longest, which only a kernel has to know.
+      *args: as of `flash_attention`.
+      **options: as of `flash_attention`.
+
+    Raises:
+      TypeError: an option has no stand-in, or queries and keys are not of the same sequences, from the first to the
+        last position.
+    """
+    bounds = cu_seqlens_q.tolist()
+    if bounds != cu_seqlens_k.tolist() or bounds != sorted(bounds) or (bounds[0], bounds[-1]) != (0, len(q)):
+        raise TypeError("flash attention of sequences that do not make up all positions has no stand-in here")
+    pieces = [slice(*ends) for ends in itertools.pairwise(bounds) if ends[0] < ends[1]]
+    return torch.cat([flash_attention(q[None, p], k[None, p], v[None, p], *args, **options)[0] for p in pieces])
 
 
 class Redirect(TorchFunctionMode):
@@ -130,6 +162,7 @@ def _flash_attention_modules(always: bool) -> dict[str, ModuleType]:
             module = modules[name] = ModuleType(name)
             module.__path__ = []
             module.flash_attn_func = module.flash_attn_3_func = flash_attention
+            module.flash_attn_varlen_func = flash_attention_of_sequences
     if "flash_attn" in modules:
         modules["flash_attn"].flash_attn_interface = modules["flash_attn.flash_attn_interface"]
     return modules

@@ -25,14 +25,6 @@ OPTION = json.dumps({name: SETTINGS[name] for name in NETWORK})
 HERE = {"kernels": "auto", "compute_dtype": "bfloat16"}
 
 
-@pytest.fixture(autouse=True)
-def recipe(monkeypatch):
-    """The recipe, where configs/ has it not."""
-    if "pr1855" not in configs.config_names():
-        load = configs.load
-        monkeypatch.setattr(configs, "load", lambda name="": RECORD if name == "pr1855" else load(name))
-
-
 def write(path, state):
     torch.save({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, path)
     return path
@@ -94,7 +86,7 @@ def test_weights_for_a_run(checkpoint):
 @pytest.mark.parametrize("layers", [11, 13])
 def test_the_record_needs_no_option(layers):
     """What no tensor tells is the recipe's, in another depth too."""
-    model = configs.resolved(dataclasses.replace(configs.load("pr1855").model, num_layers=layers))
+    model = configs.resolved(dataclasses.replace(RECORD.model, num_layers=layers))
     model = dataclasses.replace(model, xsa_layers=tuple(range(layers)), vocab_size=model.vocab_size or 8192)
     found = reference_config.fit(names.by_torch_name(parameter_shapes(model), banks=True), None, "x.pt")
     assert found.config.model == model

@@ -118,7 +118,7 @@ def test_what_nothing_tells_is_the_recipes_and_printed():
 
 
 def test_the_recipe_itself_needs_no_config():
-    for name in ("pr592", "pr414", "baseline"):
+    for name in ("pr592", "pr414", "baseline", "pr1855"):
         model = configs.resolved(configs.load(name).model)
         found, _ = resolve(model, None)
         assert found == model, name

@@ -198,3 +198,20 @@ def test_flash_attention_stand_in():
         np.testing.assert_allclose(found[:, :, head], weights @ v[:, :, head // 2], atol=1e-6)
     with pytest.raises(TypeError, match="window_size"):
         stand_ins.flash_attention(*map(torch.from_numpy, (q, k, v)), causal=True, window_size=(4, 0))
+
+
+def test_flash_attention_of_packed_sequences():
+    """Each is as if it were alone; the boundaries are padded with the end, as those of pull request #1855 are."""
+    generator = np.random.default_rng(0)
+    q, k, v = (torch.from_numpy(generator.normal(size=(9, heads, 8)).astype(np.float32)) for heads in (4, 2, 2))
+    bounds = torch.tensor([0, 4, 5, 9, 9, 9], dtype=torch.int32)
+    module = stand_ins._flash_attention_modules(always=True)["flash_attn_interface"]
+    found = module.flash_attn_varlen_func(q, k, v, bounds, bounds, 4, 4, causal=True)
+    pieces = (slice(0, 4), slice(4, 5), slice(5, 9))
+    alone = [module.flash_attn_func(q[None, p], k[None, p], v[None, p], causal=True)[0] for p in pieces]
+    np.testing.assert_array_equal(found, torch.cat(alone))
+    for queries, keys in ((bounds, bounds[:-1]), (bounds - 1, bounds - 1), (bounds.flip(0), bounds.flip(0))):
+        with pytest.raises(TypeError, match="do not make up all positions"):
+            module.flash_attn_varlen_func(q, k, v, queries, keys, 4, 4, causal=True)
+    with pytest.raises(TypeError, match="softcap"):
+        module.flash_attn_varlen_func(q, k, v, bounds, bounds, 4, 4, causal=True, softcap=30.0)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+MOST_BLOCKS = 1000
+
 
 @dataclass(frozen=True)
 class Bank:
@@ -20,9 +22,15 @@ class Bank:
     parts: tuple[str, ...]
 
     def matrices(self, count: int) -> list[str] | None:
-        """The paths of a bank's `count` matrices in their order; None where the blocks would not share them evenly."""
+        """The paths of a bank's `count` matrices in their order; None where blocks would not share them evenly, and for
+        more blocks than any script has.
+        """
         blocks, rest = divmod(count, len(self.parts))
-        return None if rest else [part.format(block) for part in self.parts for block in range(blocks)]
+        return (
+            None
+            if rest or blocks > MOST_BLOCKS
+            else [part.format(block) for part in self.parts for block in range(blocks)]
+        )
 
 
 @dataclass(frozen=True)
