@@ -169,7 +169,7 @@ CHECKPOINTS = (
         reading.read_weights,
         {"checkpoints/2": damage.damaged_file},
         checksummed=True,
-        share=0.1,
+        share=0.3,
     ),
     Reader(
         "checkpoint, resumed",
@@ -177,7 +177,7 @@ CHECKPOINTS = (
         reading.go_on,
         {"checkpoints/2": damage.damaged_file},
         checksummed=True,
-        share=0.1,
+        share=0.3,
     ),
     Reader(
         "checkpoint, set aside",
@@ -185,21 +185,21 @@ CHECKPOINTS = (
         reading.go_on_from_a_good_one,
         {"checkpoints/2": damage.damaged_file},
         writes=True,
-        share=0.05,
+        share=0.1,
     ),
     Reader(
         "checkpoint's record, resealed",
         examples.write_checkpoints,
         reading.go_on,
         {"checkpoints/2/record/metadata": damage.resealed_record},
-        share=0.1,
+        share=0.3,
     ),
     Reader(
         "checkpoint without checksums",
         examples.write_old_checkpoint,
         reading.read_weights,
         {"checkpoints": damage.damaged_file},
-        share=0.1,
+        share=0.3,
     ),
 )
 PYTORCH = (
