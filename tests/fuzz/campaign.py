@@ -150,8 +150,9 @@ class Trial:
         target, mutate = self._targets[rng.integers(len(self._targets))]
         before = (self._whole / target).read_bytes()
         after = mutate(rng, before)
-        if any(path.suffix in (".log", ".jsonl") for path, _ in self._targets):
-            shutil.copytree(self._whole, self._copy, dirs_exist_ok=True)  # a reader that writes
+        if self._reader.writes:
+            shutil.rmtree(self._copy)
+            shutil.copytree(self._whole, self._copy)
         (self._copy / target).write_bytes(after)
         signal.alarm(SECONDS)
         try:
@@ -173,7 +174,8 @@ class Trial:
             return "stack trace", traceback.format_exc(limit=-3)
         finally:
             signal.alarm(0)
-            (self._copy / target).write_bytes(before)
+            if not self._reader.writes:
+                (self._copy / target).write_bytes(before)
         if found == self._expected:
             return "same", ""
         if self._reader.checksummed and after != before:

@@ -125,6 +125,16 @@ def damaged_json_lines(rng: np.random.Generator, raw: bytes) -> bytes:
     return b"".join(lines)
 
 
+def resealed_record(rng: np.random.Generator, raw: bytes) -> bytes:
+    """The record of a checkpoint, changed on purpose: its checksum is right."""
+    content = json.loads(raw)
+    del content["sha256"]
+    content = json.loads(changed_json(rng, json.dumps(content)))
+    if isinstance(content, dict):
+        content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps(content).encode()
+
+
 # --- artifacts ---------------------------------------------------------------------------------
 
 
