@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jgolf import files
-from jgolf.errors import ArtifactError
+from jgolf.errors import ArtifactError, first_line
 from jgolf.torch_bridge.compressed import SMALL_BYTES, largest_content
 from jgolf.torch_bridge.names import listed
 from jgolf.torch_bridge.torch_extra import import_torch
@@ -82,10 +82,9 @@ def load_safely(data: bytes, source: str) -> Any:
     except ArtifactError:
         raise
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise ArtifactError(
             f"{source}: refused: it holds something other than tensors in plain containers, "
-            f"or is damaged ({_shortened(reason)}); save the model's state_dict() instead"
+            f"or is damaged ({_shortened(first_line(error))}); save the model's state_dict() instead"
         ) from None
     except Exception as error:  # a damaged file fails in any of PyTorch's readers
         raise ArtifactError(

@@ -14,8 +14,9 @@ import torch
 
 from jgolf import config as configs
 from jgolf.config import AdamWConfig, Config, OptimConfig
+from jgolf.errors import error_in_file
 from jgolf.torch_bridge import main_function, names
-from jgolf.torch_bridge.script import ScriptError, describe, reference_settings
+from jgolf.torch_bridge.script import ScriptError, reference_settings
 from jgolf.torch_bridge.torch_model import TorchModel
 
 HYPERPARAMETERS = {
@@ -150,7 +151,7 @@ def _muon(
     try:
         return kind(parameters, **{name: value for name, value in settings.items() if name in taken})
     except Exception as error:
-        raise ScriptError(f"{torch_model.script}: Muon(…) failed: {describe(error, torch_model.script)}") from None
+        raise ScriptError(f"{torch_model.script}: Muon(…) failed: {error_in_file(error, torch_model.script)}") from None
 
 
 def _named(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
