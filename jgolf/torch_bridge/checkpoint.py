@@ -53,8 +53,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         raise ArtifactError(f"{path}: expected a state dict, name → tensor; found {describe(state)}")
     check_views(state.values(), str(path))
     problems: list[str] = []
-    named = {name if isinstance(name, str) else f"a {type(name).__name__}": value for name, value in state.items()}
-    arrays = {name: to_numpy(name, value, problems) for name, value in named.items()}
+    arrays = {name: to_numpy(name, value, problems) for name, value in by_text(state).items()}
     problems += [f"{name}: found int8, expected floats" for name, array in arrays.items() if _is_int8(array)]
     if problems:
         raise ArtifactError(f"{path}: not a state dict of floating-point tensors:\n{listed(problems)}")
@@ -189,6 +188,11 @@ def bytes_of(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def by_text(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """`values` by names; a key that is none is called by its type, for a message."""
+    return {name if isinstance(name, str) else f"a {type(name).__name__}": value for name, value in values.items()}
 
 
 def _is_int8(array: np.ndarray | None) -> bool:

@@ -81,8 +81,7 @@ def of_script(module: ModuleType, torch_model: TorchModel, config: Config) -> Ow
     Raises:
       ScriptError: the script has no class Muon, or not one that the settings suit.
     """
-    if getattr(module, "Muon", None) is None:
-        raise ScriptError(f"{torch_model.script}: has no class Muon, which training steps need")
+    _class_muon(module, torch_model)
     settings = _by_hyperparameters(module, config)
     made = main_function.optimizers(module, torch_model.model, reference_settings(config.model))
     if made is None:
@@ -131,9 +130,7 @@ def make_optimizers(
 def _muon(
     module: ModuleType, torch_model: TorchModel, config: Config, parameters: list[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    kind, muon = getattr(module, "Muon", None), config.optim.muon
-    if kind is None:
-        raise ScriptError(f"{torch_model.script}: has no class Muon, which training steps need")
+    kind, muon = _class_muon(module, torch_model), config.optim.muon
     settings = {
         "lr": muon.learning_rate,
         "momentum": muon.momentum,
@@ -152,6 +149,14 @@ def _muon(
         return kind(parameters, **{name: value for name, value in settings.items() if name in taken})
     except Exception as error:
         raise ScriptError(f"{torch_model.script}: Muon(…) failed: {error_in_file(error, torch_model.script)}") from None
+
+
+def _class_muon(module: ModuleType, torch_model: TorchModel) -> type[torch.optim.Optimizer]:
+    """The script's Muon; ScriptError where it has none."""
+    kind = getattr(module, "Muon", None)
+    if kind is None:
+        raise ScriptError(f"{torch_model.script}: has no class Muon, which training steps need")
+    return kind
 
 
 def _named(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
