@@ -50,6 +50,7 @@ config = compose(
         "model.value_embedding_dim": 32,
         "model.orthogonal_init": False,
         "model.compute_dtype": "float32",
+        "model.kernels": "plain",  # ordinary JAX on a GPU, too: it can be differentiated twice
         "optim.muon.momentum": 0.9,
         "optim.muon.momentum_warmup_steps": 0,
         "average.ema_decay": 0.9,

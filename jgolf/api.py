@@ -3,10 +3,16 @@
     text → tokens → loss(params) → gradients → train_step → average → quantize → pack → bits per byte
 
 A model is its settings (a frozen `ModelConfig`) and a flat dictionary of arrays, path → float32. Everything
-up to `train_step` can be traced: `jax.jit`, `jax.vmap`, `jax.grad` and the gradient of a gradient work on it, in
-any composition. Forward mode (`jax.jvp`) does not, because some derivatives are written by hand: a
-Hessian-vector product is `grad` of the dot product of `grad` and the vector. Settings are static, so close over
-them or bind them with `functools.partial`. From `quantize` on, functions run on the host, in NumPy.
+up to `train_step` can be traced: `jax.jit`, `jax.vmap` and `jax.grad` work on it, in any composition. How often it can
+be differentiated, and in which mode, depends on `model.kernels`:
+
+    "plain"      any number of times, in reverse and in forward mode: the written model everywhere
+    "auto"       the same where there is no NVIDIA GPU; with one, once and in reverse mode (`jax.grad`, `jax.vjp`)
+    "interpret"  once and in reverse mode
+
+because the kernels' derivatives are kernels, too, written by hand. So set "plain" for `jax.jvp`, `jax.hessian` or the
+`grad` of a `grad`. Settings are static, so close over them or bind them with `functools.partial`. From `quantize` on,
+functions run on the host, in NumPy.
 
     params = init(config, jax.random.key(0))
     logits = jax.jit(partial(apply, config))(params, tokens)
@@ -93,7 +99,7 @@ def init_many(config: ModelConfig, keys: PRNGKeyArray) -> Params:
 def apply(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
     """Float32 logits in nats for the token after each position. It sees the past only.
 
-    Can be jitted, differentiated by `params` and vmapped over `params` and `tokens`.
+    Can be jitted, differentiated by `params` (how often, see the module) and vmapped over `params` and `tokens`.
     """
     return functional.apply(config, params, tokens)
 

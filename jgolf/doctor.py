@@ -28,7 +28,7 @@ from jgolf.data.run_data import run_tokenizer, training_tokens
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.tokenizer import Tokenizer
 from jgolf.data.vocabulary import resolved_for
-from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
+from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError, first_line
 from jgolf.evaluate.validation import Validation
 from jgolf.load import load_params
 from jgolf.model import functional
@@ -162,7 +162,7 @@ def devices() -> Check:
     try:
         found = jax.devices()
     except RuntimeError as error:
-        return Check("devices", "missing", f"JAX finds none: {_first_line(error)}", advice)
+        return Check("devices", "missing", f"JAX finds none: {first_line(error)}", advice)
     text = f"{len(found)} × {found[0].device_kind} ({found[0].platform})"
     if found[0].platform == "cpu":
         if _has_nvidia_driver():
@@ -197,7 +197,7 @@ def attention(config: Config) -> Check:
         error = attention_error(config.model)
     except Exception as error:  # whatever the library raises, it is the finding
         advice = "--model.kernels plain works everywhere, slower; pip install --upgrade nvidia-cudnn-cu13"
-        return Check("attention", "missing", f"the kernel of {name} fails: {_first_line(error)}", advice)
+        return Check("attention", "missing", f"the kernel of {name} fails: {first_line(error)}", advice)
     if error > ATTENTION_TOLERANCE:
         return Check("attention", "missing", f"the kernel of {name} is off by {error:.3g}", "--model.kernels plain")
     return Check("attention", "ok", f"by {name}; a trial agrees with ordinary JAX within {error:.2g}")
@@ -369,7 +369,3 @@ def _is_installed(module: str) -> bool:
 
 def _gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

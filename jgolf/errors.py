@@ -1,6 +1,9 @@
-"""The errors that a user can cause, and the exit codes they end in."""
+"""The errors that a user can cause, the exit codes they end in, and what to quote of others' errors."""
 
 from __future__ import annotations
+
+import traceback
+from pathlib import Path
 
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1  # a check that the user asked for did not hold: cross-check, size budget
@@ -45,3 +48,18 @@ class MissingExtraError(JgolfError):
             f"{purpose} needs the package {package}, which is not installed; "
             f"install it with: pip install 'jgolf[{extra}]' (in a clone: pip install -e '.[{extra}]')"
         )
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says first; the rest is mostly where in its own code. The error's type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def error_in_file(error: BaseException, path: str | Path) -> str:
+    """An error in code of the user's, and the last line of the file on the way to it."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return text  # it says itself where
+    frames, path = traceback.extract_tb(error.__traceback__), Path(path).absolute()
+    line = next((frame.lineno for frame in reversed(frames) if Path(frame.filename).absolute() == path), None)
+    return f"{text} (line {line})" if line else text

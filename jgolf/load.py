@@ -17,6 +17,7 @@ from jgolf.artifact.scoring import check_shapes, read_artifact
 from jgolf.config import Average, Config, ModelConfig
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.quantize.stored import StoredTensor, dequantize
+from jgolf.run_dir import CONFIG_FILE
 from jgolf.torch_bridge import compressed
 from jgolf.torch_bridge.config_option import Given
 
@@ -108,9 +109,9 @@ def kind_of(path: str | Path) -> Kind:
     """
     path = Path(path)
     if path.is_dir():
-        if (path / "config.json").is_file():
+        if (path / CONFIG_FILE).is_file():
             return "run"
-        raise ArtifactError(f"{path}: not a run directory: there is no config.json in it")
+        raise ArtifactError(f"{path}: not a run directory: there is no {CONFIG_FILE} in it")
     try:
         with path.open("rb") as file:
             start = file.read(len(container.MAGIC))
@@ -143,7 +144,7 @@ def _load_artifact(path: str | Path) -> LoadedModel:
         recipe,
         name=artifact.name,
         model=artifact.model,
-        train=dataclasses.replace(recipe.train, seq_len=artifact.seq_len),
+        train=dataclasses.replace(recipe.train, seq_len=artifact.seq_len, documents=artifact.documents),
     )
     return LoadedModel(full_config, artifact.params(), artifact.stored, artifact.tokenizer_fingerprint, str(path))
 

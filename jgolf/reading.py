@@ -94,6 +94,11 @@ def parse_integer(text: str) -> int:
         raise Unreadable(f"{excerpt(text)} is no integer") from None
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number, NaN among them; for Python, truths are numbers, too."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def text_of(content: bytes) -> str:
     """UTF-8 text without a byte-order mark; raises Unreadable for anything else."""
     try:

@@ -2,8 +2,8 @@
 
 Parameters are a flat dictionary from path to array, such as `blocks/0/attn/q_proj/kernel`. For each path the table
 gives the value it starts from, the optimizer group that updates it and with what multiples of the group's rates, its
-kind (which decides its storage form), what counts the curvature of the loss along it, and its name in a PyTorch
-checkpoint. Kernels are (in, out) here and (out, in) there.
+kind (which decides its storage form), and what counts the curvature of the loss along it. Kernels are (in, out) here
+and (out, in) in PyTorch; what they are called there is in `jgolf.torch_bridge.families`.
 """
 
 from __future__ import annotations

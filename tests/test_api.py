@@ -10,6 +10,7 @@ import pytest
 
 from jgolf import api
 from jgolf import config as configs
+from jgolf.model.functional import parameter_shapes
 from tests.conftest import NANO, RECIPE, TINY, params_of, relative_distances
 
 SMALL = dataclasses.replace(NANO, vocab_size=64)
@@ -80,6 +81,56 @@ def test_hessian_vector_product_is_the_difference_of_gradients(params):
     difference = (flat(ends[0]) - flat(ends[1])) / 2e-3
     product = flat(grad_and_product(params)[1])
     assert np.linalg.norm(product - difference) < 0.05 * np.linalg.norm(difference)
+
+
+EVERY_PART = dataclasses.replace(
+    SMALL,
+    activation_slope=0.5,
+    gated_smear=True,
+    skip_gates=True,
+    loop_layers=(0,),
+    num_loops=1,
+    lanes_from=-1,
+    attention_gate=True,
+)
+
+
+def test_the_written_model_can_be_differentiated_twice_and_forwards():
+    """A directional derivative, and a Hessian-vector product, in either mode: each way is another program."""
+    loss = partial(api.loss, dataclasses.replace(EVERY_PART, kernels="plain"))
+    params, direction = (
+        {path: scale * jax.random.normal(jax.random.key(seed + i), shape) for i, (path, shape) in enumerate(shapes)}
+        for shapes in [parameter_shapes(EVERY_PART).items()]
+        for seed, scale in ((0, 0.1), (1000, 1.0))
+    )
+    batch = random_batch((2, 16))
+
+    def along(params):
+        grads = jax.grad(loss)(params, *batch)
+        return sum(jnp.vdot(value, direction[path]) for path, value in grads.items())
+
+    @jax.jit
+    def forwards(params):
+        def value_and_grads(params):
+            return jax.value_and_grad(loss)(params, *batch)
+
+        return jax.jvp(value_and_grads, (params,), (direction,))[1]
+
+    slope, product = forwards(params)
+    expected_slope, expected_product = jax.jit(jax.value_and_grad(along))(params)
+    np.testing.assert_allclose(slope, expected_slope, rtol=1e-4)
+    assert max(relative_distances(product, expected_product).values()) < 1e-3
+
+
+def test_kernels_have_no_derivative_in_forward_mode(params):
+    model = dataclasses.replace(SMALL, kernels="interpret")
+
+    def tangent(params):
+        apply = partial(api.apply, model, tokens=jnp.zeros((1, 16), int))
+        return jax.jvp(apply, (params,), (params,))[1]
+
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jit(tangent).lower(params)
 
 
 def test_init_many_is_init_for_each_key():

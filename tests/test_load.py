@@ -37,7 +37,7 @@ CONFIG = dataclasses.replace(RECIPE, name="little", model=MODEL)
 
 
 def artifact_of(config, fingerprint, stored):
-    return Artifact(config.name, config.model, config.train.seq_len, fingerprint, stored)
+    return Artifact(config.name, config.model, config.train.seq_len, False, fingerprint, stored)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from jgolf.config import Config, ModelConfig, from_dict, resolved, validate, ver
 from jgolf.data.text import read_text
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, ConfigError, JgolfError
-from jgolf.evaluate.score import rows, score, sliding
+from jgolf.evaluate.score import score, scorers_of
 from jgolf.model.functional import parameter_shapes
 from jgolf.quantize.stored import StoredTensor, dequantize
 from jgolf.reading import excerpt
@@ -38,6 +38,7 @@ class Artifact:
       name: of its config.
       model: the network's settings.
       seq_len: length of the sequences that it was trained on, and is scored with.
+      documents: whether it was trained on documents apart, and is scored so.
       tokenizer_fingerprint: SHA-256 of its tokenizer; None where it is not known.
       stored: path → parameter in storage form.
     """
@@ -45,8 +46,15 @@ class Artifact:
     name: str
     model: ModelConfig
     seq_len: int
+    documents: bool
     tokenizer_fingerprint: str | None
     stored: dict[str, StoredTensor]
+
+    @classmethod
+    def of(cls, config: Config, stored: dict[str, StoredTensor], tokenizer_fingerprint: str | None) -> Artifact:
+        """A run's model as it is stored."""
+        train = config.train
+        return cls(config.name, config.model, train.seq_len, train.documents, tokenizer_fingerprint, stored)
 
     def params(self) -> dict[str, np.ndarray]:
         """Path → float32 parameter."""
@@ -59,6 +67,7 @@ class Artifact:
             "name": self.name,
             "model": dataclasses.asdict(self.model),
             "seq_len": self.seq_len,
+            "documents": self.documents,
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
         }
 
@@ -79,6 +88,7 @@ def read_artifact(path: str | Path) -> Artifact:
     """
     stored, metadata = container.read(path)
     try:
+        metadata = {"documents": False, **metadata}  # older artifacts do not say
         fields = {item.name: metadata[item.name] for item in dataclasses.fields(Artifact) if item.name != "stored"}
         model = versions.complete(metadata["model"], metadata.get(versions.KEY, 0), "model")
         artifact = Artifact(**{**fields, "model": resolved(from_dict(model, ModelConfig)), "stored": stored})
@@ -95,6 +105,8 @@ def _check_plausible(artifact: Artifact) -> None:
         value = getattr(artifact, name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{name} is {excerpt(value)}")
+    if not isinstance(artifact.documents, bool):
+        raise ValueError(f"documents is {excerpt(artifact.documents)}")
     sizes = {"seq_len": artifact.seq_len, **dataclasses.asdict(artifact.model)}
     for name, size in sizes.items():
         if isinstance(size, int) and not 0 <= size <= LARGEST_SIZE:
@@ -140,7 +152,8 @@ def _score(options: argparse.Namespace) -> dict[str, float]:
     artifact.check_tokenizer(tokenizer)
     text = read_text(options.tokens, tokenizer, options.max_tokens + 1 if options.max_tokens else 0)
     rest = artifact.model, artifact.params(), text, artifact.seq_len
-    standard, slid = score(rows, *rest), score(sliding, *rest, min(options.stride, artifact.seq_len))
+    in_a_row, slid_over = scorers_of(artifact.documents)
+    standard, slid = score(in_a_row, *rest), score(slid_over, *rest, min(options.stride, artifact.seq_len))
     return {**dataclasses.asdict(standard), "sliding_val_loss": slid.val_loss, "sliding_val_bpb": slid.val_bpb}
 
 

@@ -14,6 +14,7 @@ from jgolf.bench.report import Report, command_line, publish, timed
 from jgolf.bench.running import bench_config, describe
 from jgolf.bench.timing import measure
 from jgolf.config import Config, ModelConfig
+from jgolf.errors import first_line
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name, causal_attention
 from jgolf.model.kernels.door import Choice
@@ -68,5 +69,5 @@ def measure_attention(config: Config, runs: int, command: str) -> Report:
             whole = measure(partial(jit(partial(both, choice)), q, k, v, gradient), runs)
             figures.append(timed(f"{kernel}, forward + backward", whole, 3 * flops))
         except jax.errors.JaxRuntimeError as error:
-            notes.append(f"{kernel}: {str(error).splitlines()[0]}")
+            notes.append(f"{kernel}: {first_line(error)}")
     return Report("attention", f"{describe(config)}: one layer's attention", command, figures, notes=notes)

@@ -50,7 +50,7 @@ def measure_export(config: Config, runs: int, command: str) -> Report:
     """Times quantizing, then packing and unpacking by each codec, all on the host."""
     params = random_params(config.model)
     timing, stored = measure_once(lambda: quantize(params, config.quantize), runs)
-    metadata = Artifact(config.name, config.model, config.train.seq_len, None, stored).metadata()
+    metadata = Artifact.of(config, stored, None).metadata()
     figures = [_seconds("quantize", timing)]
     for codec in available_codecs():
         timing, data = measure_once(lambda codec=codec: container.pack(stored, metadata, codec), runs)

@@ -138,11 +138,6 @@ class ModelConfig:
         """Hidden width of the MLP."""
         return int(self.mlp_multiple * self.model_dim)
 
-    @property
-    def num_encoder_layers(self) -> int:
-        """Layers whose outputs are kept for the decoder."""
-        return self.num_layers // 2
-
 
 @dataclass(frozen=True)
 class MuonConfig:
@@ -312,7 +307,7 @@ class DataConfig:
     dir: Annotated[PathText, tyro.conf.arg(aliases=["--data"])] = "data/datasets/fineweb10B_sp1024"
     """Folder of the shards, *_train_*.bin and *_val_*.bin."""
     tokenizer: Annotated[PathText, tyro.conf.arg(aliases=["--tokenizer"])] = ""
-    """SentencePiece model; empty takes the only *.model in dir, or in its ../../tokenizers."""
+    """A SentencePiece model, or a byte tokenizer's JSON; empty takes the one in dir, or in its ../../tokenizers."""
     build_demo: bool = False
     """Build the demo corpus first where dir is data/demo, its own folder, and that is missing."""
 

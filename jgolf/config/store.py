@@ -7,7 +7,6 @@ import difflib
 import importlib.util
 import json
 import numbers
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +17,7 @@ import dacite
 from jgolf import files
 from jgolf.config import versions
 from jgolf.config.settings import Config, DataConfig
-from jgolf.errors import ConfigError
+from jgolf.errors import ConfigError, error_in_file
 from jgolf.reading import excerpt
 from jgolf.reading import read_json as read_json_value
 
@@ -51,7 +50,7 @@ def load(name: str) -> Config:
     try:
         found = module.config() if callable(getattr(module, "config", None)) else None
     except (Exception, SystemExit) as error:  # the user's own code may do anything
-        raise ConfigError(f"{path}: cannot be used: {_error_in_file(error, path)}") from None
+        raise ConfigError(f"{path}: cannot be used: {error_in_file(error, path)}") from None
     if not isinstance(found, Config):
         what = "no such function" if found is None else f"one that returns a {type(found).__name__}"
         raise ConfigError(f"{path}: expected a function config() that returns a jgolf.config.Config, found {what}")
@@ -82,17 +81,8 @@ def load_module(name: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{path}: cannot be used: {_error_in_file(error, path)}") from None
+        raise ConfigError(f"{path}: cannot be used: {error_in_file(error, path)}") from None
     return module
-
-
-def _error_in_file(error: BaseException, path: Path) -> str:
-    """The error, and the last line of the file on the way to it."""
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.absolute()
-    ]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    return f"{type(error).__name__}: {error}" + (f" (line {line})" if line and "line" not in str(error) else "")
 
 
 def leading_name(argv: Sequence[str]) -> tuple[str, list[str]]:

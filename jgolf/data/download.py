@@ -19,7 +19,7 @@ from jgolf.data.sentence_piece import CaseOpsTokenizer
 from jgolf.data.shards import is_sidecar, open_shard, sidecar_of
 from jgolf.data.text import sidecar_bytes
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer, published_name
-from jgolf.errors import DataError, JgolfError, MissingExtraError
+from jgolf.errors import DataError, JgolfError, MissingExtraError, first_line
 from jgolf.progress import activity, progress_bar
 from jgolf.reading import parse_json
 
@@ -229,20 +229,16 @@ def _asked(repo: str, request: Any) -> Any:
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         raise _unreachable(repo, error) from None
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise JgolfError(f"{repo}: the Hugging Face hub refused the request: {_first_line(error)}") from None
+        raise JgolfError(f"{repo}: the Hugging Face hub refused the request: {first_line(error)}") from None
     except errors.HTTPError as error:  # of the HTTP library: no connection, or one that broke
         raise _unreachable(repo, error) from None
 
 
 def _unreachable(repo: str, error: Exception) -> JgolfError:
     return JgolfError(
-        f"{repo}: the Hugging Face hub cannot be reached ({_first_line(error)}): check the network, then run the same "
+        f"{repo}: the Hugging Face hub cannot be reached ({first_line(error)}): check the network, then run the same "
         "command again; files that are complete are kept"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _fetch(hub: Any, repo: str, file: RemoteFile, out_dir: Path) -> None:

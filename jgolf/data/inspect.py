@@ -9,13 +9,11 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from jgolf.data.shards import MAGIC, VERSION, open_shard, refuse_sidecar, shards_in, sidecar_of
+from jgolf.data.shards import BOS_ID, MAGIC, VERSION, open_shard, refuse_sidecar, shards_in, sidecar_of
 from jgolf.data.text import sidecar_bytes, table_bytes
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import DataError
 from jgolf.progress import plain_console
-
-_BOS_ID = 1  # in the challenge's tokenizers; used where there is no tokenizer to ask
 
 
 def inspect(
@@ -70,7 +68,7 @@ def _tokenizer(folder: Path, explicit: Path | None) -> Tokenizer | None:
 
 def _figures(path: Path, tokens: np.ndarray, tokenizer: Tokenizer | None) -> dict[str, str]:
     """What there is to count."""
-    bos_id = tokenizer.bos_id if tokenizer else _BOS_ID
+    bos_id = tokenizer.bos_id if tokenizer else BOS_ID
     figures = {"documents": f"{np.count_nonzero(tokens == bos_id):,}"}
     if not len(tokens):
         return figures

@@ -29,8 +29,8 @@ from jgolf.evaluate.windows import Windows, document_windows, packed_rows, slidi
 from jgolf.model.functional import Params, runs_as_written, token_losses
 from jgolf.watch import Progress, unwatched
 
-XLA_ATTENTION_BYTES = 2**29
-"""Room for one layer's float32 attention scores where no fused kernel runs."""
+ATTENTION_SCORES_BYTES = 2**29
+"""Room for one layer's float32 attention scores where the written model runs, which holds them in memory."""
 UNSCORED = np.float32(-np.inf)
 """Nats of a target that is not scored. It is not NaN, which is what a diverged model scores."""
 
@@ -128,6 +128,12 @@ def packed(config: ModelConfig, params: Params, text: Text, seq_len: int, batch_
 
 
 SCORERS: tuple[Scorer, ...] = (rows, sliding, documents, packed)
+"""All of them: each keeps, as tests hold them to it, to what the module says of a scorer."""
+
+
+def scorers_of(documents_apart: bool) -> tuple[Scorer, Scorer]:
+    """The scorers, one target after the other and sliding, by which a network sees text as it did in training."""
+    return (packed, documents) if documents_apart else (rows, sliding)
 
 
 def reference_sliding_score(config: ModelConfig, params: Params, text: Text, seq_len: int, stride: int, **how) -> Score:
@@ -216,8 +222,8 @@ class _Batch(NamedTuple):
 
 
 def _pieces_at_once(config: ModelConfig, length: int) -> int:
-    """Pieces whose attention scores there is room for where they are held in memory."""
-    return XLA_ATTENTION_BYTES // (4 * config.num_heads * length**2) if runs_as_written(config) else sys.maxsize
+    """Pieces whose attention scores there is room for; kernels hold none in memory."""
+    return ATTENTION_SCORES_BYTES // (4 * config.num_heads * length**2) if runs_as_written(config) else sys.maxsize
 
 
 def _batches(windows: Windows, seq_len: int, rows_each: int, num_devices: int) -> Iterator[_Batch]:

@@ -9,7 +9,7 @@ from jgolf.data.shards import find_shards
 from jgolf.data.text import Text, read_text
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import DataError
-from jgolf.evaluate.score import Score, packed, rows, score, sliding
+from jgolf.evaluate.score import Score, score, scorers_of
 from jgolf.model.functional import Params
 
 
@@ -50,14 +50,15 @@ class Validation:
           **how: `mesh`, `progress` and `looped` of `jgolf.evaluate.score.window_nats`.
         """
         seq_len = self.config.train.seq_len
-        scorer = packed if self.config.train.documents else rows
-        return score(scorer, self.config.model, params, self._first(max_tokens), seq_len, **self._how(how))
+        in_a_row, _ = scorers_of(self.config.train.documents)
+        return score(in_a_row, self.config.model, params, self._first(max_tokens), seq_len, **self._how(how))
 
     def sliding(self, params: Params, max_tokens: int = 0, **how) -> Score:
         """Scores with the context of `train.seq_len` and the stride of `evaluate.sliding_stride`; see `standard`."""
         seq_len = self.config.train.seq_len
         stride = min(self.config.evaluate.sliding_stride, seq_len)
-        return score(sliding, self.config.model, params, self._first(max_tokens), seq_len, stride, **self._how(how))
+        _, slid_over = scorers_of(self.config.train.documents)
+        return score(slid_over, self.config.model, params, self._first(max_tokens), seq_len, stride, **self._how(how))
 
     def _first(self, max_tokens: int) -> Text:
         return self.text.first(max(max_tokens, self.config.train.seq_len) + 1) if max_tokens else self.text

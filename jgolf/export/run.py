@@ -26,7 +26,7 @@ from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
-from jgolf.evaluate.score import bits_per_byte, rows, scoring_model
+from jgolf.evaluate.score import bits_per_byte, scorers_of, scoring_model
 from jgolf.evaluate.validation import Validation
 from jgolf.export.options import ExportOptions
 from jgolf.lock import locked
@@ -168,7 +168,7 @@ def _compress(
     def pack(stored: dict[str, StoredTensor], zstd_level: int = ZSTD_LEVEL) -> bytes:
         with clock.lap("pack"):
             fingerprint = validation.tokenizer.fingerprint
-            artifact = Artifact(config.name, config.model, config.train.seq_len, fingerprint, stored)
+            artifact = Artifact.of(config, stored, fingerprint)
             return container.pack(stored, artifact.metadata(), options.codec, zstd_level)
 
     if options.budget is None:
@@ -182,13 +182,14 @@ def _compress(
     tokens = _calibration_tokens(config, options)
     with clock.lap("curvature"):
         model, show = scoring_model(config.model), progress_bar(f"curvature of {average}")
-        curvatures = curvature(model, params, tokens, jax.random.key(0), show)
+        curvatures = curvature(model, params, tokens, jax.random.key(0), show, config.train.piece_length)
 
     def calibration_loss(stored: dict[str, StoredTensor]) -> float:
         stream = np.append(tokens, tokens[0, 0])  # the last row has a last target, too
         text = Text.of(stream, validation.tokenizer.bos_id)
         show = progress_bar(f"{average}: comparing on training text")
-        nats = rows(config.model, dequantize(stored), text, config.train.seq_len, progress=show)
+        scorer, _ = scorers_of(config.train.documents)
+        nats = scorer(config.model, dequantize(stored), text, config.train.seq_len, progress=show)
         return float(np.mean(nats, dtype=np.float64))
 
     with clock.lap("search"):

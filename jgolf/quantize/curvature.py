@@ -56,6 +56,7 @@ def curvature(
     tokens: Int[np.ndarray, "sequences time"],
     key: PRNGKeyArray,
     progress: Progress = unwatched,
+    piece_length: int = 0,
 ) -> dict[str, Curvature]:
     """Factors of every matrix and table, by path; their rows lie as those of the storage forms.
 
@@ -67,6 +68,7 @@ def curvature(
       tokens: sequences of training text; one backward pass each.
       key: draws the labels.
       progress: shows how many sequences are done.
+      piece_length: see `jgolf.model.functional`.
     """
     params = jax.device_put(dict(params))
     paths = [path for path in params if rules.rule_of(path).curvature != "nothing"]
@@ -76,7 +78,7 @@ def curvature(
     }
     sequences = zip(tokens, jax.random.split(key, len(tokens)), strict=True)
     for sequence, own_key in progress(sequences, len(tokens)):
-        sums = jax.block_until_ready(_add(config, sums, params, sequence, own_key))
+        sums = jax.block_until_ready(_add(config, piece_length, sums, params, sequence, own_key))
     frequencies = _lookups(config, params, tokens)
     found = {}
     for path, (rows, columns) in jax.device_get(sums).items():
@@ -86,17 +88,21 @@ def curvature(
     return found
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add(config: ModelConfig, sums: Sums, params: Params, sequence: Int[Array, T], key: PRNGKeyArray) -> Sums:
-    grads = _gradients(config, params, sequence, key)
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _add(
+    config: ModelConfig, piece_length: int, sums: Sums, params: Params, sequence: Int[Array, T], key: PRNGKeyArray
+) -> Sums:
+    grads = _gradients(config, piece_length, params, sequence, key)
     return jax.tree.map(jnp.add, sums, {path: _factors(path, grads[path]) for path in sums})
 
 
-def _gradients(config: ModelConfig, params: Params, sequence: Int[Array, T], key: PRNGKeyArray) -> Params:
+def _gradients(
+    config: ModelConfig, piece_length: int, params: Params, sequence: Int[Array, T], key: PRNGKeyArray
+) -> Params:
     """Of the summed loss of a sequence whose labels are drawn from the model."""
 
     def drawn_loss(params):
-        logits = apply(config, params, sequence[None])
+        logits = apply(config, params, sequence[None], piece_length=piece_length)
         labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
         return jnp.sum(token_nll(logits, labels))
 

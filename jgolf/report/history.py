@@ -13,7 +13,17 @@ import numpy as np
 
 from jgolf import files
 from jgolf.errors import JgolfError
-from jgolf.reading import Line, Unreadable, excerpt, parse_integer, parse_json, parse_number, read_json, read_lines
+from jgolf.reading import (
+    Line,
+    Unreadable,
+    excerpt,
+    is_number,
+    parse_integer,
+    parse_json,
+    parse_number,
+    read_json,
+    read_lines,
+)
 from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, LOG_FILE, METRICS_FILE, RESULT_FILE, RESULTS_FILE
 
 TRAIN_COLUMNS = ("step", "train_time_s", "train_loss", "grad_norm", "learning_rate_multiplier")
@@ -302,7 +312,7 @@ def _step(text: str) -> int:
 
 def _number(value: Any) -> float:
     """The value, or NaN where it is no number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    return float(value) if is_number(value) else math.nan
 
 
 def _check_scores(row: Mapping[str, Any], where: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jgolf import files
-from jgolf.errors import ArtifactError
+from jgolf.errors import ArtifactError, first_line
 from jgolf.torch_bridge.compressed import SMALL_BYTES, largest_content
 from jgolf.torch_bridge.names import listed
 from jgolf.torch_bridge.torch_extra import import_torch
@@ -53,8 +53,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         raise ArtifactError(f"{path}: expected a state dict, name → tensor; found {describe(state)}")
     check_views(state.values(), str(path))
     problems: list[str] = []
-    named = {name if isinstance(name, str) else f"a {type(name).__name__}": value for name, value in state.items()}
-    arrays = {name: to_numpy(name, value, problems) for name, value in named.items()}
+    arrays = {name: to_numpy(name, value, problems) for name, value in by_text(state).items()}
     problems += [f"{name}: found int8, expected floats" for name, array in arrays.items() if _is_int8(array)]
     if problems:
         raise ArtifactError(f"{path}: not a state dict of floating-point tensors:\n{listed(problems)}")
@@ -82,10 +81,9 @@ def load_safely(data: bytes, source: str) -> Any:
     except ArtifactError:
         raise
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise ArtifactError(
             f"{source}: refused: it holds something other than tensors in plain containers, "
-            f"or is damaged ({_shortened(reason)}); save the model's state_dict() instead"
+            f"or is damaged ({_shortened(first_line(error))}); save the model's state_dict() instead"
         ) from None
     except Exception as error:  # a damaged file fails in any of PyTorch's readers
         raise ArtifactError(
@@ -190,6 +188,11 @@ def bytes_of(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def by_text(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """`values` by names; a key that is none is called by its type, for a message."""
+    return {name if isinstance(name, str) else f"a {type(name).__name__}": value for name, value in values.items()}
 
 
 def _is_int8(array: np.ndarray | None) -> bool:

@@ -14,12 +14,13 @@ import torch
 from jgolf.config import Config, MuonConfig
 from jgolf.data.batches import Batch, BatchOrder
 from jgolf.data.shards import TokenStream
+from jgolf.errors import error_in_file
 from jgolf.model import functional
 from jgolf.optim.optimizer import make_optimizer
 from jgolf.torch_bridge import comparison, names
 from jgolf.torch_bridge.comparison import Check, Tolerances
 from jgolf.torch_bridge.own_optimizers import OwnOptimizers
-from jgolf.torch_bridge.script import ScriptError, describe
+from jgolf.torch_bridge.script import ScriptError
 from jgolf.torch_bridge.torch_model import TorchModel
 
 Params = Mapping[str, np.ndarray]
@@ -114,7 +115,7 @@ def torch_steps(
             try:
                 optimizer.step()
             except Exception as error:
-                failed = f"{type(optimizer).__name__} fails: {describe(error, torch_model.script)}"
+                failed = f"{type(optimizer).__name__} fails: {error_in_file(error, torch_model.script)}"
                 raise ScriptError(f"{torch_model.script}: {failed}") from None
         yield float(loss.detach()), _params_of(model)
 

@@ -14,8 +14,9 @@ import torch
 
 from jgolf import config as configs
 from jgolf.config import AdamWConfig, Config, OptimConfig
+from jgolf.errors import error_in_file
 from jgolf.torch_bridge import main_function, names
-from jgolf.torch_bridge.script import ScriptError, describe, reference_settings
+from jgolf.torch_bridge.script import ScriptError, reference_settings
 from jgolf.torch_bridge.torch_model import TorchModel
 
 HYPERPARAMETERS = {
@@ -80,8 +81,7 @@ def of_script(module: ModuleType, torch_model: TorchModel, config: Config) -> Ow
     Raises:
       ScriptError: the script has no class Muon, or not one that the settings suit.
     """
-    if getattr(module, "Muon", None) is None:
-        raise ScriptError(f"{torch_model.script}: has no class Muon, which training steps need")
+    _class_muon(module, torch_model)
     settings = _by_hyperparameters(module, config)
     made = main_function.optimizers(module, torch_model.model, reference_settings(config.model))
     if made is None:
@@ -130,9 +130,7 @@ def make_optimizers(
 def _muon(
     module: ModuleType, torch_model: TorchModel, config: Config, parameters: list[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    kind, muon = getattr(module, "Muon", None), config.optim.muon
-    if kind is None:
-        raise ScriptError(f"{torch_model.script}: has no class Muon, which training steps need")
+    kind, muon = _class_muon(module, torch_model), config.optim.muon
     settings = {
         "lr": muon.learning_rate,
         "momentum": muon.momentum,
@@ -150,7 +148,15 @@ def _muon(
     try:
         return kind(parameters, **{name: value for name, value in settings.items() if name in taken})
     except Exception as error:
-        raise ScriptError(f"{torch_model.script}: Muon(…) failed: {describe(error, torch_model.script)}") from None
+        raise ScriptError(f"{torch_model.script}: Muon(…) failed: {error_in_file(error, torch_model.script)}") from None
+
+
+def _class_muon(module: ModuleType, torch_model: TorchModel) -> type[torch.optim.Optimizer]:
+    """The script's Muon; ScriptError where it has none."""
+    kind = getattr(module, "Muon", None)
+    if kind is None:
+        raise ScriptError(f"{torch_model.script}: has no class Muon, which training steps need")
+    return kind
 
 
 def _named(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

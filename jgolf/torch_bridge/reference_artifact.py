@@ -64,9 +64,9 @@ def _tensors_and_marks(content: Any, source: str) -> tuple[dict[str, Any], dict[
       ArtifactError: it holds neither these nor the baseline's tensors.
     """
     if _holds(content, "w", "m"):
-        return _by_text(content["w"]), _by_text(content["m"])
+        return checkpoint.by_text(content["w"]), checkpoint.by_text(content["m"])
     if _holds(content, "quantized", "scales", "passthrough"):
-        quantized, scales, floats = (_by_text(content[key]) for key in ("quantized", "scales", "passthrough"))
+        quantized, scales, floats = (checkpoint.by_text(content[key]) for key in ("quantized", "scales", "passthrough"))
         levels = {f"{name}.q": value for name, value in quantized.items()}
         tensors = levels | {f"{name}.scale": value for name, value in scales.items()} | floats
         marks = dict.fromkeys(quantized, {"type": "int8"}) | dict.fromkeys(floats, "passthrough")
@@ -79,11 +79,6 @@ def _tensors_and_marks(content: Any, source: str) -> tuple[dict[str, Any], dict[
 
 def _holds(content: Any, *keys: str) -> bool:
     return isinstance(content, Mapping) and all(isinstance(content.get(key), Mapping) for key in keys)
-
-
-def _by_text(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """`values` by names; a key that is none is called by its type, for a message."""
-    return {name if isinstance(name, str) else f"a {type(name).__name__}": value for name, value in values.items()}
 
 
 def write(path: str | Path, stored: Mapping[str, StoredTensor]) -> None:

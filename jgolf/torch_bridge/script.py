@@ -8,7 +8,6 @@ import importlib.util
 import inspect
 import itertools
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from jgolf.config import ModelConfig, resolved
-from jgolf.errors import ConfigError, JgolfError
+from jgolf.errors import ConfigError, JgolfError, error_in_file
 from jgolf.torch_bridge import main_function, names, stand_ins
 from jgolf.torch_bridge.main_function import SETTINGS_ARGUMENTS
 
@@ -67,7 +66,7 @@ def imported(path: str | Path, float32_only: bool, on_cpu: bool, compiled: bool 
         try:
             loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            raise ScriptError(f"{path}: cannot be imported: {describe(error, path)}") from None
+            raise ScriptError(f"{path}: cannot be imported: {error_in_file(error, path)}") from None
         if float32_only:
             torch.set_float32_matmul_precision("highest")
         if not callable(getattr(getattr(module, "GPT", None), "forward_logits", None)):
@@ -82,16 +81,6 @@ def _matmul_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def describe(error: BaseException, path: str | Path) -> str:
-    """The error, and the last line of the script on the way to it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
-    if isinstance(error, SyntaxError):
-        line = error.lineno
-    text = f"{type(error).__name__}: {error}"
-    return f"{text} (line {line})" if line else text
 
 
 def build_model(
@@ -112,7 +101,7 @@ def build_model(
         model = module.GPT(**arguments)
     except Exception as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise ScriptError(f"{path}: GPT({shown}) failed: {describe(error, path)}") from None
+        raise ScriptError(f"{path}: GPT({shown}) failed: {error_in_file(error, path)}") from None
     state = names.from_params(params)
     own = {name: value for name, value in names.canonical(model.state_dict())[0].items() if value.numel()}
     names.check(

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jgolf.errors import error_in_file
 from jgolf.evaluate.score import ScoredTargets
 from jgolf.evaluate.windows import Windows
-from jgolf.torch_bridge.script import ScriptError, describe
+from jgolf.torch_bridge.script import ScriptError
 from jgolf.watch import Progress, unwatched
 
 
@@ -31,7 +32,7 @@ class TorchModel:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 yield
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError) as error:
-            raise ScriptError(f"{self.script}: its model fails: {describe(error, self.script)}") from None
+            raise ScriptError(f"{self.script}: its model fails: {error_in_file(error, self.script)}") from None
 
     def tensor(self, tokens: np.ndarray) -> Tensor:
         """Token ids on the model's device."""

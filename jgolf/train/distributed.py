@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import jax
 
-from jgolf.errors import EXIT_BAD_INPUT, JgolfError
+from jgolf.errors import EXIT_BAD_INPUT, JgolfError, first_line
 from jgolf.train.launch import Launch
 from jgolf.train.meeting import meet
 from jgolf.train.peers import Peers, end_process
@@ -65,6 +65,6 @@ def _join(launch: Launch, output: RuntimeOutput) -> None:
         )
     except RuntimeError as error:
         raise JgolfError(
-            f"{where} JAX could not join them: {str(error).splitlines()[0]}; start all again, and choose another port "
+            f"{where} JAX could not join them: {first_line(error)}; start all again, and choose another port "
             "if that does not help"
         ) from error

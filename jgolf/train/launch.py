@@ -71,10 +71,11 @@ def find_launch(
       ConfigError: the options or the variables are not complete, are no numbers, or contradict one another.
     """
     found = _torchrun(environ) or _slurm(environ) or _open_mpi(environ) or _hydra(environ)
-    if found is None and (coordinator, num_processes, process_id) == (None, None, None):
-        _check_world_size(environ)
-    if (found is None or found.num_processes == 1) and (coordinator, num_processes, process_id) == (None, None, None):
-        return None
+    if (coordinator, num_processes, process_id) == (None, None, None):
+        if found is None:
+            _check_world_size(environ)
+        if found is None or found.num_processes == 1:
+            return None
     num_processes = found.num_processes if num_processes is None and found else num_processes
     process_id = found.process_id if process_id is None and found else process_id
     coordinator = coordinator or (found.coordinator if found else None)

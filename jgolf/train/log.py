@@ -13,7 +13,7 @@ from typing import IO, Any
 from jgolf import files
 from jgolf.errors import JgolfError
 from jgolf.progress import counted
-from jgolf.reading import Unreadable, excerpt, parse_json
+from jgolf.reading import Unreadable, excerpt, is_number, parse_json
 from jgolf.run_dir import LOG_FILE, METRICS_FILE
 from jgolf.train.writers import Writer
 
@@ -43,7 +43,7 @@ class RunLog:
         self._said = {line.split()[0].decode(errors="replace") for line in lines if line.strip()}
         validations = [row for _, row in metrics if "val_loss" in row]
         self._validated = {row["step"] for row in validations}
-        self.last_bpb = next((row["val_bpb"] for row in reversed(validations) if _is_number(row.get("val_bpb"))), None)
+        self.last_bpb = next((row["val_bpb"] for row in reversed(validations) if is_number(row.get("val_bpb"))), None)
         for name, kept in ((LOG_FILE, lines), (METRICS_FILE, [line for line, _ in metrics])):
             files.write_bytes(run_dir / name, b"".join(line + b"\n" for line in kept))
             # Unbuffered: a process that is killed has written its last line.
@@ -168,8 +168,4 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = parse_json(line, allow_nan=True)
     except Unreadable:
         return None
-    return row if isinstance(row, dict) and _is_number(row.get("step")) and row["step"] >= 0 else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return row if isinstance(row, dict) and is_number(row.get("step")) and row["step"] >= 0 else None

@@ -18,7 +18,7 @@ from jgolf.data.batches import Prefetcher
 from jgolf.errors import EXIT_INTERRUPTED, EXIT_OK, DivergedError
 from jgolf.optim.schedule import fraction, loop_is_on
 from jgolf.progress import progress_bar
-from jgolf.train.checkpoint import FOLDER, whole_steps
+from jgolf.train.checkpoint import FOLDER
 from jgolf.train.display import live_display
 from jgolf.train.distributed import joined
 from jgolf.train.launch import Launch
@@ -26,6 +26,7 @@ from jgolf.train.mesh import StepReport
 from jgolf.train.run import FirstParams, Run, own_run_dir, prepared_run
 from jgolf.train.signals import StopSignals, how_to_resume
 from jgolf.train.step import StepMetrics
+from jgolf.train.storage import whole_steps
 from jgolf.train.writers import WriterName, open_writers
 from jgolf.watch import Progress, unwatched
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from jgolf.errors import EXIT_PROCESS_LOST, JgolfError
+from jgolf.errors import EXIT_PROCESS_LOST, JgolfError, first_line
 from jgolf.train.launch import split_address
 from jgolf.train.runtime import RuntimeOutput
 
@@ -115,7 +115,7 @@ class Peers:
         known = isinstance(error, JgolfError)
         text = f"error: {error}" if known else "".join(traceback.format_exception(error))
         self._output.tell(text)
-        telling = threading.Thread(target=self._tell_others, args=(_first_line(error),), daemon=True)
+        telling = threading.Thread(target=self._tell_others, args=(first_line(error),), daemon=True)
         telling.start()  # which may take long, where process 0 is the one that is gone
         time.sleep(3 * BEAT_S)  # with process 0, the store itself would be gone before the others can read it
         os._exit(error.exit_code if known else 1)
@@ -204,7 +204,3 @@ def end_process(output: RuntimeOutput, text: str, exit_code: int) -> NoReturn:
     time.sleep(LAST_LINES_S)
     output.tell(text)
     os._exit(exit_code)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jgolf.reading import is_number
+
 OWN_CHECKSUM = "sha256"
 
 
@@ -74,8 +76,7 @@ def checked_clock(elapsed_s: Any) -> float:
     Raises:
       NotARecord: it cannot.
     """
-    is_number = isinstance(elapsed_s, int | float) and not isinstance(elapsed_s, bool)
-    if not is_number or not 0 <= elapsed_s < math.inf:
+    if not is_number(elapsed_s) or not 0 <= elapsed_s < math.inf:
         raise NotARecord(f"the training time is {str(elapsed_s)[:40]}, expected seconds, 0 or more")
     return float(elapsed_s)
 

@@ -87,15 +87,7 @@ def prepared_run(
     started = time.perf_counter()
     configs.validate(config)
     compiling.keep_programs()
-    config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))))
-    if config.data.build_demo:
-        if peers.is_first:
-            build_missing_demo(config)
-        peers.barrier("demo")
-        build_missing_demo(config)  # on hosts that do not share the first one's folders
-    config = _with_found_data(config)
-    data = check_same_data(config, peers)
-    config = dataclasses.replace(config, model=resolved_for(config.data, config.model))
+    config, data = _agreed_settings(config, peers)
     mesh = make_mesh()
     validation = Validation.open(config)
     source = BatchSource(config, training_tokens(config), mesh)
@@ -147,6 +139,19 @@ def prepared_run(
         )
         if checkpoints:
             checkpoints.finish()
+
+
+def _agreed_settings(config: Config, peers: Peers) -> tuple[Config, str]:
+    """The first process's settings as plain numbers, with the data as they are found here, and their fingerprint."""
+    config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))))
+    if config.data.build_demo:
+        if peers.is_first:
+            build_missing_demo(config)
+        peers.barrier("demo")
+        build_missing_demo(config)  # on hosts that do not share the first one's folders
+    config = _with_found_data(config)
+    data = check_same_data(config, peers)
+    return dataclasses.replace(config, model=resolved_for(config.data, config.model)), data
 
 
 def _is_over(train: TrainConfig, step: int, elapsed_s: float) -> bool:
@@ -234,5 +239,5 @@ def _description(config: Config, mesh: Mesh, state: TrainState) -> str:
     return (
         f"{config.name}: {num_params:,} parameters, {train.batch_tokens:,} tokens a step in sequences of "
         f"{train.seq_len}, {mesh.size} × {device} in {jax.process_count()} process{'es' * (jax.process_count() > 1)}, "
-        f"{config.model.compute_dtype}, {description(config.model, documents=False)}"
+        f"{config.model.compute_dtype}, {description(config.model, train.documents)}"
     )

@@ -10,6 +10,7 @@ from jgolf.data.fingerprint import data_fingerprint
 from jgolf.data.shards import find_shards, open_shard
 from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
 from jgolf.errors import DataError
+from jgolf.progress import counted
 from jgolf.train.peers import Peers
 
 
@@ -41,6 +42,6 @@ def _description(data: DataConfig) -> str:
     parts = []
     for split in ("train", "val"):
         lengths = [len(open_shard(path)) for path in find_shards(data.dir, split)]
-        parts.append(f"{len(lengths):,} {split} shard{'s' * (len(lengths) != 1)} of {sum(lengths):,} tokens")
+        parts.append(f"{counted(len(lengths), f'{split} shard')} of {sum(lengths):,} tokens")
     tokenizer = load_tokenizer(find_tokenizer(data.dir, data.tokenizer))
     return f"{', '.join(parts)}, tokenizer {tokenizer.fingerprint[:8]}…"

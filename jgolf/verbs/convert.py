@@ -73,5 +73,5 @@ def _write_reference_artifact(path: Path, model: LoadedModel) -> None:
 def _write_artifact(path: Path, model: LoadedModel) -> None:
     stored = stored_form(model.params, model.stored, model.config.quantize)
     config = model.config
-    artifact = Artifact(config.name, config.model, config.train.seq_len, model.tokenizer_fingerprint, stored)
+    artifact = Artifact.of(config, stored, model.tokenizer_fingerprint)
     container.write(path, container.pack(stored, artifact.metadata()))

@@ -16,7 +16,7 @@ from jgolf.data.shards import find_shards
 from jgolf.data.text import read_text
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, JgolfError
-from jgolf.evaluate.score import documents, packed, reference_sliding_score, rows, score, sliding
+from jgolf.evaluate.score import reference_sliding_score, score, scorers_of
 from jgolf.load import LoadedModel, load_model
 from jgolf.options import PathText
 from jgolf.progress import progress_bar
@@ -29,7 +29,7 @@ def evaluate(
     tokenizer: Path | None = None,
     seq_len: int | None = None,
     stride: int = 0,
-    within_documents: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    within_documents: bool | None = None,
     reference_windows: bool = False,
     config: PathText | None = None,
     average: Average | None = None,
@@ -47,7 +47,7 @@ def evaluate(
       tokenizer: Tokenizer of these tokens, a SentencePiece model or the JSON of one of bytes; the run's own by default.
       seq_len: Longest context; the one the model was trained with by default.
       stride: Slide the window by this many tokens; 0 scores rows of seq_len one after the other.
-      within_documents: Let no context reach into the document before.
+      within_documents: Let no context reach into the document before; as the model was trained by default.
       reference_windows: With a stride, also run the windows that hang over the end, as the PyTorch reference does.
       config: For PyTorch files, what their tensors do not tell: a config's name, a config.json, or a JSON object.
       average: For a run, the weights to score; those that it exports by default.
@@ -69,6 +69,7 @@ def evaluate(
             raise JgolfError(f"{option} {value}: expected at least {least}")
     compiling.keep_programs()
     loaded = load_model(model, config, average)
+    within_documents = loaded.config.train.documents if within_documents is None else within_documents
     missing = [option for option, given in (("--tokenizer", tokenizer), ("--tokens", tokens)) if not given]
     own_tokenizer = tokenizer_of(loaded, tokenizer, missing)
     paths = list(tokens) or find_shards(_data_of(loaded, missing).dir, "val")
@@ -85,10 +86,9 @@ def evaluate(
     what = loaded.config.model, loaded.params, text, seq_len
     if reference_windows:
         found = reference_sliding_score(*what, stride, **how)
-    elif within_documents:
-        found = score(documents, *what, stride, **how) if stride else score(packed, *what, **how)
     else:
-        found = score(sliding, *what, stride, **how) if stride else score(rows, *what, **how)
+        in_a_row, slid_over = scorers_of(within_documents)
+        found = score(slid_over, *what, stride, **how) if stride else score(in_a_row, *what, **how)
     if json:
         print(files.json_text(dataclasses.asdict(found)))
         return

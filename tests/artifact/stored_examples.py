@@ -6,7 +6,7 @@ from jgolf.quantize.stored import StoredTensor
 
 
 def stored_example(seed=0, rows=12, columns=40):
-    """One tensor of every form, and the extremes of each integer form."""
+    """One tensor of every form and rank, and the extremes of each integer form."""
     rng = np.random.default_rng(seed)
     stored = {"embed/embedding": StoredTensor.floats("fp16", rng.normal(size=(columns, 8)))}
     paths = ["mlp/up_proj", "attn/q_proj", "attn/k_proj", "attn/v_proj", "mlp/down_proj"]
@@ -21,6 +21,7 @@ def stored_example(seed=0, rows=12, columns=40):
     stored["bigram/embedding"] = StoredTensor.integers("bigram/embedding", "int8", zeros, np.ones(3, np.float16))
     stored["smear/gate"] = StoredTensor.floats("fp32", rng.normal(size=8))
     stored["bigram/scale"] = StoredTensor.floats("fp32", 0.05)
+    stored["lanes/post"] = StoredTensor.floats("fp32", rng.normal(size=(3, 2, 2)))
     return stored
 
 

@@ -75,7 +75,7 @@ MODEL = dataclasses.replace(
     rope_dims=4,
 )
 STORED = {path: StoredTensor.floats("fp16", np.zeros(shape)) for path, shape in parameter_shapes(MODEL).items()}
-METADATA = Artifact("tiny", MODEL, 64, "0" * 64, STORED).metadata()
+METADATA = Artifact("tiny", MODEL, 64, False, "0" * 64, STORED).metadata()
 
 
 @pytest.mark.parametrize(

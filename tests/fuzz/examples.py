@@ -57,7 +57,7 @@ def write_stored(codec: str) -> Callable[[Path], None]:
 
 def write_model(folder: Path) -> None:
     stored = {path: StoredTensor.floats("fp16", np.zeros(shape)) for path, shape in parameter_shapes(SMALL).items()}
-    metadata = Artifact("small", SMALL, 64, "0" * 64, stored).metadata()
+    metadata = Artifact("small", SMALL, 64, False, "0" * 64, stored).metadata()
     _write(folder / "model.jgolf", container.pack(stored, metadata))
 
 

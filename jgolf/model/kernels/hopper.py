@@ -16,6 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from jgolf.model.kernels.door import gpu
+
 WARPGROUPS = 2
 ROWS, COLUMNS, DEPTH = 128, 128, 64
 """What a warpgroup multiplies at once: ROWS × DEPTH by DEPTH × COLUMNS. Both take the same rows."""
@@ -70,7 +72,7 @@ def product_then(
 
 
 def _num_multiprocessors() -> int:
-    return jax.devices()[0].core_count
+    return gpu().core_count
 
 
 def _layout(dtype: jnp.dtype) -> tuple[plgpu.Transform, ...]:
