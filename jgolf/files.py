@@ -163,7 +163,7 @@ def settle(folder: str | Path) -> bool:
 def _read_journal(path: Path) -> dict[str, list[str]]:
     try:
         journal = read_json(path)
-        if all(Path(name).name == name for names in (journal["files"], journal["gone"]) for name in names):
+        if all(_is_plain_name(name) for names in (journal["files"], journal["gone"]) for name in names):
             return journal
     except (ValueError, KeyError, TypeError):
         pass
@@ -171,6 +171,10 @@ def _read_journal(path: Path) -> dict[str, list[str]]:
         f"{path}: not a list of files to be moved into {path.parents[1]}, or damaged: remove {path.parent}, and make "
         "these files again"
     )
+
+
+def _is_plain_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", "..") and "\0" not in name
 
 
 def _finish(folder: Path, staging: Path, journal: dict[str, list[str]]) -> None:

@@ -156,3 +156,10 @@ def test_every_number_has_a_bound_or_is_a_layer():
         if isinstance(value, int | float | tuple) and not isinstance(value, bool)
     }
     assert numbers <= bounds(Config).keys() | set(configs.marked(Config, Mark.LAYERS))
+
+
+def test_a_long_value_is_told_in_short():
+    config = configs.replace(RECIPE, "model.xsa_layers", (1,) * 2000)
+    with pytest.raises(ConfigError, match=r"model\.xsa_layers is \(1, 1, 1.*…: expected different layers") as refusal:
+        configs.validate(config)
+    assert len(str(refusal.value)) < 400

@@ -85,7 +85,14 @@ def test_half_a_set_of_shards_is_not_believed(tmp_path: Path) -> None:
     assert open_shard(kept).tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("journal", [{"files": ["../a"], "gone": []}, {"files": [], "gone": ["/a"]}, {}, [[]], 3])
+JOURNALS_OF_OTHERS = [
+    *({"files": [name], "gone": []} for name in ("../a", "..", "", "a\0", 1)),
+    *({"files": ["new"], "gone": [name]} for name in ("/a", "..", "\0")),
+    *({}, [[]], 3),
+]
+
+
+@pytest.mark.parametrize("journal", JOURNALS_OF_OTHERS)
 def test_a_journal_that_is_not_ours_moves_and_removes_nothing(tmp_path: Path, journal: object) -> None:
     files.write_text(tmp_path / "a", "a")
     interrupted(tmp_path / "data", journal)

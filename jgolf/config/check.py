@@ -11,6 +11,7 @@ from jgolf.config.resolve import LAYER_SETTINGS, counted_from_0, layers_from_0
 from jgolf.config.settings import Config
 from jgolf.config.store import leaves
 from jgolf.errors import ConfigError
+from jgolf.reading import excerpt
 
 POLAR_EXPRESS_STEPS = 5
 LARGEST_INTEGER = 1 << 31  # arrays on the device count in int32
@@ -29,7 +30,7 @@ def validate(config: Config) -> Config:
     # Combinations are looked at only where each part makes sense.
     problems = problems or [*_combination_problems(config)]
     if problems:
-        lines = (f"  {name} is {values[name]}: expected {expected}" for name, expected in problems)
+        lines = (f"  {name} is {excerpt(values[name])}: expected {expected}" for name, expected in problems)
         raise ConfigError("settings that cannot be used:\n" + "\n".join(lines))
     return config
 
