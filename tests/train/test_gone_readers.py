@@ -30,6 +30,7 @@ def test_a_run_goes_on_to_its_end(runs: Runs, tmp_path: Path) -> None:
 
 def test_a_terminal_that_is_gone_has_the_run_saved(runs: Runs, tmp_path: Path) -> None:
     def own_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
         os.setsid()
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 

@@ -108,14 +108,18 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
 
 def test_which_signals_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StopSignals, "_leave", lambda self: None)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        before = signal.getsignal(number)
-        with StopSignals(tmp_path) as signals:
-            noted = threading.Event()
-            signals.on_stop(noted.set)
-            signal.raise_signal(number)
-            assert noted.wait(10) and signals.received == number
-        assert signal.getsignal(number) == before
+    as_found = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            before = signal.getsignal(number)
+            with StopSignals(tmp_path) as signals:
+                noted = threading.Event()
+                signals.on_stop(noted.set)
+                signal.raise_signal(number)
+                assert noted.wait(10) and signals.received == number
+            assert signal.getsignal(number) == before
+    finally:
+        signal.signal(signal.SIGHUP, as_found)
 
 
 def test_nohup_is_respected(tmp_path: Path) -> None:
