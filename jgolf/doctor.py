@@ -184,17 +184,16 @@ def batch(config: Config) -> Check:
 
 def attention(config: Config) -> Check:
     """What attention runs in; a kernel is tried, forwards and backwards."""
-    model, by_plain = config.model, "in ordinary JAX"
+    model, documents, by_plain = config.model, config.train.documents, "in ordinary JAX"
     if model.kernels == "plain" or door.gpu() is None:
-        return Check("attention", "ok", f"{by_plain}; {functional.description(model, documents=False)}")
-    _, _, reason = kernel_for(jnp.dtype(model.compute_dtype), model.head_dim, documents=False)
+        return Check("attention", "ok", f"{by_plain}; {functional.description(model, documents)}")
+    _, _, reason = kernel_for(jnp.dtype(model.compute_dtype), model.head_dim, documents)
     if reason is not None:
-        return Check(
-            "attention", "warning", f"{by_plain}, slower than a kernel: {reason}", "--model.compute-dtype bfloat16"
-        )
-    name = attention_name(model.compute_dtype, model.head_dim, documents=False)
+        advice = "on a Hopper GPU: pip install 'jgolf[hopper]'" if documents else "--model.compute-dtype bfloat16"
+        return Check("attention", "warning", f"{by_plain}, slower than a kernel: {reason}", advice)
+    name = attention_name(model.compute_dtype, model.head_dim, documents)
     try:
-        error = attention_error(config.model)
+        error = attention_error(model, documents)
     except Exception as error:  # whatever the library raises, it is the finding
         advice = "--model.kernels plain works everywhere, slower; pip install --upgrade nvidia-cudnn-cu13"
         return Check("attention", "missing", f"the kernel of {name} fails: {first_line(error)}", advice)
@@ -203,15 +202,16 @@ def attention(config: Config) -> Check:
     return Check("attention", "ok", f"by {name}; a trial agrees with ordinary JAX within {error:.2g}")
 
 
-def attention_error(model: ModelConfig) -> float:
+def attention_error(model: ModelConfig, documents: bool) -> float:
     """Largest difference between the kernel and ordinary JAX in float32, in a gradient of a small trial."""
+    segments = jnp.repeat(jnp.arange(4), 32)[None].repeat(2, axis=0) if documents else None
     keys = jax.random.split(jax.random.key(0), 3)
     heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)
     qkv = [jax.random.normal(key, (2, 128, n, model.head_dim)) for key, n in zip(keys, heads, strict=True)]
 
     def gradient(choice: door.Choice, dtype: str) -> jax.Array:
         def total(q, k, v):
-            return jnp.mean(causal_attention(choice, q, k, v).astype(jnp.float32) ** 2)
+            return jnp.mean(causal_attention(choice, q, k, v, segments, 32).astype(jnp.float32) ** 2)
 
         one = jax.jit(jax.grad(total))(*(part.astype(dtype) for part in qkv))
         return one.astype(jnp.float32)

@@ -7,6 +7,7 @@ import pytest
 from jgolf import config as configs
 from jgolf.config import Config, Mark
 from jgolf.config.marks import bounds
+from jgolf.config.parts import UNET_SKIPS
 from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.optim.muon import COEFFICIENTS
@@ -43,6 +44,8 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
         ("model.value_embedding_layers", (4, 4), "different layers"),
         ("model.rope_dims", 66, "up to the head width 64"),
         ("model.rope_dims", 15, "even"),
+        ("model.lanes_from", -12, "a layer after the first"),
+        ("model.num_layers", 10**9, "at most 1,000 blocks in a row"),
         ("model.vocab_size", 100_000, "from 1 to 65536"),
         ("train.batch_tokens", 786_433, "such as 786432"),
         ("train.seq_len", 0, "at least 1"),
@@ -66,6 +69,22 @@ def test_senseless_settings_are_refused_by_name(name, value, expected):
     reported = {"average.ema_decay": "average.export", "model.model_dim": "model.num_heads"}.get(name, name)
     assert reported in str(error.value)
     assert expected in str(error.value)
+
+
+def test_a_loop_has_an_end():
+    looped = configs.replace(RECIPE, "model.loop_layers", (3, 4))
+    configs.validate(looped)
+    with pytest.raises(ConfigError, match=r"model\.num_loops is 1000000000: expected at most .* makes 2,000,000,012"):
+        configs.validate(configs.replace(looped, "model.num_loops", 10**9))
+
+
+def test_gates_need_skips():
+    gated = configs.replace(RECIPE, "model.skip_gates", True)
+    configs.validate(gated)
+    without = configs.replace(gated, "model.unet_skips", False)
+    with pytest.raises(ConfigError, match=r"model\.skip_gates is True: expected False without model\.unet_skips"):
+        configs.validate(without)
+    configs.validate(UNET_SKIPS.left_out_of(gated))
 
 
 def test_a_warmdown_has_one_length():

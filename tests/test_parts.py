@@ -15,7 +15,7 @@ import pytest
 from jgolf import config as configs
 from jgolf.cli import main
 from jgolf.config import Config
-from jgolf.config.parts import PARTS, SMEAR_GATE, XSA, Part, compose, known_parts
+from jgolf.config.parts import PARTS, SKIP_GATES, SMEAR_GATE, UNET_SKIPS, XSA, Part, compose, known_parts
 from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.sweep.ablation import WITHOUT, make_ablation
@@ -59,11 +59,12 @@ def test_nothing_is_on_by_default():
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 def test_a_part_is_turned_on_and_off(part):
-    plain = configs.replace(Config(), "train.steps", 10)
-    with_it = compose("x", plain, part)
+    needed = [UNET_SKIPS] if part is SKIP_GATES else []
+    with_it = compose("x", configs.replace(Config(), "train.steps", 10), *needed, part)
     assert part.is_in(with_it) and not part.is_in(part.left_out_of(with_it))
     configs.validate(with_it)
-    assert [run.setting[WITHOUT] for run in make_ablation(with_it, 1)] == ["nothing", part.name]
+    expected = ["nothing", *(one.name for one in PARTS if one is part or one in needed)]
+    assert [run.setting[WITHOUT] for run in make_ablation(with_it, 1)] == expected
 
 
 def test_a_composition_is_its_pieces_each_over_the_ones_before():

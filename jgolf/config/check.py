@@ -15,6 +15,7 @@ from jgolf.reading import excerpt
 
 POLAR_EXPRESS_STEPS = 5
 LARGEST_INTEGER = 1 << 31  # arrays on the device count in int32
+MOST_BLOCKS = 1000  # that run one after the other; each is a part of the program, which takes a while to compile
 
 
 def validate(config: Config) -> Config:
@@ -54,9 +55,18 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
             what = "different layers in rising order, each" if isinstance(value, tuple) else "a layer,"
             last = model.num_layers - 1
             yield f"model.{name}", f"{what} from 0 to {last}, or from the end, {-model.num_layers} to -1"
+    if model.lanes_from < 0 and model.lanes_from + model.num_layers == 0:
+        yield "model.lanes_from", "a layer after the first, or 0 for one lane throughout"
+    if model.skip_gates and not model.unet_skips:
+        yield "model.skip_gates", "False without model.unet_skips: there are no skips to gate"
     if (model.attention_gate or model.gated_smear) and model.gate_window > model.model_dim:
         yield "model.gate_window", f"at most model_dim {model.model_dim}"
-    yield from plan_problems(layers_from_0(model))
+    blocks = model.num_layers + model.num_loops * len(model.loop_layers)
+    if blocks > MOST_BLOCKS:
+        name = "num_layers" if model.num_layers > MOST_BLOCKS else "num_loops"
+        yield f"model.{name}", f"at most {MOST_BLOCKS:,} blocks in a row, the loop's runs included; it makes {blocks:,}"
+    else:
+        yield from plan_problems(layers_from_0(model))
     if train.warmdown_fraction and train.warmdown_steps:
         yield "train.warmdown_steps", f"0 (off) where train.warmdown_fraction, {train.warmdown_fraction}, is set"
     muon = config.optim.muon

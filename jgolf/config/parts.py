@@ -80,7 +80,9 @@ LANES = Part("two lanes", {"model.lanes_from": -3})
 ATTENTION_GATE = Part("attention gate", {"model.attention_gate": True})
 LEAKY_RELU = Part("leaky ReLU²", {"model.activation_slope": 0.5})
 DOCUMENTS = Part("documents apart", {"train.documents": True})
-UNET_SKIPS = Part("U-Net skips", {"model.unet_skips": True})
+UNET_SKIPS = Part(
+    "U-Net skips", {"model.unet_skips": True}, instead={"model.unet_skips": False, "model.skip_gates": False}
+)
 LN_SCALE = Part("LN scale", {"model.ln_scale": True})
 Q_GAIN = Part("q gain", {"model.q_gain": 1.5})
 LOGIT_SOFTCAP = Part("logit softcap", {"model.logit_softcap": 30.0})

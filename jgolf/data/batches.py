@@ -54,12 +54,12 @@ class BatchOrder:
         """The same tokens in the same order, laid out for so many devices; None if they cannot share them evenly.
 
         With fewer devices than ranks, each device takes more micro-steps. With more, the devices of a rank split its
-        rows.
+        rows or, where these cannot be split, its micro-steps.
         """
         runs = self.num_ranks * self.accumulation
         if self.micro_batch_rows % num_devices == 0 and num_devices >= self.num_ranks:
             return self
-        if num_devices < self.num_ranks and runs % num_devices == 0:
+        if runs % num_devices == 0:
             return dataclasses.replace(self, num_ranks=num_devices, accumulation=runs // num_devices)
         return None
 

@@ -32,10 +32,10 @@ _NUMBER = r"(-?(?:[0-9.]+(?:e[+-]?[0-9]+)?|nan|inf))"
 _STEP = r"step:([0-9]+)"
 _TRAIN_LINE = re.compile(rf"{_STEP}/[0-9]+ train_loss:{_NUMBER} train_time:{_NUMBER}ms")
 _VALIDATION_LINE = re.compile(rf"{_STEP}/[0-9]+ val_loss:{_NUMBER} val_bpb:{_NUMBER}(?: train_time:{_NUMBER}ms)?")
-_EVENT_LINE = re.compile(rf"(swa:start|late_qat:enabled) {_STEP}")
+_EVENT_LINE = re.compile(rf"(swa:start|late_qat:enabled|loop:enabled) {_STEP}")
 _FINAL_LINE = re.compile(rf"(final_\w+) val_loss:{_NUMBER} val_bpb:{_NUMBER}")
 _SIZE_LINE = re.compile(r"Total submission size[^:]*: ([0-9]+) bytes")
-_EVENT_NAMES = {"swa:start": "SWA", "late_qat:enabled": "late QAT"}
+_EVENT_NAMES = {"swa:start": "SWA", "late_qat:enabled": "late QAT", "loop:enabled": "loop"}
 
 Columns = dict[str, np.ndarray]
 SCORES = ("val_loss", "val_bpb", "bytes", "tokens")
@@ -266,7 +266,7 @@ def _read_metrics(path: Path) -> _Told:
             continue  # not ours
         _check_scores(row, f"{path}:{line.number}")
         (validation if "val_loss" in row else train).add(row)
-        for event, name in (("late QAT", "late_qat"), ("SWA", "swa_count")):
+        for event, name in (("late QAT", "late_qat"), ("SWA", "swa_count"), ("loop", "looped")):
             if row.get(name):
                 events.setdefault(event, int(step))
     return _Told(train.columns(), validation.columns(), events, {}, {})

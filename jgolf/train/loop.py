@@ -91,7 +91,7 @@ class Loop:
         self._validated_step = run.first_step if run.first_is_validated else None
         self._in_flight: deque[StepReport] = deque()
         self._undecided: deque[StepReport] = deque()
-        self._looped = self._loop_is_on(run.first_step, run.clock.elapsed_s)
+        self._looped = self._loop_is_on(max(run.first_step - 1, 0), run.clock.elapsed_s)
         self._asked_to_stop = False
         self._cap_reached = self._reaches_cap(run.first_step, run.clock.elapsed_s)
         self._saved_step = run.first_step

@@ -73,7 +73,7 @@ def mean_of_clipped_ranks(
         # [rank of this device, micro-step, row, position]
         batch = jax.tree.map(lambda tokens: tokens.reshape(*shape, tokens.shape[-1]).swapaxes(0, 1), batch)
         found = _mean_over_ranks(lambda rank: _clip(*loss_and_grads(params, *rank), max_norm), params, batch)
-    elif devices % num_ranks == 0:
+    elif devices % num_ranks == 0 and inputs.shape[0] == accumulation:  # else micro-steps are spread over devices
         groups = np.arange(devices).reshape(num_ranks, -1).tolist()
         found = _clip(*jax.lax.pmean(loss_and_grads(params, *batch), axis_name, axis_index_groups=groups), max_norm)
     else:

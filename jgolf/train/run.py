@@ -25,6 +25,7 @@ from jgolf.errors import JgolfError
 from jgolf.evaluate.validation import Validation
 from jgolf.lock import locked
 from jgolf.model.functional import Params, description
+from jgolf.optim.schedule import fraction, loop_is_on
 from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.checkpoint import Checkpoints, abstract_state
 from jgolf.train.clock import Clock
@@ -110,6 +111,8 @@ def prepared_run(
         log.line(_description(config, mesh, state))
         if config.train.steps < config.train.warmdown_steps:
             log.line(_warmdown_notice(config.train))
+        if config.model.loop_layers and _never_loops(config.train):
+            log.line(_loop_notice(config.train))
         if resume:
             log.line(f"resumed after step {first_step}" if first_step else "no checkpoint yet: starting from step 0")
             for note in notes:
@@ -229,6 +232,20 @@ def _warmdown_notice(train: TrainConfig) -> str:
     return (
         f"note: the warmdown of {warmdown:,} steps is longer than the run: the learning rate begins at "
         f"{steps / warmdown:.2g} of its value; --train.warmdown-steps shortens it"
+    )
+
+
+def _never_loops(train: TrainConfig) -> bool:
+    """Whether the last step begins before the loop is turned on; a time cap may turn it on at any step."""
+    if train.time_cap_s or not train.steps:
+        return False
+    return not loop_is_on(fraction(train, train.steps - 1, 0.0), train.loop_start_fraction)
+
+
+def _loop_notice(train: TrainConfig) -> str:
+    return (
+        f"note: none of the {train.steps:,} steps begins after {train.loop_start_fraction:g} of the run, so the loop, "
+        "with which the weights are exported and scored, is not trained; a lower --train.loop-start-fraction trains it"
     )
 
 

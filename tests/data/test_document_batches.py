@@ -50,8 +50,16 @@ def test_any_number_of_devices_trains_on_the_same_tokens(golden, devices):
         np.testing.assert_array_equal(parts.targets.reshape(-1, 20), whole.targets.reshape(-1, 20))
 
 
-def test_more_devices_than_rows():
-    assert BatchOrder(20, 20, num_ranks=2, accumulation=2, take_runs=2).for_devices(4) is None
+def test_more_devices_than_rows(golden):
+    """Rows that cannot be split are spread over the devices with those of the next micro-steps."""
+    stream = TokenStream(find_shards(golden / "pr1855" / "loader", "train"))
+    order = BatchOrder(20, 20, num_ranks=2, accumulation=4, take_runs=2)
+    spread = order.for_devices(4)
+    assert (spread.num_ranks, spread.accumulation) == (4, 2)
+    for step in range(7):
+        whole, parts = order.batch(stream, step), spread.batch(stream, step)
+        np.testing.assert_array_equal(parts.inputs.reshape(-1, 20), whole.inputs.reshape(-1, 20))
+    assert order.for_devices(16) is None and order.for_devices(3) is None
 
 
 def test_shards_too_short_for_a_take(tmp_path):

@@ -1,6 +1,7 @@
 """Means of clipped ranks on meshes of several sizes: a process of test_rank_clip.py.
 
-Arguments: an .npz file of batches, what to write the results to, and numbers of devices joined by commas.
+Arguments: an .npz file of batches [micro-step, rank, row, position], what to write the results to, and what to
+try, DEVICES/RANKS joined by commas.
 """
 
 import sys
@@ -24,35 +25,32 @@ def loss_and_grads(params, inputs, targets):
     return jax.value_and_grad(lambda p: 0.5 * jnp.mean((inputs @ p["w"] - targets @ p["v"]) ** 2))(params)
 
 
-def main(batches: str, results: str, sizes: str) -> None:
+def main(batches: str, results: str, tried: str) -> None:
     arrays = np.load(batches)
     params = {name: jnp.asarray(arrays[name]) for name in "wv"}
     found = {}
-    for size in map(int, sizes.split(",")):
+    for size, num_ranks in (map(int, pair.split("/")) for pair in tried.split(",")):
         mesh = Mesh(np.array(jax.devices()[:size]), (AXIS,))
-        for num_ranks in (1, 4):
-            tokens = arrays["inputs"].size
-            train = TrainConfig(
-                batch_tokens=tokens, seq_len=arrays["inputs"].shape[-1], num_ranks=num_ranks, accumulation=3
-            )
-            order = device_batch_order(train, size)
-            shape = (order.accumulation, order.micro_batch_rows, order.seq_len)
-            run = partial(
-                mean_of_clipped_ranks,
-                loss_and_grads,
-                max_norm=MAX_NORM,
-                num_ranks=num_ranks,
-                accumulation=train.accumulation,
-                axis_name=AXIS,
-            )
-            spread = jax.shard_map(
-                run, mesh=mesh, in_specs=(P(), P(None, AXIS), P(None, AXIS)), out_specs=P(), check_vma=False
-            )
-            loss, grads, norm = jax.jit(spread)(
-                params, arrays["inputs"].reshape(shape), arrays["targets"].reshape(shape)
-            )
-            found |= {f"{size}/{num_ranks}/{name}": value for name, value in grads.items()}
-            found |= {f"{size}/{num_ranks}/loss": loss, f"{size}/{num_ranks}/norm": norm}
+        tokens = arrays["inputs"].size
+        train = TrainConfig(
+            batch_tokens=tokens, seq_len=arrays["inputs"].shape[-1], num_ranks=num_ranks, accumulation=3
+        )
+        order = device_batch_order(train, size)
+        shape = (order.accumulation, order.micro_batch_rows, order.seq_len)
+        run = partial(
+            mean_of_clipped_ranks,
+            loss_and_grads,
+            max_norm=MAX_NORM,
+            num_ranks=num_ranks,
+            accumulation=train.accumulation,
+            axis_name=AXIS,
+        )
+        spread = jax.shard_map(
+            run, mesh=mesh, in_specs=(P(), P(None, AXIS), P(None, AXIS)), out_specs=P(), check_vma=False
+        )
+        loss, grads, norm = jax.jit(spread)(params, arrays["inputs"].reshape(shape), arrays["targets"].reshape(shape))
+        found |= {f"{size}/{num_ranks}/{name}": value for name, value in grads.items()}
+        found |= {f"{size}/{num_ranks}/loss": loss, f"{size}/{num_ranks}/norm": norm}
     np.savez(results, **found)
 
 

@@ -45,12 +45,20 @@ def expected(arrays: dict[str, np.ndarray], ranks: int) -> dict[str, np.ndarray]
     return {"loss": np.mean(losses), "norm": np.mean(norms), "w": w_grad, "v": v_grad, "norms": np.array(norms)}
 
 
-def test_any_number_of_devices(runs: Runs, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
-    np.savez(tmp_path / "batches.npz", **arrays)
+def on_devices(
+    runs: Runs, arrays: dict[str, np.ndarray], tried: list[tuple[int, int]], folder: Path
+) -> dict[str, np.ndarray]:
+    """What a process of its own finds for pairs of a number of devices and one of ranks."""
+    np.savez(folder / "batches.npz", **arrays)
     worker = Path(__file__).parent / "rank_clip_worker.py"
-    sizes = ",".join(map(str, SIZES))
-    finish(runs.start(worker, str(tmp_path / "batches.npz"), str(tmp_path / "found.npz"), sizes, devices=max(SIZES)))
-    found = np.load(tmp_path / "found.npz")
+    pairs = ",".join(f"{size}/{ranks}" for size, ranks in tried)
+    devices = max(size for size, _ in tried)
+    finish(runs.start(worker, str(folder / "batches.npz"), str(folder / "found.npz"), pairs, devices=devices))
+    return dict(np.load(folder / "found.npz"))
+
+
+def test_any_number_of_devices(runs: Runs, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    found = on_devices(runs, arrays, [(size, ranks) for size in SIZES for ranks in (1, RANKS)], tmp_path)
     norms = expected(arrays, RANKS)["norms"]
     assert norms.min() < MAX_NORM < norms.max()  # some are clipped
     for ranks in (1, RANKS):
@@ -58,6 +66,19 @@ def test_any_number_of_devices(runs: Runs, arrays: dict[str, np.ndarray], tmp_pa
         for size in SIZES:
             for name in ("loss", "norm", "w", "v"):
                 np.testing.assert_allclose(found[f"{size}/{ranks}/{name}"], wanted[name], rtol=1e-5, err_msg=f"{size}")
+
+
+def test_more_devices_than_rows(runs: Runs, arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """As with whole documents, a rank's tokens of a micro-step are one row here, which no devices can share."""
+    arrays = arrays | {name: arrays[name][:, :, :1] for name in ("inputs", "targets")}
+    tried = [(12, RANKS), (6, RANKS), (3, 1)]
+    found = on_devices(runs, arrays, tried, tmp_path)
+    for size, ranks in tried:
+        wanted = expected(arrays, ranks)
+        for name in ("loss", "norm", "w", "v"):
+            np.testing.assert_allclose(
+                found[f"{size}/{ranks}/{name}"], wanted[name], rtol=1e-5, err_msg=f"{size}/{ranks}"
+            )
 
 
 @pytest.mark.parametrize("shape", [(ACCUMULATION * RANKS, ROWS), (ACCUMULATION, RANKS * ROWS), (1, 72), (72, 1)])
