@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jgolf.config.settings import Config
 from jgolf.config.store import leaves
+from jgolf.reading import excerpt
 
 MAY_CHANGE: tuple[str, ...] = (
     "name",
@@ -44,7 +45,9 @@ class Change(NamedTuple):
 
 
 def _shown(value: Any) -> str:
-    return '""' if value == "" else str(value)
+    if isinstance(value, str):
+        return value or '""'
+    return excerpt(value)
 
 
 def changes(was: Config, now: Config) -> tuple[list[Change], list[Change]]:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jgolf.reading import is_number
+from jgolf.reading import excerpt, is_number
 
 OWN_CHECKSUM = "sha256"
 
@@ -61,6 +61,10 @@ class Record:
             record = cls(**values)
         except TypeError as error:
             raise NotARecord(str(error)) from None
+        kinds = {"arrays": dict, "settings": dict | None, "data": str}
+        odd = [name for name, kind in kinds.items() if not isinstance(getattr(record, name), kind)]
+        if odd:
+            raise NotARecord(f"its {odd[0]} are {excerpt(getattr(record, odd[0]))}")
         return dataclasses.replace(record, elapsed_s=checked_clock(record.elapsed_s))
 
     def differing(self, arrays: Any, part: str) -> list[str]:

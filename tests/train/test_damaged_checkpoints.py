@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import random
 import shutil
@@ -169,6 +170,19 @@ def test_settings_that_are_not_those_of_the_checkpoint(config: Config, run_dir: 
         load_weights(run_dir)
     configs.write_json(configs.replace(config, "quantize.mlp", "int8"), run_dir / "config.json")
     load_weights(run_dir)
+
+
+@pytest.mark.parametrize(("name", "value"), [("arrays", []), ("settings", "{}"), ("data", [1] * 2000)])
+def test_a_record_of_other_kinds_of_values(config: Config, run_dir: Path, name: str, value: object) -> None:
+    """Its checksum is right, so that no disk has done this."""
+    path = run_dir / "checkpoints" / "20" / "record" / "metadata"
+    content = {**json.loads(path.read_text()), name: value}
+    del content["sha256"]
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "sha256": checksum}))
+    with pytest.raises(DamagedError, match=f"20: damaged: record: its {name} are ") as refusal:
+        restored(run_dir, config)
+    assert len(str(refusal.value)) < 500
 
 
 def test_a_record_of_settings_that_are_not_known_here(
