@@ -27,9 +27,9 @@ class Text:
       bytes: what each token stands for, BOS for 0; None for training text, whose bytes nobody counts.
     """
 
-    tokens: UInt16[np.ndarray, tokens]
-    starts: Int[np.ndarray, documents]
-    bytes: UInt16[np.ndarray, tokens] | None = None
+    tokens: UInt16[np.ndarray, " tokens"]
+    starts: Int[np.ndarray, " documents"]
+    bytes: UInt16[np.ndarray, " tokens"] | None = None
 
     @classmethod
     def of(cls, tokens: np.ndarray, bos_id: int, num_bytes: np.ndarray | None = None) -> Text:
@@ -40,7 +40,7 @@ class Text:
         return cls(tokens, starts, num_bytes)
 
     @property
-    def target_bytes(self) -> UInt16[np.ndarray, targets]:
+    def target_bytes(self) -> UInt16[np.ndarray, " targets"]:
         """Bytes of each of the N − 1 targets."""
         if self.bytes is None:
             raise ValueError("the bytes of this text were not counted")

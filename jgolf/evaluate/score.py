@@ -67,7 +67,9 @@ def bits_per_byte(mean_nll: float, tokens: int, num_bytes: int) -> float:
     return mean_nll / math.log(2) * (tokens / num_bytes)
 
 
-def summarize(nats: Float[np.ndarray, targets], target_bytes: Int[np.ndarray, targets], seconds: float = 0.0) -> Score:
+def summarize(
+    nats: Float[np.ndarray, " targets"], target_bytes: Int[np.ndarray, " targets"], seconds: float = 0.0
+) -> Score:
     """Adds up what was scored, in float64.
 
     Args:
@@ -150,8 +152,8 @@ def reference_sliding_score(config: ModelConfig, params: Params, text: Text, seq
 class ScoredTargets(NamedTuple):
     """Some targets of a text and their scores; target i is token i + 1."""
 
-    targets: Int[np.ndarray, scored]
-    nats: Float32[np.ndarray, scored]
+    targets: Int[np.ndarray, " scored"]
+    nats: Float32[np.ndarray, " scored"]
 
 
 def gathered(parts: Iterable[ScoredTargets], text: Text) -> tuple[np.ndarray, np.ndarray]:

@@ -17,9 +17,9 @@ class Windows(NamedTuple):
     `first_scored[i]` on are scored.
     """
 
-    start: Int[np.ndarray, windows]
-    length: Int[np.ndarray, windows]
-    first_scored: Int[np.ndarray, windows]
+    start: Int[np.ndarray, " windows"]
+    length: Int[np.ndarray, " windows"]
+    first_scored: Int[np.ndarray, " windows"]
 
     def __getitem__(self, index) -> Windows:
         return Windows(*(field[index] for field in tuple(self)))
@@ -66,7 +66,7 @@ def sliding_windows(num_tokens: int, seq_len: int, stride: int, reference_window
     return Windows(start, length, first_scored)
 
 
-def document_windows(starts: Int[np.ndarray, documents], num_tokens: int, seq_len: int, stride: int) -> Windows:
+def document_windows(starts: Int[np.ndarray, " documents"], num_tokens: int, seq_len: int, stride: int) -> Windows:
     """Sliding windows within each document: none has a token of the document before.
 
     A document's targets are its tokens after the first, and the first token of the next document. Every one is
@@ -103,7 +103,7 @@ def packed_rows(num_tokens: int, longest: int) -> Windows:
 
 
 def packed_windows(
-    starts: Int[np.ndarray, documents],
+    starts: Int[np.ndarray, " documents"],
     num_tokens: int,
     seq_len: int,
     rows_at_once: int,

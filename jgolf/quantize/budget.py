@@ -98,7 +98,7 @@ class _Batch:
 
     matrices: list[_Matrix]
     weights: Float[Array, "parts rows columns"]
-    measure_of: Int[Array, parts]
+    measure_of: Int[Array, " parts"]
     feedback: Feedback
 
 

@@ -90,14 +90,14 @@ def curvature(
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _add(
-    config: ModelConfig, piece_length: int, sums: Sums, params: Params, sequence: Int[Array, T], key: PRNGKeyArray
+    config: ModelConfig, piece_length: int, sums: Sums, params: Params, sequence: Int[Array, " T"], key: PRNGKeyArray
 ) -> Sums:
     grads = _gradients(config, piece_length, params, sequence, key)
     return jax.tree.map(jnp.add, sums, {path: _factors(path, grads[path]) for path in sums})
 
 
 def _gradients(
-    config: ModelConfig, piece_length: int, params: Params, sequence: Int[Array, T], key: PRNGKeyArray
+    config: ModelConfig, piece_length: int, params: Params, sequence: Int[Array, " T"], key: PRNGKeyArray
 ) -> Params:
     """Of the summed loss of a sequence whose labels are drawn from the model."""
 
@@ -109,12 +109,14 @@ def _gradients(
     return jax.grad(drawn_loss)(params)
 
 
-def _factors(path: str, grad: Float[Array, ...]) -> tuple[Float[Array, rows], Float[Array, "columns columns"]]:
+def _factors(path: str, grad: Float[Array, ...]) -> tuple[Float[Array, " rows"], Float[Array, "columns columns"]]:
     grad = grad.T if rules.rule_of(path).transposed else grad
     return jnp.sum(grad * grad, axis=1), jnp.matmul(grad.T, grad, precision=jax.lax.Precision.HIGHEST)
 
 
-def _lookups(config: ModelConfig, params: Params, tokens: Int[np.ndarray, "S T"]) -> dict[str, Float[np.ndarray, rows]]:
+def _lookups(
+    config: ModelConfig, params: Params, tokens: Int[np.ndarray, "S T"]
+) -> dict[str, Float[np.ndarray, " rows"]]:
     """How often each row of a table that is only looked up occurs: shares, with half an occurrence added to each.
 
     Rows that `tokens` lack have no gradient; without that half they would count for nothing, and be rounded away.

@@ -36,9 +36,9 @@ class Feedback:
       pivots: float32 [columns] in that order, D: the weight of each column's own squared error.
     """
 
-    order: Int[Array, columns]
+    order: Int[Array, " columns"]
     coefficients: Float[Array, "columns columns"]
-    pivots: Float[Array, columns]
+    pivots: Float[Array, " columns"]
 
 
 def feedback(measure: np.ndarray, damping: float = DAMPING) -> Feedback:
@@ -56,7 +56,7 @@ def feedback(measure: np.ndarray, damping: float = DAMPING) -> Feedback:
 def round_with_feedback(
     weights: Float[Array, "parts rows columns"],
     steps: Float[Array, "parts rows"],
-    measure_of: Int[Array, parts],
+    measure_of: Int[Array, " parts"],
     how: Feedback,
     rate_weight: float = 0.0,
 ) -> Int8[Array, "parts rows columns"]:
@@ -84,7 +84,7 @@ def round_with_feedback(
 
 
 def _round_rows(
-    weights: Float[Array, "rows columns"], steps: Float[Array, rows], how: Feedback, rate_weight: float
+    weights: Float[Array, "rows columns"], steps: Float[Array, " rows"], how: Feedback, rate_weight: float
 ) -> Int8[Array, "rows columns"]:
     """Block after block of columns; those that fill up the last block are zero and stay so."""
     rows, columns = weights.shape

@@ -43,7 +43,7 @@ def split_heads(
     shape: HeadShape,
     qkv: Float[Array, "B T E"],
     scale: Float[Array, "B T 1"],
-    gain: Float[Array, N],
+    gain: Float[Array, " N"],
     cos: Float[Array, "T r"],
     sin: Float[Array, "T r"],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:

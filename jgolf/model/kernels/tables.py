@@ -65,7 +65,7 @@ _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def sum_sorted(
-    values: Float[Array, "n dim"], index: Int[Array, n], rows: int, interpret: bool = False
+    values: Float[Array, "n dim"], index: Int[Array, " n"], rows: int, interpret: bool = False
 ) -> Float[Array, "rows dim"]:
     """Adds each value to the row of its index, in float32, for `rows` and `dim` that the tiles divide."""
     order = jnp.argsort(index).astype(jnp.int32)
