@@ -78,6 +78,12 @@ def test_a_loop_has_an_end():
         configs.validate(configs.replace(looped, "model.num_loops", 10**9))
 
 
+def test_a_layer_that_is_not_there_is_one_problem():
+    with pytest.raises(ConfigError) as error:
+        configs.validate(configs.replace(RECIPE, "model.loop_layers", (3, 12)))
+    assert str(error.value).count("model.") == 1 and "each from 0 to 11" in str(error.value)
+
+
 def test_gates_need_skips():
     gated = configs.replace(RECIPE, "model.skip_gates", True)
     configs.validate(gated)

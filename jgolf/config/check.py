@@ -48,10 +48,12 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield "model.rope_dims", f"an even number up to the head width {model.head_dim}, or 0 for all of an even width"
     if not 1 <= model.mlp_multiple * model.model_dim < LARGEST_INTEGER:  # before it is made an integer
         yield "model.mlp_multiple", f"a hidden width from 1 to below {LARGEST_INTEGER:,}"
+    layers_exist = True
     for name in LAYER_SETTINGS:
         value = counted_from_0(getattr(model, name), model.num_layers)
         layers = value if isinstance(value, tuple) else (value,)
         if any(not 0 <= layer < model.num_layers for layer in layers) or list(layers) != sorted(set(layers)):
+            layers_exist = False
             what = "different layers in rising order, each" if isinstance(value, tuple) else "a layer,"
             last = model.num_layers - 1
             yield f"model.{name}", f"{what} from 0 to {last}, or from the end, {-model.num_layers} to -1"
@@ -65,7 +67,7 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
     if blocks > MOST_BLOCKS:
         name = "num_layers" if model.num_layers > MOST_BLOCKS else "num_loops"
         yield f"model.{name}", f"at most {MOST_BLOCKS:,} blocks in a row, the loop's runs included; it makes {blocks:,}"
-    else:
+    elif layers_exist:
         yield from plan_problems(layers_from_0(model))
     if train.warmdown_fraction and train.warmdown_steps:
         yield "train.warmdown_steps", f"0 (off) where train.warmdown_fraction, {train.warmdown_fraction}, is set"

@@ -261,8 +261,9 @@ class TokenStream:
         offsets = np.array([_first_bos(shard) for shard in self._shards], np.int64)
         ends = np.cumsum((self._ends - begins - offsets) // span)
         if not ends[-1]:
+            more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
             raise DataError(
-                f"{self.paths[0]} and {len(self.paths) - 1} more: no shard holds {span:,} tokens after its first "
+                f"{self.paths[0]}{more}: no shard holds {span:,} tokens after its first "
                 "BOS, which a batch of whole documents takes from one shard: pack larger shards, or make "
                 "train.batch-tokens smaller"
             )
