@@ -30,6 +30,7 @@ from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.checkpoint import Checkpoints, abstract_state
 from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
+from jgolf.train.memory import check_room
 from jgolf.train.mesh import BatchSource, CompiledStep, make_mesh, replicate_from_first, replicated
 from jgolf.train.peers import Peers
 from jgolf.train.resume import changed_settings, keep_settings
@@ -97,6 +98,7 @@ def prepared_run(
     config = _with_found_data(config)
     data = check_same_data(config, peers)
     config = dataclasses.replace(config, model=resolved_for(config.data, config.model))
+    check_room(config)
     mesh = make_mesh()
     validation = Validation.open(config)
     source = BatchSource(config, training_tokens(config), mesh)
