@@ -36,10 +36,10 @@ from jgolf.model.functional import parameter_shapes
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name, causal_attention, kernel_for
 from jgolf.progress import counted, plain_console
+from jgolf.train.memory import check_room, device_bytes, machine_bytes, state_bytes
 from jgolf.train.mesh import device_batch_order
 from jgolf.train.options import TrainOptions, read_command
 from jgolf.train.run import check_run_dir
-from jgolf.train.step import init_state
 from jgolf.train.writers import WriterName, require_writers
 
 Verdict = Literal["ok", "optional", "warning", "missing"]
@@ -222,14 +222,18 @@ def attention_error(model: ModelConfig, documents: bool) -> float:
 
 def device_memory(config: Config) -> Check:
     """Room for the state on each device; what activations need depends on the batch."""
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    need = state_bytes(config)
+    limit, need = device_bytes(), state_bytes(config)
     if limit is None:
-        return Check("device memory", "ok", f"the state takes {_gb(need)} of this machine's memory")
+        return _found("device memory", lambda: _in_machines_memory(config))
     text = f"JAX may use {_gb(limit)} of each device; the state takes {_gb(need)}, activations come on top"
     if limit < 2 * need:
         return Check("device memory", "missing", text, "end other programs on the GPU, or make the model smaller")
     return Check("device memory", "ok", text)
+
+
+def _in_machines_memory(config: Config) -> str:
+    check_room(config)
+    return f"the state takes {_gb(state_bytes(config))} of this machine's memory"
 
 
 def data(config: Config) -> Iterator[Check]:
@@ -322,7 +326,7 @@ def writers(names: Sequence[WriterName]) -> Check:
 
 def host_memory(config: Config) -> Check:
     """Memory of the machine; a checkpoint is copied there before it is written."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = machine_bytes()
     need = 2 * state_bytes(config)
     text = f"{_gb(total)}; checkpoints and export take about {_gb(need)}"
     if total < need:
@@ -337,13 +341,6 @@ def extras() -> Iterator[Check]:
             yield Check(f"extra {extra}", "ok", f"{module}, for {purpose}")
         else:
             yield Check(f"extra {extra}", "optional", f"not installed: {purpose}", f"pip install 'jgolf[{extra}]'")
-
-
-def state_bytes(config: Config) -> int:
-    """Bytes of a run's state: parameters, optimizer and averages."""
-    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in parameter_shapes(config.model).items()}
-    state = jax.eval_shape(lambda params: init_state(config, params), params)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _with_known_vocabulary(config: Config) -> Config:

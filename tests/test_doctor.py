@@ -53,6 +53,18 @@ def test_missing_data_is_named_with_what_to_do(capsys):
     assert "30,404,196 parameters" in shown
 
 
+def test_a_state_without_room_is_refused_as_train_refuses_it(nano_data, capsys):
+    """Terabytes: on a CPU nothing but the system, which kills, would stop the process that asks for them."""
+    line = ["demo", "--data", str(nano_data), "--model.vocab-size", "0"]
+    line += ["--model.value-embedding-dim", "2000000000"]
+    assert main(["doctor", *line]) == 1
+    shown = capsys.readouterr().out
+    assert "device memory" in shown and "make the model smaller" in shown
+    assert main(["train", *line, "--run-dir", "big"]) == 2
+    shown = capsys.readouterr().err
+    assert "GB: make the model smaller" in shown and not Path("big/config.json").exists()
+
+
 def test_settings_are_taken_as_train_takes_them(capsys):
     make_data(Path("my data"), 1024)
     assert main(["doctor", "demo", "--data", "my data", "--train.steps", "30", "--run-dir", "runs/a b"]) == 0

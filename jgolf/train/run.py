@@ -30,6 +30,7 @@ from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.checkpoint import Checkpoints, abstract_state
 from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
+from jgolf.train.memory import check_room
 from jgolf.train.mesh import BatchSource, CompiledStep, make_mesh, replicate_from_first, replicated
 from jgolf.train.peers import Peers
 from jgolf.train.resume import changed_settings, keep_settings
@@ -89,6 +90,7 @@ def prepared_run(
     configs.validate(config)
     compiling.keep_programs()
     config, data = _agreed_settings(config, peers)
+    check_room(config)
     mesh = make_mesh()
     validation = Validation.open(config)
     source = BatchSource(config, training_tokens(config), mesh)
