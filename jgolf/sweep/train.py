@@ -35,6 +35,7 @@ from jgolf.sweep.grid import SweepRun, groups, trainings
 from jgolf.sweep.program import SweepProgram
 from jgolf.sweep.results import QUANTIZED, RunResult
 from jgolf.train.averages import averaged_params
+from jgolf.train.memory import check_room
 from jgolf.train.mesh import device_batch_order
 from jgolf.train.step import StepMetrics, TrainState
 
@@ -67,6 +68,8 @@ def train_sweep(runs: Mapping[str, SweepRun], out: Path, at_once: int, tell: Tel
     compiling.keep_programs()
     members = list(runs.items())
     found = groups([run for _, run in members])
+    for group in found:
+        check_room(members[group[0]][1].config)
     packing: list[Future[None]] = []
     with ThreadPoolExecutor(1) as packer:  # nothing else: two threads that compute break XLA's capture of CUDA graphs
         for number, group in enumerate(found, start=1):

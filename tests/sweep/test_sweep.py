@@ -204,6 +204,9 @@ def test_errors_come_before_training(config, tmp_path, capsys):
     assert "--techniques belongs to --ablate" in capsys.readouterr().err
     assert main(["sweep", str(path), "--at-once", "-1"]) == 2
     assert "--at-once -1" in capsys.readouterr().err
+    wide = ["--model.value-embedding-dim", "2000000000"]
+    assert main(["sweep", str(path), *wide, "--out", str(tmp_path / "wide")]) == 2
+    assert "GB: make the model smaller" in capsys.readouterr().err
 
 
 def stop_while_scoring(patch: pytest.MonkeyPatch) -> None:
