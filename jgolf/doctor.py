@@ -25,7 +25,7 @@ from jgolf import config as configs
 from jgolf.config import Config, ModelConfig
 from jgolf.data.demo import demo_is_due
 from jgolf.data.run_data import run_tokenizer, training_tokens
-from jgolf.data.shards import TokenStream, find_shards
+from jgolf.data.shards import TokenStream
 from jgolf.data.tokenizer import Tokenizer
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError, first_line
@@ -251,7 +251,7 @@ def data(config: Config) -> Iterator[Check]:
         return  # it is the tokenizer's, which is missing, and tokens cannot be told from damage without it
     yield _found("train tokens", lambda: _training_text(config, training_tokens(config)))
     if tokenizer.verdict == "ok":
-        yield _found("val tokens", lambda: _validation_text(Validation.open(config)))
+        yield _found("val tokens", lambda: _validation_text(config, Validation.open(config)))
 
 
 def _found(name: str, find: Callable[[], str]) -> Check:
@@ -281,9 +281,8 @@ def _training_text(config: Config, tokens: TokenStream) -> str:
     )
 
 
-def _validation_text(validation: Validation) -> str:
-    data_dir = validation.config.data.dir
-    return f"{data_dir}: {len(TokenStream(find_shards(data_dir, 'val'))):,}"
+def _validation_text(config: Config, validation: Validation) -> str:
+    return f"{config.data.dir}: {len(validation.text.tokens):,}"
 
 
 def run_folder(run_dir: Path, resume: bool) -> Check:
