@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -49,33 +50,9 @@ def mixed(x: Float[Array, "n D"], x0: Float[Array, "n D"], own: Row, first: Row)
     return normalised(own * x + first * x0)
 
 
-def mixed_with_skip(x: Array, skip: Array, x0: Array, weight: Row, own: Row, first: Row) -> tuple[Array, ...]:
-    """`mixed` of x + weight · skip."""
-    return mixed(x + weight * skip, x0, own, first)
-
-
-def mixed_with_gated_skip(
-    x: Array, skip: Array, x0: Array, weight: Row, gate: Row, own: Row, first: Row
-) -> tuple[Array, ...]:
-    """`mixed` of gate · x + (1 − gate) · weight · skip."""
-    return mixed(gate * x + (1 - gate) * weight * skip, x0, own, first)
-
-
 def lane_mixed(x: Array, x0: Array, own: Row, first: Row) -> tuple[Array, ...]:
     """x as it is for the lane, and `factored_norm` of own · x + first · x0 for attention."""
     return x, *factored_norm(own * x + first * x0)
-
-
-def lane_mixed_with_skip(x: Array, skip: Array, x0: Array, weight: Row, own: Row, first: Row) -> tuple[Array, ...]:
-    """`lane_mixed` of x + weight · skip."""
-    return lane_mixed(x + weight * skip, x0, own, first)
-
-
-def lane_mixed_with_gated_skip(
-    x: Array, skip: Array, x0: Array, weight: Row, gate: Row, own: Row, first: Row
-) -> tuple[Array, ...]:
-    """`lane_mixed` of gate · x + (1 − gate) · weight · skip."""
-    return lane_mixed(gate * x + (1 - gate) * weight * skip, x0, own, first)
 
 
 def lanes_updated(
@@ -85,9 +62,21 @@ def lanes_updated(
     return keep_a * a + f_to_a * f + h_to_a * h, keep_m * m + f_to_m * f + h_to_m * h
 
 
-ONE_STREAM = {"none": mixed, "added": mixed_with_skip, "gated": mixed_with_gated_skip}
-TWO_LANES = {"none": lane_mixed, "added": lane_mixed_with_skip, "gated": lane_mixed_with_gated_skip}
-"""What a block begins with, by how a skip is blended in."""
+def beginnings(begin: Callable[..., tuple[Array, ...]]) -> dict[str, Callable[..., tuple[Array, ...]]]:
+    """What a block may begin with, by how a skip is blended into x before `begin`, or none is."""
+
+    def added(x: Array, skip: Array, x0: Array, weight: Row, own: Row, first: Row) -> tuple[Array, ...]:
+        return begin(x + weight * skip, x0, own, first)
+
+    def gated(x: Array, skip: Array, x0: Array, weight: Row, gate: Row, own: Row, first: Row) -> tuple[Array, ...]:
+        return begin(gate * x + (1 - gate) * weight * skip, x0, own, first)
+
+    added.__name__, gated.__name__ = (f"{begin.__name__}_with_{skip}" for skip in ("skip", "gated_skip"))  # in profiles
+    return {"none": begin, "added": added, "gated": gated}
+
+
+ONE_STREAM = beginnings(mixed)
+TWO_LANES = beginnings(lane_mixed)
 
 
 class MLP(nnx.Module):

@@ -22,9 +22,8 @@ from jgolf.model.context import make_context
 from jgolf.model.head import token_nll
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name
-from jgolf.model.network import GPT, Observer
-
-Params = dict[str, Array]
+from jgolf.model.network import GPT
+from jgolf.model.plain import Observer, Params
 
 
 @cache

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,8 +17,7 @@ from jgolf.model.kernels.products import matmul
 from jgolf.model.kernels.rowwise import Rows, rowwise
 from jgolf.model.layers import Linear
 from jgolf.model.norm import rms_norm
-
-Observer = Callable[[str, Array], None]
+from jgolf.model.plain import Observer
 
 
 def rms_normalised(x: Float[Array, "n D"]) -> tuple[Array]:
@@ -77,7 +74,7 @@ class GPT(nnx.Module):
         inputs = Inputs(context, x0, self._value_embeddings(context))
         x: Rows | tuple[Rows, Rows] = (x0,)
         outputs: dict[int, Rows] = {}
-        split = False
+        split, read_later = False, kept(plan)
         for place, visit in enumerate(plan):
             block, skip = self.blocks[visit.layer], self._skip(visit, outputs)
             num_wanted = last if place == len(plan) - 1 else num_tokens
@@ -87,7 +84,7 @@ class GPT(nnx.Module):
                 x = block.on_lanes(x, skip, inputs, keep, post, num_wanted)
             else:
                 x = block.on_stream(x, skip, inputs, num_wanted)
-            if place in kept(plan):
+            if place in read_later:
                 outputs[place] = x
             observe(visit.name, sum(x) / 2 if split else sum(x))
         if split:

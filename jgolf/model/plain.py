@@ -16,8 +16,10 @@ from jgolf.config import ModelConfig
 from jgolf.config.plan import Plan, Visit, kept
 from jgolf.model.context import Context
 from jgolf.model.embeddings import bigram_hash, shift_right
+from jgolf.model.head import softcap
 from jgolf.model.kernels.attention import masked_attention
 from jgolf.model.kernels.heads import rotated
+from jgolf.model.kernels.mlp import squared
 from jgolf.model.kernels.products import product
 from jgolf.model.norm import rms_norm
 
@@ -33,7 +35,7 @@ def hidden(
     p = {path: value if path.endswith("/embedding") else value.astype(dtype) for path, value in params.items()}
     x = x0 = embedded(config, p, context)
     observe("embedding", x)
-    outputs: dict[int, Array] = {}
+    outputs, read_later = {}, kept(plan)
     for place, visit in enumerate(plan):
         if visit.two_lanes and not isinstance(x, tuple):
             x = x, x
@@ -42,7 +44,7 @@ def hidden(
             x = (mixed, x[1]) if visit.two_lanes else mixed
         num_wanted = last if place == len(plan) - 1 else context.tokens.shape[1]
         x = (two_lane_block if visit.two_lanes else block)(config, p, context, visit, x, x0, observe, num_wanted)
-        if place in kept(plan):
+        if place in read_later:
             outputs[place] = x
         observe(visit.name, sum(x) / 2 if visit.two_lanes else x)
     return rms_norm(sum(x) / 2 if isinstance(x, tuple) else x)
@@ -51,8 +53,7 @@ def hidden(
 def logits(config: ModelConfig, params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Softcapped float32 logits of normalised hidden states."""
     head = params["embed/embedding"].T if config.tie_embeddings else params["head/kernel"]
-    raw, cap = product(x, head.astype(x.dtype)).astype(jnp.float32), config.logit_softcap
-    return cap * jnp.tanh(raw / cap) if cap else raw
+    return softcap(product(x, head.astype(x.dtype)), config.logit_softcap)
 
 
 def embedded(config: ModelConfig, p: Params, context: Context) -> Float[Array, "B T D"]:
@@ -116,7 +117,7 @@ def mlp_update(config, p, visit, x) -> Float[Array, "B S D"]:
     """What the MLP adds to a lane x."""
     name = f"blocks/{visit.layer}/"
     inner = product(norm_scale(config, visit.layer) * rms_norm(x), p[name + "mlp/up_proj/kernel"])
-    activated = jnp.square(jnp.where(inner > 0, inner, config.activation_slope * inner))
+    activated = squared(config.activation_slope, inner)
     return p[name + "mlp_scale"] * product(activated, p[name + "mlp/down_proj/kernel"])
 
 
