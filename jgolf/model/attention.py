@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -38,6 +40,15 @@ def gated_without_own_value(
     return gated(*without_own_value(y, v), gate)
 
 
+class AttentionInput(NamedTuple):
+    """norm · x, in its factors: the norm may as well multiply the product with the kernels."""
+
+    x: Float[Array, "B T D"]
+    norm: Float[Array, "B T 1"]
+    window: Float[Array, "B T w"] | None = None
+    """The columns of x that the gate reads, where there is one."""
+
+
 class Attention(nnx.Module):
     """Attention of one block."""
 
@@ -55,31 +66,28 @@ class Attention(nnx.Module):
     def __call__(
         self,
         context: Context,
-        x: Float[Array, "B T D"],
-        norm: Float[Array, "B T 1"],
+        read: AttentionInput,
         scale: Float[Array, " D"],
         value_embedding: Float[Array, "B T K*H"] | None,
         last: int,
     ) -> Float[Array, "B S D"]:
-        """scale · Attention(norm · x) at the `last` positions.
-
-        `norm` is one number a position, so it may as well multiply the product with the kernels.
-        """
-        config = self.config
+        """scale · Attention(norm · x) at the `last` positions."""
+        config, (x, norm, window) = self.config, read
         projections = (self.q_proj, self.k_proj, self.v_proj)
         # One product instead of three; a slice of the result costs less than reading x again.
         qkv = matmul(x, jnp.concatenate([p.kernel[...] for p in projections], axis=1))
         gain = jnp.ones(config.num_heads) if self.q_gain is None else self.q_gain[...]
         shape = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
-        q, k, v = split_heads(config.kernels, shape, qkv, norm, gain, context.cos, context.sin)
+        uses = 2 if self.removes_own_value else 1
+        q, k, *values = split_heads(config.kernels, shape, qkv, norm, gain, context.cos, context.sin, uses)
         if value_embedding is not None:
-            v = v + value_embedding.reshape(v.shape)
+            values = [v + value_embedding.reshape(v.shape) for v in values]
         documents = context.segments, context.longest_piece
-        y = causal_attention(config.kernels, q[:, -last:], k, v, *documents, config.repeatable)
-        y = self._after_heads(y, v[:, -last:], x[:, -last:], norm[:, -last:])
+        y = causal_attention(config.kernels, q[:, -last:], k, values[0], *documents, config.repeatable)
+        y = self._after_heads(y, values[-1][:, -last:], None if window is None else (norm * window)[:, -last:])
         return self.out_proj(y.reshape(*y.shape[:2], -1), scale)
 
-    def _after_heads(self, y: Array, v: Array, x: Array, norm: Array) -> Float[Array, "B S K G*H"]:
+    def _after_heads(self, y: Array, v: Array, window: Array | None) -> Float[Array, "B S K G*H"]:
         """The heads' outputs without their own values and gated, as far as either is asked for."""
         by_group = (*v.shape[:3], -1)
         function, rows = None, [y.reshape(by_group)]
@@ -88,9 +96,8 @@ class Attention(nnx.Module):
             rows.append(v)
         if self.gate is not None:
             function = gated_without_own_value if self.removes_own_value else gated
-            rows.append(self._gates(x, norm).reshape(by_group))
+            rows.append(self._gates(window.astype(y.dtype)).reshape(by_group))
         return rows[0] if function is None else rowwise(self.config.kernels, function, rows)[0]
 
-    def _gates(self, x: Array, norm: Array) -> Float[Array, "B S N"]:
-        read = (norm * x[..., : self.config.gate_window]).astype(x.dtype)
-        return jax.nn.sigmoid(self.config.attention_gate_scale * matmul(read, self.gate[...].T))
+    def _gates(self, window: Float[Array, "B S w"]) -> Float[Array, "B S N"]:
+        return jax.nn.sigmoid(self.config.attention_gate_scale * matmul(window, self.gate[...].T))

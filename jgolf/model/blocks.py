@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jgolf.config import ModelConfig
-from jgolf.model.attention import Attention
+from jgolf.model.attention import Attention, AttentionInput
 from jgolf.model.context import Context
 from jgolf.model.kernels.mlp import mlp
 from jgolf.model.kernels.rowwise import Rows, rowwise
@@ -24,7 +24,8 @@ Row = Float[Array, "1 D"]
 class Skip(NamedTuple):
     """An encoder's output, and how it is blended in."""
 
-    stream: Rows
+    stream: Array | None
+    """None where that output is what the block goes on from."""
     weight: Row
     gate: Row | None
     """The share of the stream that it is blended into; None where it is added."""
@@ -35,7 +36,7 @@ class Inputs(NamedTuple):
 
     context: Context
     x0: Float[Array, "B T D"]
-    """The first block's input."""
+    """The first block's input, handed on from block to block: each adds its part of the gradient to the others'."""
     value_embeddings: dict[int, Float[Array, "B T K*H"]]
     """Additions to attention's values, by layer."""
 
@@ -63,7 +64,13 @@ def lanes_updated(
 
 
 def beginnings(begin: Callable[..., tuple[Array, ...]]) -> dict[str, Callable[..., tuple[Array, ...]]]:
-    """What a block may begin with, by how a skip is blended into x before `begin`, or none is."""
+    """What a block may begin with: `begin`, which may keep x for a later skip, or may have a skip blended in before.
+
+    That of a block's own stream reads it once.
+    """
+
+    def kept(x: Array, x0: Array, own: Row, first: Row) -> tuple[Array, ...]:
+        return *begin(x, x0, own, first), x
 
     def added(x: Array, skip: Array, x0: Array, weight: Row, own: Row, first: Row) -> tuple[Array, ...]:
         return begin(x + weight * skip, x0, own, first)
@@ -71,8 +78,18 @@ def beginnings(begin: Callable[..., tuple[Array, ...]]) -> dict[str, Callable[..
     def gated(x: Array, skip: Array, x0: Array, weight: Row, gate: Row, own: Row, first: Row) -> tuple[Array, ...]:
         return begin(gate * x + (1 - gate) * weight * skip, x0, own, first)
 
-    added.__name__, gated.__name__ = (f"{begin.__name__}_with_{skip}" for skip in ("skip", "gated_skip"))  # in profiles
-    return {"none": begin, "added": added, "gated": gated}
+    def own_added(x: Array, *others: Array) -> tuple[Array, ...]:
+        return added(x, x, *others)
+
+    def own_gated(x: Array, *others: Array) -> tuple[Array, ...]:
+        return gated(x, x, *others)
+
+    functions = {"none": begin} | {
+        function.__name__: function for function in (kept, added, gated, own_added, own_gated)
+    }
+    for function in (kept, added, gated, own_added, own_gated):
+        function.__name__ = f"{begin.__name__}_{function.__name__}"  # in profiles
+    return functions
 
 
 ONE_STREAM = beginnings(mixed)
@@ -105,47 +122,68 @@ class Block(nnx.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def on_stream(self, x: Rows, skip: Skip | None, inputs: Inputs, last: int) -> Rows:
-        """The stream after this block, at the `last` positions."""
-        x, read, norm = self._begin(ONE_STREAM, x, skip, inputs, second_is_first=True)
-        x = x[:, -last:], self._attention(read, norm, inputs, last)
-        x, read, norm = self._normalised(x)
-        return x, self.mlp(read, self.norm_scale * norm, self.mlp_scale[...])
-
-    def on_lanes(
-        self, lanes: tuple[Rows, Rows], skip: Skip | None, inputs: Inputs, keep: Array, post: Array, last: int
-    ) -> tuple[Rows, Rows]:
-        """Both lanes after this block, at the `last` positions.
+    def on_stream(
+        self, x: Rows, skip: Skip | None, inputs: Inputs, last: int, keeps: bool = False
+    ) -> tuple[Rows, Inputs, Array | None]:
+        """The stream after this block, at the `last` positions.
 
         Args:
-          lanes: what attention reads, and what the MLP does.
-          skip: blended into attention's lane.
+          x: the stream before it.
+          skip: blended in first.
           inputs: of the pass.
-          keep: [2], how much of each lane stays.
-          post: [2, 2], how much of each update (attention's, the MLP's) goes to each lane.
           last: positions asked for.
+          keeps: whether x will be a later block's skip.
+
+        Returns:
+          Also the inputs of the next block, and x as one array, where it is to be kept.
         """
-        a, read, norm = self._begin(TWO_LANES, lanes[0], skip, inputs)
-        f = self._attention(read, norm, inputs, last)
+        x, read, inputs, kept = self._begin(ONE_STREAM, x, skip, inputs, keeps, second_is_first=True)
+        x = x[:, -last:], self._attention(read, inputs, last)
+        x, read, norm = self._normalised(x)
+        return (x, self.mlp(read, self.norm_scale * norm, self.mlp_scale[...])), inputs, kept
+
+    def on_lanes(
+        self,
+        lanes: tuple[Rows, Rows],
+        skip: Skip | None,
+        inputs: Inputs,
+        last: int,
+        keeps: bool,
+        keep: Array,
+        post: Array,
+    ) -> tuple[tuple[Rows, Rows], Inputs, Array | None]:
+        """`on_stream` for both lanes: what attention reads, which a skip is blended into, and what the MLP does.
+
+        `keep` [2] is how much of each lane stays, `post` [2, 2] how much of each update (attention's, the MLP's) goes
+        to each lane.
+        """
+        a, read, inputs, kept = self._begin(TWO_LANES, lanes[0], skip, inputs, keeps)
+        f = self._attention(read, inputs, last)
         m, read, norm = self._normalised(lanes[1])
         m = m[:, -last:]
         h = self.mlp(read[:, -last:], self.norm_scale * norm[:, -last:], self.mlp_scale[...])
         weights = [jnp.broadcast_to(weight, (1, self.config.model_dim)) for weight in (*keep, *post.reshape(-1))]
-        return rowwise(self.config.kernels, lanes_updated, [a[:, -last:], m, f, h], weights)
+        return rowwise(self.config.kernels, lanes_updated, [a[:, -last:], m, f, h], weights), inputs, kept
 
-    def _begin(self, functions: dict, x: Rows, skip: Skip | None, inputs: Inputs, **how: bool) -> tuple[Array, ...]:
-        mix = self.resid_mix[...]
-        rows, whole = [x, inputs.x0], [mix[:1], mix[1:]]
-        if skip is None:
-            return rowwise(self.config.kernels, functions["none"], rows, whole, **how)
-        rows.insert(1, skip.stream)
-        if skip.gate is None:
-            return rowwise(self.config.kernels, functions["added"], rows, [skip.weight, *whole], **how)
-        return rowwise(self.config.kernels, functions["gated"], rows, [skip.weight, skip.gate, *whole], **how)
+    def _begin(
+        self, functions: dict, x: Rows, skip: Skip | None, inputs: Inputs, keeps: bool, **how: bool
+    ) -> tuple[Array, AttentionInput, Inputs, Array | None]:
+        """The lane's stream and what attention reads of it; the last two as `on_stream` returns them."""
+        config, mix = self.config, self.resid_mix[...]
+        blend, rows, whole = "kept" if keeps else "none", [x], [mix[:1], mix[1:]]
+        if skip is not None:
+            blend, weights = ("added", [skip.weight]) if skip.gate is None else ("gated", [skip.weight, skip.gate])
+            blend, streams = (f"own_{blend}", []) if skip.stream is None else (blend, [skip.stream])
+            rows, whole = rows + streams, weights + whole
+        window = config.gate_window if config.attention_gate else 0
+        x, read, norm, *more, x0 = rowwise(
+            config.kernels, functions[blend], [*rows, inputs.x0], whole, window=window, handed_on=len(rows), **how
+        )
+        kept = more.pop(0) if keeps else None
+        return x, AttentionInput(read, self.norm_scale * norm, *more), inputs._replace(x0=x0), kept
 
     def _normalised(self, x: Rows) -> tuple[Array, ...]:
         return rowwise(self.config.kernels, normalised, [x], second_is_first=True, first_is_input=True)
 
-    def _attention(self, read: Array, norm: Array, inputs: Inputs, last: int) -> Float[Array, "B S D"]:
-        value_embedding = inputs.value_embeddings.get(self.layer)
-        return self.attn(inputs.context, read, self.norm_scale * norm, self.attn_scale[...], value_embedding, last)
+    def _attention(self, read: AttentionInput, inputs: Inputs, last: int) -> Float[Array, "B S D"]:
+        return self.attn(inputs.context, read, self.attn_scale[...], inputs.value_embeddings.get(self.layer), last)

@@ -74,17 +74,16 @@ class SmearGate(nnx.Module):
 
 
 class GatedSmear(nnx.Module):
-    """Adds to a token's embedding a share of the one before it: one number a position, read from the token's own."""
+    """How much of the embedding before it is added to a token's: one number a position, read from the token's own."""
 
     def __init__(self, window: int):
         self.gate = nnx.Param(jnp.zeros((1, window)))
         self.scale = nnx.Param(jnp.zeros((1,)))
 
-    def __call__(self, x: Float[Array, "B T D"], begins: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], begins: Bool[Array, "B T"]) -> Float[Array, "B T 1"]:
         """`begins`: where a document does, and so takes nothing from the one before."""
         gate = jax.nn.sigmoid(matmul(x[..., : self.gate.shape[1]], self.gate[...].T))
-        share = jnp.where(begins[..., None], 0, self.scale[...].astype(x.dtype) * gate)
-        return x + share * shift_right(x)
+        return jnp.where(begins[..., None], 0, self.scale[...].astype(x.dtype) * gate)
 
 
 class ValueEmbedding(nnx.Module):

@@ -19,9 +19,9 @@ from jgolf.config import ModelConfig, resolved
 from jgolf.config.plan import make_plan
 from jgolf.model import plain
 from jgolf.model.context import make_context
-from jgolf.model.head import token_nll
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name
+from jgolf.model.kernels.loss import token_nll
 from jgolf.model.network import GPT
 from jgolf.model.plain import Observer, Params
 

@@ -11,8 +11,8 @@ from jgolf.config import ModelConfig
 from jgolf.config.plan import Plan, Visit, kept, num_skips
 from jgolf.model.blocks import Block, Inputs, Skip
 from jgolf.model.context import Context
-from jgolf.model.embeddings import BigramHash, Embedding, GatedSmear, SmearGate, ValueEmbedding
-from jgolf.model.head import softcap, softcapped_token_nll
+from jgolf.model.embeddings import BigramHash, Embedding, GatedSmear, SmearGate, ValueEmbedding, shift_right
+from jgolf.model.kernels.loss import head_losses, softcap
 from jgolf.model.kernels.products import matmul
 from jgolf.model.kernels.rowwise import Rows, rowwise
 from jgolf.model.layers import Linear
@@ -28,6 +28,11 @@ def rms_normalised(x: Float[Array, "n D"]) -> tuple[Array]:
 def rms_normalised_mean(a: Float[Array, "n D"], m: Float[Array, "n D"]) -> tuple[Array]:
     """`rms_norm` of the mean of both lanes."""
     return (rms_norm((a + m) / 2),)
+
+
+def smeared(x: Float[Array, "n D"], before: Float[Array, "n D"], share: Float[Array, "n 1"]) -> tuple[Array]:
+    """`rms_norm` of a stream to which a share of the position before is added."""
+    return (rms_norm(x + share * before),)
 
 
 class Lanes(nnx.Module):
@@ -73,19 +78,20 @@ class GPT(nnx.Module):
         observe("embedding", x0)
         inputs = Inputs(context, x0, self._value_embeddings(context))
         x: Rows | tuple[Rows, Rows] = (x0,)
-        outputs: dict[int, Rows] = {}
+        outputs: dict[int, Array] = {}
         split, read_later = False, kept(plan)
         for place, visit in enumerate(plan):
-            block, skip = self.blocks[visit.layer], self._skip(visit, outputs)
-            num_wanted = last if place == len(plan) - 1 else num_tokens
+            block, skip = self.blocks[visit.layer], self._skip(place, visit, outputs)
+            how = {"last": last if place == len(plan) - 1 else num_tokens}
+            how["keeps"] = place - 1 in read_later and visit.reads != place - 1
             if visit.two_lanes:
                 x, split = x if split else (x, x), True
                 keep, post = (param[...][visit.layer] for param in (self.lanes.residual, self.lanes.post))
-                x = block.on_lanes(x, skip, inputs, keep, post, num_wanted)
+                x, inputs, before = block.on_lanes(x, skip, inputs, keep=keep, post=post, **how)
             else:
-                x = block.on_stream(x, skip, inputs, num_wanted)
-            if place in read_later:
-                outputs[place] = x
+                x, inputs, before = block.on_stream(x, skip, inputs, **how)
+            if before is not None:
+                outputs[place - 1] = before
             observe(visit.name, sum(x) / 2 if split else sum(x))
         if split:
             return rowwise(choice, rms_normalised_mean, list(x))[0]
@@ -93,15 +99,14 @@ class GPT(nnx.Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Softcapped float32 logits of normalised hidden states."""
-        return softcap(self._raw_logits(hidden), self.config.logit_softcap)
+        return softcap(matmul(hidden, self._head_kernel()), self.config.logit_softcap)
 
     def losses(self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
         """Negative log likelihood in nats of each target, float32, of normalised hidden states."""
-        logits = self._raw_logits(hidden)
-        return softcapped_token_nll(self.config.kernels, self.config.logit_softcap, logits, targets)
+        return head_losses(self.config.kernels, self.config.logit_softcap, hidden, self._head_kernel(), targets)
 
-    def _raw_logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        return matmul(hidden, self.embed.embedding[...].T if self.head is None else self.head.kernel[...])
+    def _head_kernel(self) -> Float[Array, "D V"]:
+        return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
 
     def _embedded(self, context: Context) -> Float[Array, "B T D"]:
         """The stream that the first block reads."""
@@ -109,9 +114,10 @@ class GPT(nnx.Module):
         x = self.embed(choice, context.tokens, dtype)
         if self.bigram is not None:
             x = x + self.bigram(choice, context.tokens, dtype)
-        if self.gated_smear is not None:
-            x = self.gated_smear(x, context.begins)
-        x = rms_norm(x)
+        if self.gated_smear is None:
+            (x,) = rowwise(choice, rms_normalised, [x])
+        else:
+            (x,) = rowwise(choice, smeared, [x, shift_right(x), self.gated_smear(x, context.begins)])
         return x if self.smear is None else self.smear(x)
 
     def _value_embeddings(self, context: Context) -> dict[int, Float[Array, "B T K*H"]]:
@@ -120,9 +126,9 @@ class GPT(nnx.Module):
         values = self.value_embed(self.config.kernels, context.tokens, jnp.dtype(self.config.compute_dtype))
         return dict(zip(self.config.value_embedding_layers, values, strict=True))
 
-    def _skip(self, visit: Visit, outputs: dict[int, Rows]) -> Skip | None:
+    def _skip(self, place: int, visit: Visit, outputs: dict[int, Array]) -> Skip | None:
         if visit.reads is None:
             return None
         row = slice(visit.skip, visit.skip + 1)
         gate = None if self.skip_gates is None else jax.nn.sigmoid(self.skip_gates[...][row])
-        return Skip(outputs[visit.reads], self.skip_weights[...][row], gate)
+        return Skip(None if visit.reads == place - 1 else outputs[visit.reads], self.skip_weights[...][row], gate)

@@ -16,9 +16,9 @@ from jgolf.config import ModelConfig
 from jgolf.config.plan import Plan, Visit, kept
 from jgolf.model.context import Context
 from jgolf.model.embeddings import bigram_hash, shift_right
-from jgolf.model.head import softcap
 from jgolf.model.kernels.attention import masked_attention
 from jgolf.model.kernels.heads import rotated
+from jgolf.model.kernels.loss import softcap
 from jgolf.model.kernels.mlp import squared
 from jgolf.model.kernels.products import product
 from jgolf.model.norm import rms_norm

@@ -25,7 +25,7 @@ from jgolf import rules
 from jgolf.config import ModelConfig
 from jgolf.model.embeddings import LOOKUPS
 from jgolf.model.functional import Params, apply
-from jgolf.model.head import token_nll
+from jgolf.model.kernels.loss import token_nll
 from jgolf.watch import Progress, unwatched
 
 Sums = dict[str, tuple[Float[Array, " rows"], Float[Array, "columns columns"]]]

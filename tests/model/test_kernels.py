@@ -57,6 +57,10 @@ def test_rowwise_functions_of_the_stream(width):
         assert_same_vjp(*both_ways(functions["none"], 2, **how), x, x0, *weights[:2])
         assert_same_vjp(*both_ways(functions["added"], 3, **how), x, other, x0, *weights[:3])
         assert_same_vjp(*both_ways(functions["gated"], 3, **how), x, other, x0, *weights[:4])
+        assert_same_vjp(*both_ways(functions["kept"], 2, **how), x, x0, *weights[:2])
+        assert_same_vjp(*both_ways(functions["own_added"], 2, **how), x, x0, *weights[:3])
+        assert_same_vjp(*both_ways(functions["own_gated"], 2, **how), x, x0, *weights[:4])
+        assert_same_vjp(*both_ways(functions["kept"], 2, window=12, handed_on=1, **how), x, x0, *weights[:2])
 
 
 def test_rowwise_update_of_two_lanes():

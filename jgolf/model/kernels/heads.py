@@ -10,6 +10,7 @@ a rotation can be undone, and one number for each head is all that else the norm
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ from jaxtyping import Array, Float
 from jgolf.model.kernels.door import Choice, choose, triton
 from jgolf.model.norm import RMS_EPSILON, rms_norm
 
-TILE_ROWS = 16
-NUM_WARPS = 8
+TILE_ROWS = 8
+NUM_WARPS = 1
 
 
 class HeadShape(NamedTuple):
@@ -46,13 +47,19 @@ def split_heads(
     gain: Float[Array, " N"],
     cos: Float[Array, "T r"],
     sin: Float[Array, "T r"],
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """q, k and v of `scale · qkv` for a constant scale: q and k normalised per head and rotated, q times `gain`."""
+    value_uses: int = 1,
+) -> tuple[Array, ...]:
+    """q, k and v of `scale · qkv` for a constant scale: q and k normalised per head and rotated, q times `gain`.
+
+    Returns:
+      q [B, T, N, H], k [B, T, K, H], and v [B, T, K, H] `value_uses` times, for as many uses: their gradients are
+      added up as they are read.
+    """
     return choose(
         choice,
         "splitting heads",
-        partial(plain_split_heads, shape),
-        lambda interpret, *arrays: _split_heads(interpret, shape, *arrays),
+        partial(plain_split_heads, shape, value_uses),
+        lambda interpret, *arrays: _split_heads(interpret, shape, value_uses, *arrays),
         _obstacle(shape, qkv, choice),
         *(qkv, scale, gain, cos, sin),
     )
@@ -69,12 +76,14 @@ def _obstacle(shape: HeadShape, qkv: Float[Array, "B T E"], choice: Choice) -> s
     return None if triton() else "this JAX has no Triton backend for Pallas"
 
 
-def plain_split_heads(shape: HeadShape, qkv: Array, scale: Array, gain: Array, cos: Array, sin: Array) -> tuple:
+def plain_split_heads(
+    shape: HeadShape, value_uses: int, qkv: Array, scale: Array, gain: Array, cos: Array, sin: Array
+) -> tuple:
     """`split_heads` in ordinary JAX."""
     x = (jax.lax.stop_gradient(scale) * qkv).reshape(*qkv.shape[:2], -1, shape.head_dim)
     q, k, v = jnp.split(x, [shape.num_heads, shape.num_heads + shape.num_kv_heads], axis=2)
     q, k = (rotated(rms_norm(part), cos, sin) for part in (q, k))
-    return (gain[:, None] * q).astype(qkv.dtype), k.astype(qkv.dtype), v.astype(qkv.dtype)
+    return (gain[:, None] * q).astype(qkv.dtype), k.astype(qkv.dtype), *[v.astype(qkv.dtype)] * value_uses
 
 
 def rotated(x: Float[Array, "B T n H"], cos: Float[Array, "T r"], sin: Float[Array, "T r"]) -> Float[Array, "B T n H"]:
@@ -103,26 +112,32 @@ def _per_tile(array: Array | jax.ShapeDtypeStruct) -> Operand:
     return array, pl.BlockSpec((1, array.shape[1]), lambda i, group: (i, 0))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _split_heads(interpret: bool, shape: HeadShape, qkv: Array, scale: Array, gain: Array, cos: Array, sin: Array):
-    return _forward(interpret, shape, qkv, scale, gain, cos, sin)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _split_heads(interpret: bool, shape: HeadShape, value_uses: int, qkv, scale, gain, cos, sin) -> tuple[Array, ...]:
+    return _forward(interpret, shape, value_uses, qkv, scale, gain, cos, sin)[0]
 
 
 # jit: layers of one shape share one kernel, which is traced and compiled once.
-@partial(jax.jit, static_argnums=(0, 1))
-def _forward(interpret, shape, qkv, scale, gain, cos, sin):
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _forward(interpret, shape, value_uses, qkv, scale, gain, cos, sin):
     def kernel(qkv_ref, scale_ref, gain_ref, cos_ref, sin_ref, q_ref, k_ref, v_ref, factors_ref):
         group, scale = pl.program_id(1), scale_ref[...]
         factors = []
 
-        def rotated(head):
+        def normalise(out_ref, out_head, head, gain=1.0):
             x = _load(qkv_ref, head, shape)
             factors.append(scale * jax.lax.rsqrt(jnp.mean((scale * x) ** 2, axis=-1, keepdims=True) + RMS_EPSILON))
-            return factors[-1] * (x * cos_ref[...] + _load_partner(qkv_ref, head, cos, shape) * sin_ref[...])
+            factor = gain * factors[-1]
+            _store(out_ref, out_head, shape, factor * x, first=2 * cos.shape[-1])
+            for pair in _rotated_pairs(cos.shape[-1]):
+                a, b = _load_pair(qkv_ref, head, pair, shape)
+                cos_part, sin_part = cos_ref[:, pair.columns], sin_ref[:, pair.columns]
+                rotated = factor * (a * cos_part + b * sin_part), factor * (b * cos_part - a * sin_part)
+                _store_pair(out_ref, out_head, pair, shape, rotated)
 
         for head in _query_heads(group, shape):
-            _store(q_ref, head, shape, gain_ref[0, head] * rotated(head))
-        _store(k_ref, group, shape, rotated(shape.num_heads + group))
+            normalise(q_ref, head, head, gain_ref[0, head])
+        normalise(k_ref, group, shape.num_heads + group)
         _store(v_ref, group, shape, scale * _load(qkv_ref, shape.num_heads + shape.num_kv_heads + group, shape))
         # Side by side in one store: a column at a time costs a third of the kernel's time.
         column = jax.lax.broadcasted_iota(jnp.int32, factors_ref.shape, 1)
@@ -135,33 +150,36 @@ def _forward(interpret, shape, qkv, scale, gain, cos, sin):
     inputs = [_rows(qkv.reshape(rows, -1)), _rows(scale.reshape(rows, 1))]
     *parts, factors = _call(interpret, kernel, "split_heads_forward", shape, rows, out, inputs, gain, cos, sin)
     q, k, v = (part.reshape(*qkv.shape[:2], n, shape.head_dim) for part, n in zip(parts, widths, strict=True))
-    return (q, k, v), (q, k, factors, scale, gain, cos, sin)
+    return (q, k, *[v] * value_uses), (q, k, factors, scale, gain, cos, sin)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _backward(interpret, shape, residuals, gradients):
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _backward(interpret, shape, value_uses, residuals, gradients):
     q, k, factors, scale, gain, cos, sin = residuals
 
-    def kernel(*refs):
-        scale_ref, q_ref, k_ref, dq_ref, dk_ref, dv_ref, factors_ref, gain_ref, cos_ref, sin_ref = refs[:10]
-        dqkv_ref, dgain_ref = refs[10:]
+    def kernel(scale_ref, q_ref, k_ref, dq_ref, dk_ref, *refs):
+        dv_refs, (factors_ref, gain_ref, cos_ref, sin_ref, dqkv_ref, dgain_ref) = refs[:value_uses], refs[value_uses:]
         group = pl.program_id(1)
 
         def unnormalise(ref, gradient_ref, head, index, out_head, gain=None):
-            rotated, gradient = _load(ref, head, shape), _load(gradient_ref, head, shape)
-            partner, partner_gradient = (_load_partner(one, head, cos, shape) for one in (ref, gradient_ref))
             if gain is None:
                 gain = inverse_gain = 1.0
             else:
                 # A gain of exactly 0 leaves nothing of the heads to start from: it is taken to have no gradient.
                 inverse_gain = jnp.where(gain == 0, 0.0, 1 / gain)
+            rotated, gradient = _load(ref, head, shape), _load(gradient_ref, head, shape)
             along = jnp.sum(gradient * rotated, axis=-1, keepdims=True)  # the same before and after the rotation
+            factor = factors_ref[:, pl.ds(index, 1)]
             own_share = inverse_gain * along / shape.head_dim
-            gradient = gain * gradient - own_share * rotated
-            partner_gradient = gain * partner_gradient - own_share * partner
-            # The rotation's transpose: the partner's sine has the other sign.
-            unrotated = gradient * cos_ref[...] - partner_gradient * sin_ref[...]
-            _store(dqkv_ref, out_head, shape, factors_ref[:, pl.ds(index, 1)] * unrotated)
+            _store(dqkv_ref, out_head, shape, factor * (gain * gradient - own_share * rotated), 2 * cos.shape[-1])
+            for pair in _rotated_pairs(cos.shape[-1]):
+                parts = zip(
+                    _load_pair(gradient_ref, head, pair, shape), _load_pair(ref, head, pair, shape), strict=True
+                )
+                a, b = (factor * (gain * gradient - own_share * rotated) for gradient, rotated in parts)
+                cos_part, sin_part = cos_ref[:, pair.columns], sin_ref[:, pair.columns]
+                unrotated = a * cos_part - b * sin_part, b * cos_part + a * sin_part
+                _store_pair(dqkv_ref, out_head, pair, shape, unrotated)
             return inverse_gain * jnp.sum(along)
 
         query_heads = _query_heads(group, shape)
@@ -169,7 +187,7 @@ def _backward(interpret, shape, residuals, gradients):
             dgain_ref[0, head] = unnormalise(q_ref, dq_ref, head, index, head, gain_ref[0, head])
         unnormalise(k_ref, dk_ref, group, len(query_heads), shape.num_heads + group)
         value = shape.num_heads + shape.num_kv_heads + group
-        _store(dqkv_ref, value, shape, scale_ref[...] * _load(dv_ref, group, shape))
+        _store(dqkv_ref, value, shape, scale_ref[...] * sum(_load(ref, group, shape) for ref in dv_refs))
 
     rows = scale.size
     width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
@@ -193,36 +211,53 @@ def _query_heads(group: Array, shape: HeadShape) -> list[Array]:
     return [group * size + i for i in range(size)]
 
 
-def _full_tables(cos: Array, sin: Array, shape: HeadShape) -> tuple[Float[Array, "T H"], Float[Array, "T H"]]:
-    """Cosines and signed sines for all dimensions; those that are not rotated have an angle of 0."""
-    rest = ((0, 0), (0, shape.head_dim - 2 * cos.shape[-1]))
-    return (
-        jnp.pad(jnp.concatenate([cos, cos], axis=1), rest, constant_values=1.0),
-        jnp.pad(jnp.concatenate([sin, -sin], axis=1), rest),
-    )
+class _Pair(NamedTuple):
+    """Neighbouring dimensions of a head and those that they are rotated with: powers of two, as tiles have to be."""
+
+    first: int
+    second: int
+    size: int
+
+    @property
+    def columns(self) -> pl.Slice:
+        """Those of the tables of cosines and sines."""
+        return pl.ds(self.first, self.size)
+
+
+def _rotated_pairs(r: int) -> Iterator[_Pair]:
+    """Dimensions i and i + r for every i below r."""
+    first = 0
+    while first < r:
+        size = 1 << (r - first).bit_length() - 1
+        yield _Pair(first, first + r, size)
+        first += size
 
 
 def _load(ref, head: Array, shape: HeadShape) -> Array:
     return ref[:, pl.ds(head * shape.head_dim, shape.head_dim)].astype(jnp.float32)
 
 
-def _load_partner(ref, head: Array, cos: Array, shape: HeadShape) -> Array:
-    """For each dimension that is rotated the one that it is rotated with: i + r for i, and i for i + r."""
-    r = cos.shape[-1]
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, (TILE_ROWS, shape.head_dim), axis) for axis in (0, 1))
-    partner = jnp.where(column < r, column + r, jnp.where(column < 2 * r, column - r, column))
-    return ref[row, head * shape.head_dim + partner].astype(jnp.float32)
+def _load_pair(ref, head: Array, pair: _Pair, shape: HeadShape) -> list[Array]:
+    starts = (head * shape.head_dim + first for first in (pair.first, pair.second))
+    return [ref[:, pl.ds(start, pair.size)].astype(jnp.float32) for start in starts]
 
 
-def _store(ref, head: Array, shape: HeadShape, values: Array) -> None:
-    ref[:, pl.ds(head * shape.head_dim, shape.head_dim)] = values.astype(ref.dtype)
+def _store(ref, head: Array, shape: HeadShape, values: Array, first: int = 0) -> None:
+    """Writes a head's dimensions from `first` on."""
+    here = ref.at[:, pl.ds(head * shape.head_dim, shape.head_dim)]
+    column = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+    triton().store(here, values.astype(ref.dtype), mask=column >= first if first else None)
+
+
+def _store_pair(ref, head: Array, pair: _Pair, shape: HeadShape, values: tuple[Array, Array]) -> None:
+    for first, part in zip((pair.first, pair.second), values, strict=True):
+        ref[:, pl.ds(head * shape.head_dim + first, pair.size)] = part.astype(ref.dtype)
 
 
 def _call(interpret, kernel, name, shape, rows, out, inputs, gain, cos, sin):
     """Runs a kernel on every tile of rows, once for each key/value head; `gain` and the tables follow the inputs."""
-    cos_table, sin_table = _full_tables(cos, sin, shape)
     tiles_each = len(cos) // TILE_ROWS
-    table = pl.BlockSpec((TILE_ROWS, shape.head_dim), lambda i, group: (i % tiles_each, 0))
+    table = pl.BlockSpec((TILE_ROWS, cos.shape[-1]), lambda i, group: (i % tiles_each, 0))
     shared = pl.BlockSpec((1, shape.num_heads), lambda i, group: (0, 0))
     return pl.pallas_call(
         kernel,
@@ -233,4 +268,4 @@ def _call(interpret, kernel, name, shape, rows, out, inputs, gain, cos, sin):
         compiler_params=triton().CompilerParams(num_warps=NUM_WARPS, num_stages=1),
         interpret=interpret,
         name=name,
-    )(*(array for array, _ in inputs), gain[None], cos_table, sin_table)
+    )(*(array for array, _ in inputs), gain[None], cos, sin)

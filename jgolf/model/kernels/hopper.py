@@ -44,31 +44,26 @@ def product_then(
     kernel: Float[Array, "i o"],
     factor: Float[Array, "... 1"],
     other: Float[Array, "... o"] | None = None,
-) -> tuple[Float[Array, "... o"], ...]:
-    """function(x @ kernel, factor, other), or function(x @ kernel, factor); see `jgolf.model.kernels.mlp.product_then`.
-
-    The function returns a tuple of one or two results.
-    """
+) -> Float[Array, "... o"]:
+    """function(x @ kernel, factor, other), or without other: `jgolf.model.kernels.mlp.product_then` as a kernel."""
     columns = kernel.shape[1]
     arrays = [x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), factor.reshape(-1)]
     arrays += [] if other is None else [other.reshape(-1, columns)]
     rows = arrays[0].shape[0]
 
     def kernel_of_function(*refs):
-        _kernel(function, refs[: len(arrays)], refs[len(arrays) :])
+        _kernel(function, *refs)
 
     kernel_of_function.__name__ = f"product_then{function.__name__}"  # as it is called in a profile
-    part = jax.ShapeDtypeStruct((PART, PART), jnp.float32)
-    num_results = len(jax.eval_shape(function, *[part] * (2 if other is None else 3)))
     multiply = plgpu.kernel(
         kernel_of_function,
-        out_type=[jax.ShapeDtypeStruct((rows, columns), x.dtype)] * num_results,
+        out_type=jax.ShapeDtypeStruct((rows, columns), x.dtype),
         grid=(_num_multiprocessors(),),
         grid_names=("multiprocessor",),
         num_threads=WARPGROUPS + 1,
         thread_name="warpgroup",
     )
-    return tuple(result.reshape(*x.shape[:-1], columns) for result in multiply(*arrays))
+    return multiply(*arrays).reshape(*x.shape[:-1], columns)
 
 
 def _num_multiprocessors() -> int:
@@ -79,8 +74,8 @@ def _layout(dtype: jnp.dtype) -> tuple[plgpu.Transform, ...]:
     return plgpu.TilingTransform((8, SWIZZLE_BYTES // dtype.itemsize)), plgpu.SwizzleTransform(SWIZZLE_BYTES)
 
 
-def _kernel(function, in_refs, out_refs):
-    x_ref, kernel_ref, factor_ref, *other_refs = in_refs
+def _kernel(function, x_ref, kernel_ref, factor_ref, *more_refs):
+    *other_refs, out_ref = more_refs
     (num_rows, depth), num_columns = x_ref.shape, kernel_ref.shape[1]
     width = WARPGROUPS * COLUMNS
 
@@ -99,7 +94,7 @@ def _kernel(function, in_refs, out_refs):
             compute_context=around,
         )
 
-    def run(operands, parts, second_part, part_ready, factors, factor_ready):
+    def run(operands, parts, part_ready, factors, factor_ready):
         me = jax.lax.axis_index("warpgroup")
 
         @plgpu.nd_loop((num_rows // ROWS, num_columns // width), collective_axes="multiprocessor")
@@ -133,15 +128,10 @@ def _kernel(function, in_refs, out_refs):
                         plgpu.barrier_wait(part_ready.at[me * len(PARTS) + index])
                         other = plgpu.layout_cast(parts[me, index], plgpu.Layout.WGMMA)
                         arguments.append(other.astype(jnp.float32))
-                    results = function(total[row : row + PART, column : column + PART], *arguments)
-                    # Where a first result goes, nothing is on its way out; a second one's place is shared by all parts.
-                    places = [parts.at[me, index], second_part.at[me]]
-                    for place, result, out_ref in zip(places, results, out_refs, strict=False):
-                        if out_ref is not out_refs[0]:
-                            plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-                        place[...] = result.astype(out_ref.dtype)
-                        plgpu.commit_smem()
-                        plgpu.copy_smem_to_gmem(place, here(out_ref, row, column))
+                    result = function(total[row : row + PART, column : column + PART], *arguments)
+                    parts[me, index] = result.astype(out_ref.dtype)
+                    plgpu.commit_smem()
+                    plgpu.copy_smem_to_gmem(parts.at[me, index], here(out_ref, row, column))
 
             def around(run_pipeline):
                 @partial(pl.run_scoped, total=plgpu.ACC((ROWS, COLUMNS), jnp.float32))
@@ -157,12 +147,10 @@ def _kernel(function, in_refs, out_refs):
     def nothing(*args):
         pass
 
-    layout = _layout(out_refs[0].dtype)
     pl.run_scoped(
         run,
         operands=pipeline(nothing, nothing).get_allocations(x_ref, kernel_ref),
-        parts=plgpu.SMEM((WARPGROUPS, len(PARTS), PART, PART), out_refs[0].dtype, transforms=layout),
-        second_part=plgpu.SMEM((WARPGROUPS, PART, PART), out_refs[0].dtype, transforms=layout),
+        parts=plgpu.SMEM((WARPGROUPS, len(PARTS), PART, PART), out_ref.dtype, transforms=_layout(out_ref.dtype)),
         part_ready=plgpu.Barrier(num_barriers=WARPGROUPS * len(PARTS)),
         factors=plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
         factor_ready=plgpu.Barrier(num_barriers=WARPGROUPS),

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jgolf.model.kernels.door import Choice, choose, is_hopper
 from jgolf.model.kernels.products import kernel_gradient, matmul, matmul_gradients, product
@@ -59,13 +59,13 @@ def _mlp(x: Array, factor: Array, up: Array, down: Array) -> Array:
 
 
 def _forward(x, factor, up, down):
-    (hidden,) = product_then(_relu_squared, x, up, factor)
+    hidden = product_then(_relu_squared, x, up, factor)
     return matmul(hidden, down), (x, factor, up, down, hidden)
 
 
 def _backward(residuals, gradient):
     x, factor, up, down, hidden = residuals
-    (up_gradient,) = product_then(_relu_squared_derivative, gradient, down.T, factor, hidden)
+    up_gradient = product_then(_relu_squared_derivative, gradient, down.T, factor, hidden)
     return _gradients(x, factor, up, down, hidden, gradient, up_gradient)
 
 
@@ -78,14 +78,13 @@ def _leaky_mlp(slope: float, x: Array, factor: Array, up: Array, down: Array) ->
 
 
 def _leaky_forward(slope, x, factor, up, down):
-    # The activation's result no longer tells on which side of zero its argument was, so that is what is kept.
-    inner, hidden = product_then(_leaky_squared(slope), x, up, factor)
-    return matmul(hidden, down), (x, factor, up, down, inner)
+    hidden = product_then(_leaky_squared(slope, x.dtype), x, up, factor)
+    return matmul(hidden, down), (x, factor, up, down, hidden)
 
 
 def _leaky_backward(slope, residuals, gradient):
-    x, factor, up, down, inner = residuals
-    up_gradient, hidden = product_then(_leaky_squared_derivative(slope), gradient, down.T, factor, inner)
+    x, factor, up, down, hidden = residuals
+    up_gradient = product_then(_leaky_squared_derivative(slope, x.dtype), gradient, down.T, factor, hidden)
     return _gradients(x, factor, up, down, hidden, gradient, up_gradient)
 
 
@@ -100,17 +99,14 @@ def _gradients(x, factor, up, down, hidden, gradient, up_gradient):
 
 
 def product_then(
-    function: Callable[..., tuple[Array, ...]],
-    x: Float[Array, "... i"],
-    kernel: Float[Array, "i o"],
-    *more: Float[Array, "... n"],
-) -> tuple[Float[Array, "... o"], ...]:
+    function: Callable[..., Array], x: Float[Array, "... i"], kernel: Float[Array, "i o"], *more: Float[Array, "... n"]
+) -> Float[Array, "... o"]:
     """function(x @ kernel, *more) in the type of x.
 
     The function works on each element, in float32. On a Hopper GPU this can be one kernel, if its tiles fit.
 
     Args:
-      function: takes the product, and `more` of the same shape; returns one or two results.
+      function: takes the product, and `more` of the same shape.
       x, kernel: as of `matmul`.
       more: one number a row, and where wanted an array of the product's shape.
     """
@@ -133,41 +129,60 @@ def _hopper_kernel() -> ModuleType | None:
 
 def _unfused(function, x, kernel, *more):
     inner = matmul(x, kernel).astype(jnp.float32)
-    results = function(inner, *(array.astype(jnp.float32) for array in more))
-    return tuple(result.astype(x.dtype) for result in results)
+    return function(inner, *(array.astype(jnp.float32) for array in more)).astype(x.dtype)
 
 
 def _each(function, axis_size, batched, *arguments):
     """`function` for every one of a batch, as `custom_vmap` asks for it."""
-    results = jax.vmap(function, [0 if one else None for one in batched], axis_size=axis_size)(*arguments)
-    return results, (True,) * len(results)
+    return jax.vmap(function, [0 if one else None for one in batched], axis_size=axis_size)(*arguments), True
 
 
-def _relu_squared(product: Array, factor: Array) -> tuple[Array]:
-    return (jnp.square(factor * jnp.maximum(product, 0.0)),)
+def _relu_squared(product: Array, factor: Array) -> Array:
+    return jnp.square(factor * jnp.maximum(product, 0.0))
 
 
-def _relu_squared_derivative(gradient: Array, factor: Array, hidden: Array) -> tuple[Array]:
+def _relu_squared_derivative(gradient: Array, factor: Array, hidden: Array) -> Array:
     """With the function's own result as what it is differentiated at."""
     root = hidden * jax.lax.rsqrt(jnp.maximum(hidden, SMALLEST))
-    return (2.0 * factor * root * gradient,)
+    return 2.0 * factor * root * gradient
 
 
 @cache  # one function for each slope, so that layers share a kernel
-def _leaky_squared(slope: float) -> Callable[[Array, Array], tuple[Array, Array]]:
-    def _leaky_squared(product: Array, factor: Array) -> tuple[Array, Array]:
+def _leaky_squared(slope: float, dtype: jnp.dtype) -> Callable[[Array, Array], Array]:
+    def _leaky_squared(product: Array, factor: Array) -> Array:
+        """The square alone does not tell on which side of zero its argument was: its last bit does."""
         inner = factor * product
-        return inner, jnp.square(jnp.maximum(inner, slope * inner))
+        return with_last_bit(jnp.square(jnp.maximum(inner, slope * inner)), inner < 0, dtype)
 
     return _leaky_squared
 
 
 @cache
-def _leaky_squared_derivative(slope: float) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
-    def _leaky_squared_derivative(gradient: Array, factor: Array, inner: Array) -> tuple[Array, Array]:
-        """The derivative times the gradient, and the function's result once more: it was not kept."""
-        leaky = jnp.maximum(inner, slope * inner)
-        slopes = jnp.where(inner > 0, 1.0, slope)
-        return 2.0 * factor * slopes * leaky * gradient, jnp.square(leaky)
+def _leaky_squared_derivative(slope: float, dtype: jnp.dtype) -> Callable[[Array, Array, Array], Array]:
+    def _leaky_squared_derivative(gradient: Array, factor: Array, hidden: Array) -> Array:
+        """With the function's own result as what it is differentiated at."""
+        root = hidden * jax.lax.rsqrt(jnp.maximum(hidden, SMALLEST))
+        return 2.0 * factor * jnp.where(last_bit(hidden, dtype), -slope, 1.0) * root * gradient
 
     return _leaky_squared_derivative
+
+
+def with_last_bit(x: Float[Array, ...], bit: Bool[Array, ...], dtype: jnp.dtype) -> Float[Array, ...]:
+    """The float32 number nearest to x ≥ 0 among those of `dtype` whose last bit is this one.
+
+    It is off by at most a unit in the last place of `dtype`, where rounding is by half of one.
+    """
+    unit = _last_unit(dtype)
+    offset = jnp.where(bit, unit, 0)
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) - offset + unit
+    return jax.lax.bitcast_convert_type((bits & -2 * unit) + offset, jnp.float32)
+
+
+def last_bit(x: Float[Array, ...], dtype: jnp.dtype) -> Bool[Array, ...]:
+    """The last bit of float32 numbers that `dtype` holds, too."""
+    return (jax.lax.bitcast_convert_type(x, jnp.int32) & _last_unit(dtype)) != 0
+
+
+def _last_unit(dtype: jnp.dtype) -> int:
+    """The last bit of a bfloat16 or float32 number among the bits of that float32 number."""
+    return 1 << 8 * (4 - jnp.dtype(dtype).itemsize)

@@ -23,9 +23,9 @@ from jgolf.model.kernels.door import Choice, choose, triton
 Rows = Array | tuple[Array, ...]
 """[..., width], or addends of that shape: they are added up as they are read."""
 
-TILE_VALUES = 2048
+TILE_VALUES = 512
 """Values of a row argument that a program holds at once: rows × width."""
-TILES_PER_SUM = 8
+TILES_PER_SUM = 32
 """Tiles that a program takes one after the other where it sums over rows: fewer partial sums to write."""
 NUM_WARPS = 2
 
@@ -39,6 +39,8 @@ class _Call(NamedTuple):
     num_addends: tuple[int, ...]
     second_is_first: bool
     first_is_input: bool
+    window: int
+    handed_on: int | None
 
 
 def rowwise(
@@ -49,6 +51,8 @@ def rowwise(
     *,
     second_is_first: bool = False,
     first_is_input: bool = False,
+    window: int = 0,
+    handed_on: int | None = None,
 ) -> tuple[Array, ...]:
     """function(*rows, *whole), where a row of the results depends on the same row of `rows` and on all of `whole`.
 
@@ -60,6 +64,10 @@ def rowwise(
       whole: arrays [1, width].
       second_is_first: the first two results are equal and differ in their gradients: written once.
       first_is_input: the first result is the first row argument: it is what is kept for the backward pass.
+      window: so many columns of the second result are returned once more; their gradient is added to the rest's as
+        it is read.
+      handed_on: the number of a row argument that is returned once more, last. Who reads it next reads that: the
+        gradients of all who do are then added up from one to the next, in passes over memory that are made anyway.
     """
     rows = tuple(row if isinstance(row, tuple) else (row,) for row in rows)
     leading, dtype = rows[0][0].shape[:-1], rows[0][0].dtype
@@ -68,11 +76,13 @@ def rowwise(
     def plain(rows: tuple, whole: tuple) -> tuple[Array, ...]:
         totals = (sum(part.astype(jnp.float32) for part in row) for row in rows)
         results = function(*totals, *(array.astype(jnp.float32) for array in whole))
-        return tuple(result.astype(_result_dtype(result, dtype)) for result in results)
+        results = tuple(result.astype(_result_dtype(result, dtype)) for result in results)
+        return _with_copies(results, rows, window, handed_on)
 
     def kernel(interpret: bool, rows: tuple, whole: tuple) -> tuple[Array, ...]:
         tile, _ = _tile_rows(rows, whole)
-        call = _Call(interpret, function, tile, tuple(map(len, rows)), second_is_first, first_is_input)
+        num_addends = tuple(map(len, rows))
+        call = _Call(interpret, function, tile, num_addends, second_is_first, first_is_input, window, handed_on)
         return _rowwise(call, rows, whole)
 
     _, obstacle = _tile_rows(flat, whole)
@@ -82,11 +92,18 @@ def rowwise(
     return tuple(result.reshape(*leading, result.shape[-1]) for result in results)
 
 
+def _with_copies(results: tuple, rows: tuple, window: int, handed_on: int | None) -> tuple[Array, ...]:
+    """The function's results, and behind them those that `rowwise` returns once more."""
+    if window:
+        results = (*results, results[1][:, :window])
+    return results if handed_on is None else (*results, *rows[handed_on])
+
+
 def _result_dtype(result: Array, dtype: jnp.dtype) -> jnp.dtype:
     return dtype if result.shape[-1] > 1 else jnp.float32
 
 
-def _tile_rows(rows: tuple[tuple[Array, ...], ...], whole: Sequence[Array]) -> tuple[int, str | None]:
+def _tile_rows(rows: tuple[tuple[Array, ...], ...], whole: Sequence[Array], num_held: int) -> tuple[int, str | None]:
     """Rows that are taken at once, or what keeps a kernel from these shapes."""
     if triton() is None:
         return 0, "this JAX has no Triton backend for Pallas"
@@ -121,22 +138,30 @@ def _forward(call, rows, whole):
     results, _ = _run(lambda inputs: (compute(*inputs), ()), call, "forward", rows, whole, (), out, [])
     kept = ((results[0],), *rows[1:]) if call.first_is_input else rows
     results = (results[0], *results) if call.second_is_first else tuple(results)
-    return results, (kept, whole)
+    return _with_copies(results, rows, call.window, call.handed_on), (kept, whole)
 
 
 @partial(jax.jit, static_argnums=0)
 def _backward(call, residuals, gradients):
     rows, whole = residuals
+    handed_on = [] if call.handed_on is None else [(gradients[-1],)]
+    gradients = gradients[: len(gradients) - len(handed_on)]
+    if call.window:
+        *gradients, of_window = gradients
+        gradients[1] = gradients[1], of_window
+    gradients = [gradient if isinstance(gradient, tuple) else (gradient,) for gradient in gradients]
 
     def differentiate(inputs):
         count = len(rows) + len(whole)
         _, vjp = jax.vjp(lambda *primals: tuple(call.function(*primals)), *inputs[:count])
-        gradients = vjp(tuple(inputs[count:]))
-        return gradients[: len(rows)], gradients[len(rows) :]
+        found = list(vjp(tuple(inputs[count : count + len(gradients)])))
+        for gradient in inputs[count + len(gradients) :]:
+            found[call.handed_on] = found[call.handed_on] + gradient
+        return found[: len(rows)], found[len(rows) :]
 
     out = [(*row[0].shape, row[0].dtype) for row in rows]
     widths = [array.shape[1] for array in whole]
-    results, sums = _run(differentiate, call, "backward", rows, whole, gradients, out, widths)
+    results, sums = _run(differentiate, call, "backward", rows, whole, (*gradients, *handed_on), out, widths)
     gradients = tuple((result,) * count for result, count in zip(results, call.num_addends, strict=True))
     return gradients, tuple(sums)
 
@@ -146,19 +171,21 @@ _rowwise.defvjp(_forward, _backward)
 
 def _run(compute, call, direction, rows, whole, more_rows, out_rows, out_sums) -> tuple[list[Array], list[Array]]:
     """compute(inputs) → (row results, sums over rows) on every tile of rows; the sums are totalled."""
-    row_parts = [part for row in rows for part in row]
+    row_parts, more_parts = ([part for row in group for part in row] for group in (rows, more_rows))
     tiles = TILES_PER_SUM if out_sums else 1
     block = call.tile * tiles
 
     def kernel(*refs):
-        inputs_refs, outputs = refs[: len(row_parts) + len(whole) + len(more_rows)], refs[-len(out_rows + out_sums) :]
+        inputs_refs, outputs = refs[: len(row_parts + [*whole] + more_parts)], refs[-len(out_rows + out_sums) :]
 
         def run_tile(i, sums):
             here = pl.ds(i * call.tile, call.tile)
             rest = list(inputs_refs)
-            inputs = [sum(rest.pop(0)[here, :].astype(jnp.float32) for _ in row) for row in rows]
-            inputs += [rest.pop(0)[...] for _ in whole]
-            inputs += [ref[here, :].astype(jnp.float32) for ref in rest]
+
+            def total(row):
+                return sum(_load(rest.pop(0), here, row[0].shape[1]) for _ in row)
+
+            inputs = [*map(total, rows), *(rest.pop(0)[...] for _ in whole), *map(total, more_rows)]
             results, new_sums = compute(inputs)
             for ref, result in zip(outputs, results, strict=False):
                 ref[here, :] = result.astype(ref.dtype)
@@ -180,13 +207,22 @@ def _run(compute, call, direction, rows, whole, more_rows, out_rows, out_sums) -
         in_specs=[
             *map(tiled, row_parts),
             *(pl.BlockSpec(array.shape, lambda i: (0, 0)) for array in whole),
-            *map(tiled, more_rows),
+            *map(tiled, more_parts),
         ],
         out_specs=[*map(tiled, out_shapes), *(pl.BlockSpec((1, width), lambda i: (i, 0)) for width in out_sums)],
         out_shape=out_shapes + [jax.ShapeDtypeStruct((num_blocks, width), jnp.float32) for width in out_sums],
         compiler_params=triton().CompilerParams(num_warps=NUM_WARPS, num_stages=1),
         interpret=call.interpret,
         name=f"{call.function.__name__}_{direction}",
-    )(*row_parts, *whole, *more_rows)
+    )(*row_parts, *whole, *more_parts)
     sums = [jnp.sum(partial_sums, axis=0, keepdims=True) for partial_sums in results[len(out_rows) :]]
     return results[: len(out_rows)], sums
+
+
+def _load(ref, rows: pl.Slice, width: int) -> Array:
+    """Rows of an array of this width; a narrower one is filled up with zeros."""
+    if ref.shape[1] == width:
+        return ref[rows, :].astype(jnp.float32)
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (rows.size, width), axis) for axis in (0, 1))
+    here = ref.at[rows.start + row, jnp.minimum(column, ref.shape[1] - 1)]
+    return triton().load(here, mask=column < ref.shape[1], other=0.0).astype(jnp.float32)

@@ -1,0 +1,145 @@
+"""From hidden states to logits and losses, the logits passed over once. Shapes as in plain.py.
+
+The logits are the widest array of all. Where a loss is differentiated, the kernel that reads a row of them for the
+loss writes their gradient in the same pass, over them: it is known but for one factor a position, the gradient of
+the loss, and that may as well multiply the narrower arrays later.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, Int
+
+from jgolf.model.kernels.door import Choice, choose, triton
+from jgolf.model.kernels.products import matmul_gradients, product
+
+TILE_VALUES = 8192
+"""Logits that a program holds at once."""
+NUM_WARPS = 8
+LARGEST_SHIFT = 40.0
+"""A cap up to which no logit is so far below the cap that its exponential vanishes: the row's maximum is not needed."""
+
+
+def softcap(logits: Float[Array, ...], cap: float) -> Float[Array, ...]:
+    """cap · tanh(logits / cap), float32; a cap of 0 leaves them as they are."""
+    logits = logits.astype(jnp.float32)
+    return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def token_nll(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    """Negative log likelihood in nats of each target, float32."""
+    picked = jnp.take_along_axis(logits, targets[..., None].astype(jnp.int32), axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def head_losses(
+    choice: Choice, cap: float, hidden: Float[Array, "B T D"], kernel: Float[Array, "D V"], targets: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """`token_nll` of the softcapped logits hidden @ kernel.
+
+    Args:
+      choice: which forms are allowed.
+      cap: of the logits; 0 for none.
+      hidden, kernel: normalised hidden states, and the head's kernel.
+      targets: ids of the tokens that follow.
+    """
+    return choose(
+        choice,
+        "loss",
+        partial(plain_head_losses, cap),
+        lambda interpret, *arrays: _head_losses(interpret, cap, *arrays),
+        _obstacle(choice, hidden, kernel),
+        *(hidden, kernel, targets),
+    )
+
+
+def plain_head_losses(cap: float, hidden: Array, kernel: Array, targets: Array) -> Array:
+    """`head_losses` in ordinary JAX."""
+    return token_nll(softcap(product(hidden, kernel), cap), targets)
+
+
+def _obstacle(choice: Choice, hidden: Float[Array, "B T D"], kernel: Float[Array, "D V"]) -> str | None:
+    vocab_size, positions = kernel.shape[1], hidden.size // hidden.shape[-1]
+    if choice != "interpret" and hidden.dtype != jnp.bfloat16:
+        return f"it is made for bfloat16, not for {hidden.dtype}"
+    if vocab_size & (vocab_size - 1):
+        return f"the vocabulary has to be a power of two, not {vocab_size}"
+    if positions % _tile_rows(vocab_size):
+        return f"the number of tokens has to be a multiple of {_tile_rows(vocab_size)}, not {positions}"
+    return None if triton() else "this JAX has no Triton backend for Pallas"
+
+
+def _tile_rows(vocab_size: int) -> int:
+    return max(1, TILE_VALUES // vocab_size)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _head_losses(interpret: bool, cap: float, hidden: Array, kernel: Array, targets: Array) -> Array:
+    return _pass_over_logits(interpret, cap, False, product(hidden, kernel), targets)[0]
+
+
+def _forward(interpret, cap, hidden, kernel, targets):
+    losses, logits_gradient = _pass_over_logits(interpret, cap, True, product(hidden, kernel), targets)
+    return losses, (hidden, kernel, logits_gradient)
+
+
+def _backward(interpret, cap, residuals, gradient):
+    hidden, kernel, logits_gradient = residuals
+    factor = gradient[..., None].astype(jnp.float32)
+    scaled = (factor * hidden).astype(hidden.dtype)
+    hidden_gradient, kernel_gradient = matmul_gradients(scaled, kernel, logits_gradient)
+    return (factor * hidden_gradient).astype(hidden.dtype), kernel_gradient, None
+
+
+_head_losses.defvjp(_forward, _backward)
+
+
+def _pass_over_logits(
+    interpret: bool, cap: float, with_gradient: bool, logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
+) -> list[Array]:
+    """The losses, and in place of the logits the gradient of each row's loss."""
+    vocab_size = logits.shape[-1]
+    rows = logits.reshape(-1, vocab_size)
+    tile = _tile_rows(vocab_size)
+
+    def kernel(logits_ref, target_ref, loss_ref, *gradient_ref):
+        capped, slope = _softcap_and_slope(logits_ref[...].astype(jnp.float32), cap)
+        shift = cap if 0 < cap <= LARGEST_SHIFT else jnp.max(capped, axis=-1, keepdims=True)
+        weights = jnp.exp(capped - shift)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        is_target = jax.lax.broadcasted_iota(jnp.int32, capped.shape, 1) == target_ref[...]
+        target_logit = jnp.sum(jnp.where(is_target, capped, 0.0), axis=-1, keepdims=True)
+        loss_ref[...] = jnp.log(total) + shift - target_logit
+        for ref in gradient_ref:
+            probability = weights * (1 / total)
+            ref[...] = (slope * jnp.where(is_target, probability - 1, probability)).astype(ref.dtype)
+
+    def tiled(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((tile, width), lambda i: (i, 0))
+
+    losses = jax.ShapeDtypeStruct((len(rows), 1), jnp.float32)
+    gradient = [jax.ShapeDtypeStruct(rows.shape, rows.dtype)] if with_gradient else []
+    results = pl.pallas_call(
+        kernel,
+        grid=(len(rows) // tile,),
+        in_specs=[tiled(vocab_size), tiled(1)],
+        out_specs=[tiled(1), *(tiled(vocab_size) for _ in gradient)],
+        out_shape=[losses, *gradient],
+        input_output_aliases={0: 1} if with_gradient else {},
+        compiler_params=triton().CompilerParams(num_warps=NUM_WARPS, num_stages=1),
+        interpret=interpret,
+        name="losses_and_gradients" if with_gradient else "losses",
+    )(rows, targets.reshape(-1, 1).astype(jnp.int32))
+    return [result.reshape(*targets.shape, *shape) for result, shape in zip(results, ((), (vocab_size,)), strict=False)]
+
+
+def _softcap_and_slope(logits: Array, cap: float) -> tuple[Array, Array | float]:
+    """`softcap` and its derivative; tanh(x) = 2σ(2x) − 1 takes one exponential."""
+    if not cap:
+        return logits, 1.0
+    share = 1 / (1 + jnp.exp(-2 / cap * logits))
+    return cap * (2 * share - 1), 4 * share * (1 - share)
