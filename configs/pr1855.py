@@ -68,6 +68,7 @@ def config() -> Config:
             "model.xsa_layers": tuple(range(11)),
             "model.q_gain": 5.0,
             "model.rope_frequency_dtype": "bfloat16",
+            "model.repeatable": False,
             "optim.muon.learning_rate": 0.026,
             "optim.muon.momentum": 0.97,
             "optim.muon.momentum_warmup_start": 0.92,

@@ -7,15 +7,23 @@ from pathlib import Path
 
 import jax
 
-GPU_OPTIONS = {
+GPU_OPTIONS: dict[str, bool | str] = {
     # cuBLAS has been as fast in every product of the network, and trying the alternatives takes 10 s.
     "xla_gpu_enable_triton_gemm": False,
 }
+NO_GRAPHS = {"xla_gpu_enable_command_buffer": ""}
+"""Kernels are started one by one: where they are long, bringing CUDA graphs up to date takes longer than that."""
 
 
-def options() -> dict[str, bool]:
-    """XLA's options for this machine, as `jax.jit` and `Lowered.compile` take them (`compiler_options`)."""
-    return GPU_OPTIONS if jax.default_backend() == "gpu" else {}
+def options(long_kernels: bool = False) -> dict[str, bool | str]:
+    """XLA's options for this machine, as `jax.jit` and `Lowered.compile` take them (`compiler_options`).
+
+    Args:
+      long_kernels: the device has more to do in most kernels than the host to start them.
+    """
+    if jax.default_backend() != "gpu":
+        return {}
+    return GPU_OPTIONS | NO_GRAPHS if long_kernels else GPU_OPTIONS
 
 
 def keep_programs() -> None:

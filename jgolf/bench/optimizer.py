@@ -62,7 +62,7 @@ def measure_optimizer(config: Config, runs: int, command: str, reference: Path |
     }
     figures = [timed(name, timing) for name, timing in parts.items()]
     shapes = parameter_shapes(config.model)
-    matrices = Counter(tuple(sorted(shape)) for path, shape in shapes.items() if rule_of(path).group == "muon")
+    matrices = Counter(shape for path, shape in shapes.items() if rule_of(path).group == "muon")
     figures += [
         _newton_schulz_figure(config.optim.muon, count, shape, runs) for shape, count in sorted(matrices.items())
     ]

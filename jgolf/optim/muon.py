@@ -45,9 +45,10 @@ def newton_schulz(
     coefficients: Coefficients = COEFFICIENTS["standard"],
     round_each: bool = False,
 ) -> Float[Array, "n a b"]:
-    """Approximately orthogonalizes a batch of matrices with a ≤ b: singular values move towards 1.
+    """Approximately orthogonalizes a batch of matrices: singular values move towards 1.
 
-    X = G / (‖G‖ + ε), then in every iteration A = XXᵀ, X ← aX + (bA + cA²)X, in `dtype`.
+    X = G / (‖G‖ + ε), then in every iteration A = XXᵀ, X ← aX + (bA + cA²)X, in `dtype`; where a > b, the same of the
+    transpose: A = XᵀX, X ← aX + X(bA + cA²).
 
     Args:
       matrices: G.
@@ -72,11 +73,14 @@ def newton_schulz(
         # In float32: the coefficients themselves must not be rounded to bfloat16.
         return between(scale * x.astype(jnp.float32))
 
+    is_tall = matrices.shape[1] > matrices.shape[2]
+
     def iterate(x: Array, a: float | Array, b: float | Array, c: float | Array) -> Array:
-        gram = jnp.einsum("nij,nkj->nik", x, x, precision=precision)
+        gram = jnp.einsum("nji,njk->nik" if is_tall else "nij,nkj->nik", x, x, precision=precision)
         squared = jnp.einsum("nij,njk->nik", gram, gram, precision=precision)
         polynomial = (times(b, gram) + times(c, squared)).astype(dtype)
-        product = jnp.einsum("nij,njk->nik", polynomial, x, precision=precision)
+        left, right = (x, polynomial) if is_tall else (polynomial, x)
+        product = jnp.einsum("nij,njk->nik", left, right, precision=precision)
         return (times(a, x) + product.astype(jnp.float32)).astype(dtype)
 
     matrices = between(matrices.astype(jnp.float32))
@@ -114,18 +118,15 @@ def share_over_devices(orthogonalize: Batched, axis_name: str) -> Batched:
 
 
 def orthogonalize_tree(tree: dict[str, Float[Array, "i o"]], orthogonalize: Batched) -> dict[str, Float[Array, "i o"]]:
-    """Applies `orthogonalize` to every matrix of a tree, in one batch for each shape.
-
-    A tall matrix is handled as its transpose, so a matrix and its transpose share a batch.
-    """
+    """Applies `orthogonalize` to every matrix of a tree, in one batch for each shape."""
     leaves, structure = jax.tree.flatten(tree)
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, leaf in enumerate(leaves):
-        by_shape[tuple(sorted(leaf.shape))].append(index)
-    for shape, indices in by_shape.items():
-        stacked = jnp.stack([leaves[i] if leaves[i].shape == shape else leaves[i].T for i in indices])
+        by_shape[leaf.shape].append(index)
+    for indices in by_shape.values():
+        stacked = jnp.stack([leaves[i] for i in indices])
         for i, result in zip(indices, orthogonalize(stacked), strict=True):
-            leaves[i] = result if leaves[i].shape == shape else result.T
+            leaves[i] = result
     return jax.tree.unflatten(structure, leaves)
 
 

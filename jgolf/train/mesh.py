@@ -142,7 +142,9 @@ class CompiledStep:
         """Compiles for arguments shaped and placed like `state` and `batch`."""
         self._sharding = NamedSharding(mesh, P(AXIS))
         self._num_local = len(mesh.local_devices)
-        self.compiled = lower_step(config, mesh, state, batch).compile(compiler_options=compiling.options())
+        self.compiled = lower_step(config, mesh, state, batch).compile(
+            compiler_options=compiling.options(long_kernels=True)
+        )
 
     def __call__(
         self, state: TrainState, batch: Batch, elapsed_s: float = 0.0, stop: bool = False

@@ -32,11 +32,9 @@ def polar(golden):
 
 
 def orthogonalized(matrices, **options):
-    """`newton_schulz` of one matrix or a batch, lying or standing."""
-    standing = matrices.shape[-2] > matrices.shape[-1]
-    lying = jnp.asarray(matrices.mT if standing else matrices).reshape(-1, *sorted(matrices.shape[-2:]))
-    found = np.asarray(newton_schulz(lying, coefficients=POLAR_EXPRESS, **options), np.float32)
-    return (found.mT if standing else found).reshape(matrices.shape)
+    """`newton_schulz` of one matrix or a batch."""
+    batch = jnp.asarray(matrices).reshape(-1, *matrices.shape[-2:])
+    return np.asarray(newton_schulz(batch, coefficients=POLAR_EXPRESS, **options), np.float32).reshape(matrices.shape)
 
 
 def distance(found, expected):
@@ -60,7 +58,7 @@ def test_a_tall_matrix_is_orthogonalized_as_its_transpose(arrays):
     tree = {"wide": jnp.asarray(arrays["g"]), "tall": jnp.asarray(arrays["g"].T)}
     found = orthogonalize_tree(tree, lambda matrices: newton_schulz(matrices, dtype="float32"))
     np.testing.assert_allclose(found["tall"], arrays["gT_out_f32"], atol=2e-5)
-    np.testing.assert_array_equal(found["tall"], found["wide"].T)
+    np.testing.assert_allclose(found["tall"], found["wide"].T, atol=2e-6)
 
 
 @pytest.mark.parametrize("tag", [*FULL_RANK, "zero", "rank1"])

@@ -103,7 +103,7 @@ def _result_dtype(result: Array, dtype: jnp.dtype) -> jnp.dtype:
     return dtype if result.shape[-1] > 1 else jnp.float32
 
 
-def _tile_rows(rows: tuple[tuple[Array, ...], ...], whole: Sequence[Array], num_held: int) -> tuple[int, str | None]:
+def _tile_rows(rows: tuple[tuple[Array, ...], ...], whole: Sequence[Array]) -> tuple[int, str | None]:
     """Rows that are taken at once, or what keeps a kernel from these shapes."""
     if triton() is None:
         return 0, "this JAX has no Triton backend for Pallas"
