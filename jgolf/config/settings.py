@@ -284,7 +284,7 @@ class LqerConfig:
     asymmetric: Annotated[bool, Mark.AFTER_TRAINING] = False
     """The left factor in levels −2 … 1 of one step, the right one with a step for each `group`; smaller, less exact."""
     group: Annotated[int, POSITIVE, Mark.AFTER_TRAINING] = 64
-    """Values of the asymmetric form's right factor that share a step; where they do not divide it, both are symmetric."""
+    """Values of the asymmetric right factor that share a step; where they do not divide it, both are symmetric."""
     dead_columns: Annotated[bool, Mark.AFTER_TRAINING] = False
     """Correct columns that no input reaches, too, as the original does; they are of no use."""
 

@@ -110,7 +110,7 @@ def row_quantiles(weights: np.ndarray, quantiles: Sequence[float]) -> list[np.nd
 
 
 def round_to_levels(weights: np.ndarray, scales: np.ndarray, lowest: int, highest: int) -> np.ndarray:
-    """clamp(round(weights / scales), lowest, highest) as int8, half to even, with one scale a row; 0 where that is 0."""
+    """clamp(round(weights / scales), lowest, highest) as int8, half to even, one scale a row; 0 where that is 0."""
     levels = np.empty(weights.shape, np.int8)
     for rows in row_chunks(weights.shape):
         levels[rows] = _rounded(weights[rows], scales[rows], lowest, highest)
