@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from jgolf import files, rules
 from jgolf.artifact.chunks import ZSTD_LEVEL, ChunkReader, ChunkWriter
-from jgolf.artifact.codes import CODECS
+from jgolf.artifact.codes import READERS
 from jgolf.artifact.layout import CorrectionSpec, TensorSpec, decode, encode
 from jgolf.config import STORAGE_FORMS
 from jgolf.errors import ArtifactError
@@ -132,8 +132,8 @@ def _parse_header(text: bytes, source: str) -> tuple[str, dict[str, Any], list[T
         raise ArtifactError(f"{source}: the header is damaged: {error}") from None
     if not isinstance(header, dict) or set(header) != {"codec", "metadata", "tensors"}:
         raise ArtifactError(f"{source}: the header needs the entries codec, metadata and tensors, and no others")
-    if header["codec"] not in list(CODECS):
-        raise ArtifactError(f"{source}: codec {excerpt(header['codec'])}, expected one of {', '.join(CODECS)}")
+    if header["codec"] not in list(READERS):
+        raise ArtifactError(f"{source}: codec {excerpt(header['codec'])}, expected one of {', '.join(READERS)}")
     for name, kind in (("metadata", dict), ("tensors", list)):
         if not isinstance(header[name], kind):
             raise ArtifactError(f"{source}: the header's {name} is a {type(header[name]).__name__}")

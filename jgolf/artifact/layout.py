@@ -23,7 +23,7 @@ import numpy as np
 
 from jgolf import rules
 from jgolf.artifact.chunks import ChunkReader, ChunkWriter
-from jgolf.artifact.codes import CODECS
+from jgolf.artifact.codes import READERS, WRITERS
 from jgolf.config import form_bits
 from jgolf.errors import ArtifactError
 from jgolf.quantize.stored import FLOAT_TYPES, Correction, Factor, StoredTensor
@@ -128,7 +128,7 @@ def _write_integers(writer: ChunkWriter, tensors: list[StoredTensor], codec: str
         levels = tensor.values.ravel()[_order(classes)]
         parts.append(_split(levels, _class_sizes(classes)))
     groups = [np.concatenate(same_class) for same_class in zip(*parts, strict=True)]
-    CODECS[codec].write(writer, groups, tensors[0].bits)
+    WRITERS[codec](writer, groups, tensors[0].bits)
 
 
 def _read_integers(reader: ChunkReader, specs: list[TensorSpec], codec: str) -> dict[str, StoredTensor]:
@@ -151,7 +151,7 @@ def _read_integers(reader: ChunkReader, specs: list[TensorSpec], codec: str) -> 
 
 
 def _read_groups(reader: ChunkReader, sizes: Sequence[int], bits: int, codec: str) -> list[np.ndarray]:
-    groups = CODECS[codec].read(reader, sizes, bits)
+    groups = READERS[codec](reader, sizes, bits)
     if any(group.size and (group.min() < -(2 ** (bits - 1)) or group.max() >= 2 ** (bits - 1)) for group in groups):
         raise ArtifactError(f"{reader.source}: some levels do not fit into {bits} bits")
     return groups
@@ -196,7 +196,7 @@ def _write_corrections(writer: ChunkWriter, corrections: list[Correction], codec
     factors = [factor for one in corrections for factor in (one.left, one.right)]
     _write_planes(writer, np.concatenate([factor.scales for factor in factors]))
     bits = max(CorrectionSpec.of(one).bits for one in corrections)
-    CODECS[codec].write(writer, [factor.levels.ravel() for factor in factors], bits)
+    WRITERS[codec](writer, [factor.levels.ravel() for factor in factors], bits)
 
 
 def _read_corrections(reader: ChunkReader, specs: list[TensorSpec], codec: str) -> Iterator[Correction]:

@@ -172,7 +172,7 @@ def _compress(
     model, wanted = scoring_model(config.model), options.calibration_tokens
     if options.budget is None:
         show = progress_bar(f"what the matrices of {average} read")
-        with clock.lap("quantize"), activity("quantizing"):
+        with clock.lap("quantize"), contextlib.nullcontext() if config.quantize.gptq else activity("quantizing"):
             stored = quantize_run(config, model, params, wanted, show)
         with activity("packing"):
             return stored, pack(stored), None
