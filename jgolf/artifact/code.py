@@ -160,6 +160,8 @@ def _parts(statement: ast.stmt) -> list[_Part]:
     if isinstance(statement, ast.ClassDef):
         methods = [node for node in statement.body if isinstance(node, FUNCTIONS) and not node.name.startswith("__")]
         methods = [] if statement.bases else methods
+        if all(node in methods or _is_string(node) for node in statement.body):
+            methods = methods[1:]  # something has to be left
         rest = [child for child in ast.iter_child_nodes(statement) if child not in methods]
         head = _Part(frozenset({statement.name}), tuple(rest), statement)
         return [head, *(_Part(frozenset({method.name}), (method,), statement, is_method=True) for method in methods)]
@@ -194,13 +196,17 @@ def _lines(statement: ast.stmt) -> range:
 
 
 def _docstrings(tree: ast.AST) -> Iterator[ast.stmt]:
-    """Strings that stand alone, but for those that are all that there is of a definition."""
+    """Strings that stand alone, but for one where a definition consists of nothing else."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        for statement in body if isinstance(body, list) and (len(body) > 1 or isinstance(node, ast.Module)) else []:
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                if isinstance(statement.value.value, str):
-                    yield statement
+        if isinstance(body, list):
+            strings = [statement for statement in body if _is_string(statement)]
+            yield from strings if len(strings) < len(body) or isinstance(node, ast.Module) else strings[1:]
+
+
+def _is_string(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def _comment_lines(text: str) -> Iterator[int]:

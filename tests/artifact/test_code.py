@@ -29,7 +29,8 @@ PACKAGE = {
         "class Loader:\n    '''Reads.'''\n    size: int = deep.x\n    '''Of it.'''\n"
         "    def __init__(self, name): pass\n    def read(self, key):\n        from golf.deeper import y\n"
         "    @property\n    def by_name(self): pass\n    @staticmethod\n    def unread(): pass\n"
-        "class Child(Base):\n    def unread(self): pass\nCHILD = Child\nprint(Base, CHILD)\n"
+        "class Left:\n    '''Not empty.'''\n    def unread(self): pass\n    def unread_too(self): pass\n"
+        "class Child(Base):\n    def unread(self): pass\nCHILD = Child\nprint(Base, CHILD, Left)\n"
     ),
     "deep.py": "x = 1\n",
     "deeper.py": "y = 1\nz = 2\n",
@@ -67,7 +68,8 @@ def test_follows_what_is_used_and_nothing_else(package):
             "import golf.deep as deep\nclass Base:\n    '''Only a docstring.'''\n\n"
             "class Loader:\n    size: int = deep.x\n    def __init__(self, name): pass\n"
             "    def read(self, key):\n        from golf.deeper import y\n    @property\n    def by_name(self): pass\n"
-            "class Child(Base):\n    def unread(self): pass\nCHILD = Child\nprint(Base, CHILD)\n"
+            "class Left:\n    def unread(self): pass\n"
+            "class Child(Base):\n    def unread(self): pass\nCHILD = Child\nprint(Base, CHILD, Left)\n"
         ),
         "deep.py": "x = 1\n",
         "deeper.py": "y = 1\n",
