@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Reader:
       writes: whether it changes files beside the damaged one, so that each trial begins with a copy of its own.
       share: of all mutations, in parts; less for what takes long.
       needs: the package without which it cannot be tried.
+      program: the same for a program.
     """
 
     name: str
@@ -45,10 +47,11 @@ class Reader:
     writes: bool = False
     share: float = 1.0
     needs: str = "numpy"
+    program: str = "sh"
 
     @property
     def is_there(self) -> bool:
-        return importlib.util.find_spec(self.needs) is not None
+        return importlib.util.find_spec(self.needs) is not None and shutil.which(self.program) is not None
 
 
 ARTIFACTS = (
@@ -247,6 +250,14 @@ PYTORCH = (
         reading.read_reference,
         {"model.ptz": bombs.reference_bomb},
         share=0.2,
+    ),
+    Reader(
+        "artifact of #1855",
+        examples.write_per_group,
+        reading.read_reference,
+        {"model.ptz": damage.damaged_file},
+        share=0.03,
+        program="lrzip",
     ),
 )
 PYTORCH = tuple(dataclasses.replace(reader, needs="torch") for reader in PYTORCH)
