@@ -154,13 +154,20 @@ def fake_quantize(params: Params, rules: QuantizeConfig) -> Params:
     return _fake.fake_quantize(params, rules)
 
 
-def quantize(params: Mapping[str, Array | np.ndarray], rules: QuantizeConfig) -> dict[str, StoredTensor]:
-    """Every parameter in its storage form, with a search for the best clip. On the host.
+def quantize(
+    params: Mapping[str, Array | np.ndarray], rules: QuantizeConfig, moments: Mapping[str, np.ndarray] | None = None
+) -> dict[str, StoredTensor]:
+    """Every parameter in its storage form. On the host.
+
+    Args:
+      params: path → array.
+      rules: forms, steps, rounding, corrections.
+      moments: for GPTQ, what `jgolf.quantize.curvature.input_moments` gives: path → Σ x xᵀ over the inputs of a matrix.
 
     Raises:
       ArtifactError: a parameter is not finite, or too large for its form.
     """
-    return _export.quantize({path: np.asarray(values) for path, values in params.items()}, rules)
+    return _export.quantize({path: np.asarray(values) for path, values in params.items()}, rules, moments)
 
 
 def dequantize(stored: Mapping[str, StoredTensor]) -> dict[str, np.ndarray]:

@@ -119,10 +119,12 @@ def kind_of(path: str | Path) -> Kind:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
     if start == container.MAGIC:
         return "jgolf"
-    if compressed.method_of(start) is not None:
+    if compressed.method_of(start) is not None or start == compressed.PER_GROUP_MAGIC:
         return "ptz"
     if start.startswith(PYTORCH_MAGICS):
         return "pt"
+    if start and path.suffix == ".ptz":  # brotli, whose data begin with anything
+        return "ptz"
     found = f"starts with {start!r}" if start else "an empty file"
     raise ArtifactError(
         f"{path}: {found}, expected a run directory, a jgolf artifact (.jgolf), a PyTorch state dict "

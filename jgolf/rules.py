@@ -17,9 +17,12 @@ from typing import Literal
 from jgolf.config import QuantizeConfig, form_bits
 from jgolf.errors import ArtifactError
 
-Kind = Literal["attention", "mlp", "embedding", "table", "table_projection", "control"]
+Kind = Literal["attention", "mlp", "embedding", "table", "table_projection", "gate", "control"]
 Group = Literal["muon", "adamw_token", "adamw_scalar", "adamw_head"]
 Curvature = Literal["gradients", "token lookups", "pair lookups", "nothing"]
+
+GATE_SIZES = range(32, 8193)
+"""Numbers of values of the attention gates that have a form of their own; other gates have that of controls."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ RULES = (
     _control("blocks/{}/mlp_scale", 1.0),
     _control("blocks/{}/resid_mix", FirstRow()),
     _control("blocks/{}/attn/q_gain", Setting("q_gain")),
-    _control("blocks/{}/attn/gate", 0.0),
+    Rule("blocks/{}/attn/gate", "gate", "adamw_scalar", Constant(0.0)),
     _matrix("blocks/{}/attn/q_proj/kernel", "attention"),
     _matrix("blocks/{}/attn/k_proj/kernel", "attention"),
     _matrix("blocks/{}/attn/v_proj/kernel", "attention"),
@@ -141,10 +144,10 @@ def rule_of(path: str) -> Rule:
 
 def storage_form(path: str, shape: tuple[int, ...], quantize: QuantizeConfig) -> str:
     """The form in which an artifact holds a parameter: int4 … int8, fp16 or fp32."""
-    kind = rule_of(path).kind
-    if kind == "control":
+    kind, size = rule_of(path).kind, math.prod(shape)
+    if kind == "control" or (kind == "gate" and size not in GATE_SIZES):
         return quantize.control
-    if math.prod(shape) <= quantize.small_size:
+    if kind != "gate" and size <= quantize.small_size:
         return quantize.small
     return _form_of_kind(kind, quantize)
 
@@ -165,4 +168,5 @@ def _form_of_kind(kind: Kind, quantize: QuantizeConfig) -> str:
         "table_projection": quantize.attention,
         "embedding": quantize.embedding,
         "table": quantize.table,
+        "gate": quantize.gate,
     }[kind]

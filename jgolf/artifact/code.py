@@ -1,31 +1,38 @@
-"""Which of our own source files are needed to load and score an artifact, and their bytes."""
+"""Which of our own source is needed to load and score an artifact: modules, and what of each.
+
+Found without running any of it. A statement at the top of a module that binds names (a function, a class, a constant,
+an import) is needed where one of them may be meant: by its name in its own module, imported from it by another, or as
+an attribute of whatever it may be, which a string may name too. So is a method of a class that has no base. Statements
+that bind nothing are always needed. A name that two definitions share may bring in one too many, never one too few.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Sequence
+import io
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import resolve_name
 from pathlib import Path
 
 from jgolf.errors import ArtifactError
 
 SCORING_MODULES = ("jgolf.artifact.scoring",)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def scoring_sources(entries: Sequence[str] = SCORING_MODULES, root: str | Path | None = None) -> list[Path]:
-    """Source files that `entries` need, found without running any: their imports, theirs, and so on.
+def needed_code(entries: Sequence[str] = SCORING_MODULES, root: str | Path | None = None) -> dict[str, str]:
+    """The source that `entries` need, without docstrings and lines of comment: path below `root` → text.
 
-    Only modules of the entries' own package count. Imports at the top of a module are always followed.
-    Imports inside a function or class are followed where something reached may use it: everything
-    defined in an entry is reached, and so is every definition whose name occurs in what is reached.
-    A name that two modules share may thus bring in a file too many, never one too few.
+    Only modules of the entries' own packages are followed; all of an entry counts as needed.
 
     Args:
       entries: dotted names of the modules that load and score an artifact.
       root: folder that holds the package; where this one lies if None.
 
     Returns:
-      Sorted paths, with the `__init__.py` of each package on the way.
+      Sorted by path, with the `__init__.py` of each package on the way.
 
     Raises:
       ArtifactError: there is no such module.
@@ -34,24 +41,146 @@ def scoring_sources(entries: Sequence[str] = SCORING_MODULES, root: str | Path |
     for entry in entries:
         if _source(entry, root) is None:
             raise ArtifactError(f"{root}: no module {entry} is there to count the code of")
-    reached = {entry: set(_definitions(_parse(entry, root))) for entry in entries}
-    while True:
-        known = {module: set(names) for module, names in reached.items()}
-        used: set[str] = set()
-        for module, names in known.items():
-            for node in _reached_nodes(_parse(module, root), names):
-                used |= _names(node)
-                for imported in _imports(node, module, root):
-                    reached.setdefault(imported, set())
-        for module in reached:
-            reached[module] |= used & set(_definitions(_parse(module, root)))
-        if reached == known:
-            return sorted(_source(module, root) for module in reached)
+    modules = {entry: _Module(entry, root, whole=True) for entry in entries}
+    attributes: set[str] = set()
+    grown = True
+    while grown:
+        grown = False
+        for module in [*modules.values()]:
+            for part in module.newly_needed(attributes):
+                grown = True
+                attributes |= {name for node in part.walk() for name in _attributes(node)}
+                for imported, names in part.imports(module, root):
+                    if imported not in modules:
+                        modules[imported] = _Module(imported, root)
+                    modules[imported].names |= names
+    texts = {module.path.relative_to(root).as_posix(): module.needed_text() for module in modules.values()}
+    return dict(sorted(texts.items()))
 
 
-def code_bytes(sources: Iterable[Path]) -> int:
-    """Bytes of all `sources`, as the challenge counts code."""
-    return sum(path.stat().st_size for path in sources)
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What is needed as a whole or not at all.
+
+    Attributes:
+      names: that it binds; None where it is needed whatever is.
+      nodes: that it consists of.
+      statement: that it is, or is a part of: a class of its methods, an import of the names that it imports.
+    """
+
+    names: frozenset[str] | None
+    nodes: tuple[ast.AST, ...]
+    statement: ast.stmt
+    is_method: bool = False
+
+    def walk(self) -> Iterator[ast.AST]:
+        return (child for node in self.nodes for child in ast.walk(node))
+
+    def imports(self, module: _Module, root: Path) -> Iterator[tuple[str, set[str]]]:
+        """Modules of the same package that it imports, with the packages that hold them, and the names from each."""
+        found = [self.statement] if isinstance(self.nodes[0], ast.alias) else []
+        for node in (*found, *self.walk()):
+            aliases = [self.nodes[0]] if found and node is self.statement else getattr(node, "names", [])
+            if isinstance(node, ast.Import):
+                wanted = [(alias.name, set()) for alias in aliases]
+            elif isinstance(node, ast.ImportFrom):
+                package = module.name if module.path.name == "__init__.py" else module.name.rpartition(".")[0]
+                base = resolve_name("." * node.level + (node.module or ""), package)
+                wanted = [(base, {alias.name for alias in aliases})]
+                wanted += [(f"{base}.{alias.name}", set()) for alias in aliases]
+            else:
+                continue
+            for name, names in wanted:
+                parts = name.split(".")
+                if parts[0] != module.name.split(".")[0]:
+                    continue
+                for length in range(1, len(parts) + 1):
+                    prefix = ".".join(parts[:length])
+                    if _source(prefix, root):
+                        yield prefix, names if prefix == name else set()
+
+
+class _Module:
+    """A module's source, and what of it is needed.
+
+    Attributes:
+      names: that are used in it or imported from it.
+    """
+
+    def __init__(self, name: str, root: Path, whole: bool = False):
+        self.name, self.path, self._whole = name, _source(name, root), whole
+        self._text = self.path.read_text(encoding="utf-8")
+        self._tree = ast.parse(self._text)
+        self._parts = [part for statement in self._tree.body for part in _parts(statement)]
+        self._needed: set[_Part] = set()
+        self.names: set[str] = set()
+
+    def newly_needed(self, attributes: set[str]) -> list[_Part]:
+        """The parts that turn out to be needed, given the attributes that anything has."""
+        found = [part for part in self._parts if part not in self._needed and self._may_be_meant(part, attributes)]
+        self._needed |= set(found)
+        self.names |= {node.id for part in found for node in part.walk() if isinstance(node, ast.Name)}
+        return found
+
+    def _may_be_meant(self, part: _Part, attributes: set[str]) -> bool:
+        if part.names is None or (self._whole and not isinstance(part.nodes[0], ast.alias)):
+            return True
+        return not part.names.isdisjoint(attributes if part.is_method else self.names | attributes)
+
+    def needed_text(self) -> str:
+        lines = self._text.splitlines()
+        changed: dict[int, str] = {}
+        dropped = set(_comment_lines(self._text)) | {line for part in _docstrings(self._tree) for line in _lines(part)}
+        for part in self._parts:
+            statement = part.nodes[0] if part.is_method else part.statement
+            if isinstance(part.nodes[0], ast.alias):
+                kept = [other.nodes[0] for other in self._needed if other.statement is statement]
+                if len(kept) == len(statement.names):
+                    continue
+                dropped |= set(_lines(statement))
+                if kept:
+                    statement.names = [alias for alias in statement.names if alias in kept]
+                    changed[statement.lineno - 1] = ast.unparse(statement)
+            elif part not in self._needed:
+                dropped |= set(_lines(statement))
+        kept_lines = (
+            changed.get(number, line) for number, line in enumerate(lines) if number in changed or number not in dropped
+        )
+        return _without_gaps(kept_lines)
+
+
+def _parts(statement: ast.stmt) -> list[_Part]:
+    if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
+        return [_Part(None, (statement,), statement)]
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return [
+            _Part(frozenset({alias.asname or alias.name.split(".")[0]}), (alias,), statement)
+            for alias in statement.names
+        ]
+    if isinstance(statement, ast.ClassDef):
+        methods = [node for node in statement.body if isinstance(node, FUNCTIONS) and not node.name.startswith("__")]
+        methods = [] if statement.bases else methods
+        if all(node in methods or _is_string(node) for node in statement.body):
+            methods = methods[1:]  # something has to be left
+        rest = [child for child in ast.iter_child_nodes(statement) if child not in methods]
+        head = _Part(frozenset({statement.name}), tuple(rest), statement)
+        return [head, *(_Part(frozenset({method.name}), (method,), statement, is_method=True) for method in methods)]
+    if isinstance(statement, FUNCTIONS):
+        return [_Part(frozenset({statement.name}), (statement,), statement)]
+    targets = {ast.Assign: "targets", ast.AnnAssign: "target"}.get(type(statement))
+    bound = getattr(statement, targets) if targets else None
+    bound = bound if isinstance(bound, list) else [bound]
+    names = {node.id for target in bound if target for node in ast.walk(target) if isinstance(node, ast.Name)}
+    return [_Part(frozenset(names) or None, (statement,), statement)]
+
+
+def _attributes(node: ast.AST) -> set[str]:
+    """Names by which `node` may mean a definition of any module."""
+    if isinstance(node, ast.Attribute):
+        return {node.attr}
+    if isinstance(node, ast.keyword) and node.arg:
+        return {node.arg}
+    return {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
 
 
 def _source(module: str, root: Path) -> Path | None:
@@ -60,41 +189,37 @@ def _source(module: str, root: Path) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _parse(module: str, root: Path) -> ast.Module:
-    return ast.parse(_source(module, root).read_text())
+def _lines(statement: ast.stmt) -> range:
+    """Numbers of a statement's lines, from 0."""
+    first = min([statement.lineno, *(node.lineno for node in getattr(statement, "decorator_list", []))])
+    return range(first - 1, statement.end_lineno)
 
 
-def _definitions(tree: ast.Module) -> dict[str, ast.stmt]:
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return {node.name: node for node in tree.body if isinstance(node, kinds)}
+def _docstrings(tree: ast.AST) -> Iterator[ast.stmt]:
+    """Strings that stand alone, but for one where a definition consists of nothing else."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            strings = [statement for statement in body if _is_string(statement)]
+            yield from strings if len(strings) < len(body) or isinstance(node, ast.Module) else strings[1:]
 
 
-def _reached_nodes(tree: ast.Module, names: set[str]) -> list[ast.stmt]:
-    """The module's statements and those of its definitions that are in `names`."""
-    definitions = _definitions(tree).values()
-    return [node for node in tree.body if node not in definitions or node.name in names]
+def _is_string(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
-def _names(node: ast.stmt) -> set[str]:
-    """Every name that `node` may use a definition by, renamed imports included."""
-    names = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
-    names |= {child.attr for child in ast.walk(node) if isinstance(child, ast.Attribute)}
-    return names | {child.name for child in ast.walk(node) if isinstance(child, ast.alias) and child.asname}
+def _comment_lines(text: str) -> Iterator[int]:
+    """Numbers of the lines that hold a comment alone, from 0."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#"):
+            yield token.start[0] - 1
 
 
-def _imports(node: ast.stmt, module: str, root: Path) -> Iterator[str]:
-    """Modules of the same package that `node` imports, and the packages that hold them."""
-    for child in ast.walk(node):
-        if isinstance(child, ast.Import):
-            wanted = [alias.name for alias in child.names]
-        elif isinstance(child, ast.ImportFrom):
-            package = module if _source(module, root).name == "__init__.py" else module.rpartition(".")[0]
-            base = resolve_name("." * child.level + (child.module or ""), package)
-            wanted = [base, *(f"{base}.{alias.name}" for alias in child.names)]
-        else:
-            continue
-        for name in wanted:
-            parts = name.split(".")
-            if parts[0] == module.split(".")[0]:
-                prefixes = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
-                yield from (prefix for prefix in prefixes if _source(prefix, root))
+def _without_gaps(lines: Iterator[str]) -> str:
+    """The lines with at most one empty one in a row, and none at the start and the end."""
+    kept: list[str] = []
+    for line in lines:
+        if line or (kept and kept[-1]):
+            kept.append(line)
+    return "\n".join(kept).rstrip("\n") + "\n" if any(kept) else ""

@@ -7,8 +7,7 @@ what is a coin toss is taken out of the bytes (signs), and several magnitudes ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import zstandard
@@ -17,13 +16,6 @@ from jgolf.artifact.chunks import ChunkReader, ChunkWriter
 from jgolf.errors import ArtifactError, MissingExtraError
 
 Groups = list[np.ndarray]
-
-
-class Codec(NamedTuple):
-    """Writes groups of int8 levels of so many bits; reads groups of known sizes."""
-
-    write: Callable[[ChunkWriter, Groups, int], None]
-    read: Callable[[ChunkReader, Sequence[int], int], Groups]
 
 
 # --- zstd ------------------------------------------------------------------------------------
@@ -150,4 +142,8 @@ def _constriction():
     return constriction
 
 
-CODECS = {"zstd": Codec(write_zstd, read_zstd), "range": Codec(write_range, read_range)}
+# Apart, so that code that reads does not need what writes.
+WRITERS = {"zstd": write_zstd, "range": write_range}
+"""How groups of int8 levels of so many bits are written, by codec."""
+READERS = {"zstd": read_zstd, "range": read_range}
+"""How groups of known sizes are read."""

@@ -8,26 +8,56 @@ computed from one byte for each row and column, which the artifact holds; sampli
 out of them, so that a matrix without structure has one class and its bytes cost nothing.
 
 Floating point. Equal bytes of all values lie together: the highest ones repeat, the lowest are noise.
+
+Corrections. Their steps, then their levels, each factor a group of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from jgolf import rules
 from jgolf.artifact.chunks import ChunkReader, ChunkWriter
-from jgolf.artifact.codes import CODECS
+from jgolf.artifact.codes import READERS, WRITERS
 from jgolf.config import form_bits
 from jgolf.errors import ArtifactError
-from jgolf.quantize.stored import FLOAT_TYPES, StoredTensor
+from jgolf.quantize.stored import FLOAT_TYPES, Correction, Factor, StoredTensor
 
 CLASSES = 64
 CLASSES_PER_OCTAVE = 4
 SMALLEST_MEAN = 2.0**-5  # mean magnitudes from here …
 # … to 128 give row classes from 0 to 48; column classes are differences.
+
+
+class CorrectionSpec(NamedTuple):
+    """What the header tells about a tensor's correction: its rank, steps of each factor, bits of the widest level."""
+
+    rank: int
+    left_scales: int
+    right_scales: int
+    bits: int
+
+    @classmethod
+    def of(cls, correction: Correction) -> CorrectionSpec:
+        """Of a correction in storage form."""
+        left, right = correction.left, correction.right
+        return cls(len(right.levels), left.scales.size, right.scales.size, max(left.bits, right.bits))
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a matrix of levels of this shape may have it."""
+        return (
+            1 <= self.rank <= min(shape)
+            and 1 <= self.bits <= 8
+            and all(
+                steps >= 1 and size * self.rank % steps == 0
+                for size, steps in zip(shape, (self.left_scales, self.right_scales), strict=True)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -37,6 +67,7 @@ class TensorSpec:
     path: str
     form: str
     shape: tuple[int, ...]
+    correction: CorrectionSpec | None = None
 
     @property
     def levels_shape(self) -> tuple[int, ...]:
@@ -46,7 +77,12 @@ class TensorSpec:
     @property
     def size(self) -> int:
         """Number of values."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
+
+    @property
+    def correction_size(self) -> int:
+        """Number of levels of the correction's factors; 0 without one."""
+        return 0 if self.correction is None else self.correction.rank * sum(self.shape)
 
 
 def encode(stored: dict[str, StoredTensor], codec: str, writer: ChunkWriter) -> None:
@@ -57,6 +93,8 @@ def encode(stored: dict[str, StoredTensor], codec: str, writer: ChunkWriter) -> 
             _write_planes(writer, np.concatenate([tensor.values.ravel() for tensor in tensors]))
         else:
             _write_integers(writer, tensors, codec)
+    if corrections := [tensor.correction for tensor in stored.values() if tensor.correction is not None]:
+        _write_corrections(writer, corrections, codec)
 
 
 def decode(specs: Sequence[TensorSpec], codec: str, reader: ChunkReader) -> dict[str, StoredTensor]:
@@ -70,6 +108,9 @@ def decode(specs: Sequence[TensorSpec], codec: str, reader: ChunkReader) -> dict
                 found[spec.path] = StoredTensor.floats(form, values.reshape(spec.shape))
         else:
             found |= _read_integers(reader, same_form, codec)
+    if corrected := [spec for spec in specs if spec.correction is not None]:
+        for spec, correction in zip(corrected, _read_corrections(reader, corrected, codec), strict=True):
+            found[spec.path] = replace(found[spec.path], correction=correction)
     return {spec.path: found[spec.path] for spec in specs}
 
 
@@ -87,7 +128,7 @@ def _write_integers(writer: ChunkWriter, tensors: list[StoredTensor], codec: str
         levels = tensor.values.ravel()[_order(classes)]
         parts.append(_split(levels, _class_sizes(classes)))
     groups = [np.concatenate(same_class) for same_class in zip(*parts, strict=True)]
-    CODECS[codec].write(writer, groups, tensors[0].bits)
+    WRITERS[codec](writer, groups, tensors[0].bits)
 
 
 def _read_integers(reader: ChunkReader, specs: list[TensorSpec], codec: str) -> dict[str, StoredTensor]:
@@ -99,9 +140,7 @@ def _read_integers(reader: ChunkReader, specs: list[TensorSpec], codec: str) -> 
     columns = _split(reader.take(f"{form} column classes", sum(widths)).view(np.int8), widths)
     classes = [_classes(*pair) for pair in zip(rows, columns, strict=True)]
     sizes = np.stack([_class_sizes(one) for one in classes])
-    groups = CODECS[codec].read(reader, sizes.sum(axis=0).tolist(), bits)
-    if any(group.size and (group.min() < -(2 ** (bits - 1)) or group.max() >= 2 ** (bits - 1)) for group in groups):
-        raise ArtifactError(f"{reader.source}: some levels do not fit into {form}")
+    groups = _read_groups(reader, sizes.sum(axis=0).tolist(), bits, codec)
     parts = zip(*(_split(group, sizes[:, i]) for i, group in enumerate(groups)), strict=True)
     found = {}
     for spec, one, levels_by_class, row_scales in zip(specs, classes, parts, scales, strict=True):
@@ -109,6 +148,13 @@ def _read_integers(reader: ChunkReader, specs: list[TensorSpec], codec: str) -> 
         levels[_order(one)] = np.concatenate(levels_by_class)
         found[spec.path] = StoredTensor.integers(spec.path, form, levels.reshape(spec.levels_shape), row_scales)
     return found
+
+
+def _read_groups(reader: ChunkReader, sizes: Sequence[int], bits: int, codec: str) -> list[np.ndarray]:
+    groups = READERS[codec](reader, sizes, bits)
+    if any(group.size and (group.min() < -(2 ** (bits - 1)) or group.max() >= 2 ** (bits - 1)) for group in groups):
+        raise ArtifactError(f"{reader.source}: some levels do not fit into {bits} bits")
+    return groups
 
 
 def level_classes(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +187,29 @@ def _class_sizes(classes: np.ndarray) -> np.ndarray:
 def _order(classes: np.ndarray) -> np.ndarray:
     """Positions sorted by class; within one class as they lie."""
     return np.argsort(classes, kind="stable")
+
+
+# --- corrections -----------------------------------------------------------------------------
+
+
+def _write_corrections(writer: ChunkWriter, corrections: list[Correction], codec: str) -> None:
+    factors = [factor for one in corrections for factor in (one.left, one.right)]
+    _write_planes(writer, np.concatenate([factor.scales for factor in factors]))
+    bits = max(CorrectionSpec.of(one).bits for one in corrections)
+    WRITERS[codec](writer, [factor.levels.ravel() for factor in factors], bits)
+
+
+def _read_corrections(reader: ChunkReader, specs: list[TensorSpec], codec: str) -> Iterator[Correction]:
+    shapes, counts = [], []
+    for spec in specs:
+        rows, columns = spec.levels_shape
+        shapes += [(rows, spec.correction.rank), (spec.correction.rank, columns)]
+        counts += [spec.correction.left_scales, spec.correction.right_scales]
+    scales = _split(_read_planes(reader, "scales of corrections", np.dtype(np.float16), sum(counts)), counts)
+    bits = max(spec.correction.bits for spec in specs)
+    levels = _read_groups(reader, [rows * columns for rows, columns in shapes], bits, codec)
+    factors = iter([Factor(one.reshape(shape), own) for one, shape, own in zip(levels, shapes, scales, strict=True)])
+    return (Correction(left, right) for left, right in zip(factors, factors, strict=True))
 
 
 # --- floating point --------------------------------------------------------------------------

@@ -107,17 +107,19 @@ def measure(
 
 
 def raw_bytes(tensor: StoredTensor) -> int:
-    """Bytes of a tensor with its bits laid end to end."""
+    """Bytes of a tensor with its bits laid end to end, its correction's too."""
     if tensor.scales is None:
         return tensor.values.nbytes
-    return -(-tensor.values.size * tensor.bits // 8) + tensor.scales.nbytes
+    parts = [(tensor.values, tensor.bits, tensor.scales), *((f.levels, f.bits, f.scales) for f in tensor.factors)]
+    return sum(-(-levels.size * bits // 8) + scales.nbytes for levels, bits, scales in parts)
 
 
 def entropy_bytes(tensor: StoredTensor) -> float:
-    """Zero-order entropy of a tensor: of its levels, and of each byte of its scales or floats."""
+    """Zero-order entropy of a tensor: of its levels, its correction's, and of each byte of scales or floats."""
     if tensor.scales is None:
         return _plane_entropy_bytes(tensor.values)
-    return _zero_order_bytes(tensor.values.view(np.uint8)) + _plane_entropy_bytes(tensor.scales)
+    parts = [(tensor.values, tensor.scales), *((factor.levels, factor.scales) for factor in tensor.factors)]
+    return sum(_zero_order_bytes(levels.view(np.uint8)) + _plane_entropy_bytes(scales) for levels, scales in parts)
 
 
 def smaller_forms(

@@ -3,8 +3,8 @@
     README.md  submission.json  train.log  model.jgolf  score.pyz
 
 `python score.pyz --tokens SHARD… --tokenizer T.model` in that folder scores the artifact, with this package's
-dependencies installed and the package itself not. Python runs a zip; this one holds our source files as they are,
-compressed together, which is what the challenge counts beside the artifact.
+dependencies installed and the package itself not. Python runs a zip; this one holds what scoring needs of our source
+files, compressed together, which is what the challenge counts beside the artifact.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from jgolf import files
-from jgolf.artifact.code import scoring_sources
+from jgolf.artifact.code import needed_code
 from jgolf.errors import JgolfError
 
 ARTIFACT_NAME = "model.jgolf"
 LOG_NAME = "train.log"
 SCORE_NAME = "score.pyz"
 SOURCES_NAME = "sources.tar.xz"
+LZMA_OF_TEXT = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "pb": 0}
 SCORE_TEXT = f'''"""Scores the artifact beside this zip: python {SCORE_NAME} --tokens SHARD... --tokenizer T.model"""
 
 import io
@@ -63,7 +64,7 @@ README_TEXT = """# {name}
 
 Scored on {tokens:,} validation tokens, {bytes:,} bytes of text. {total_bytes:,} bytes of {limit_bytes:,}:
 {artifact_bytes:,} of the artifact `model.jgolf` and {code_bytes:,} of the code, `score.pyz`: a zip that Python runs,
-with all sources as they are in its `sources.tar.xz`.
+with the sources that it needs, without their comments, in its `sources.tar.xz`.
 
 Weights: {average} of step {step} of the config `{config}`; `train.log` tells how they were trained.
 
@@ -87,18 +88,16 @@ class Submitter:
 @cache
 def code() -> bytes:
     """The code of a submission, a zip that Python runs: the same bytes from the same sources."""
-    root = Path(__file__).resolve().parents[2]
     with io.BytesIO() as packed, io.BytesIO() as buffer:
         with tarfile.open(fileobj=packed, mode="w") as archive:
-            for path in scoring_sources(root=root):
-                data = path.read_bytes()
-                entry = tarfile.TarInfo(path.relative_to(root).as_posix())  # of no date, and nobody's
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
+            for name, text in needed_code().items():
+                entry = tarfile.TarInfo(name)  # of no date, and nobody's
+                entry.size = len(text.encode())
+                archive.addfile(entry, io.BytesIO(text.encode()))
+        sources = lzma.compress(packed.getvalue(), check=lzma.CHECK_CRC32, filters=[LZMA_OF_TEXT])
         with zipfile.ZipFile(buffer, "w") as archive:
-            sources = lzma.compress(packed.getvalue(), preset=9 | lzma.PRESET_EXTREME)
-            for name, data in (("__main__.py", SCORE_TEXT.encode()), (SOURCES_NAME, sources)):
-                archive.writestr(zipfile.ZipInfo(name), data)
+            archive.writestr(zipfile.ZipInfo("__main__.py"), SCORE_TEXT, zipfile.ZIP_DEFLATED, compresslevel=9)
+            archive.writestr(zipfile.ZipInfo(SOURCES_NAME), sources)
         return buffer.getvalue()
 
 

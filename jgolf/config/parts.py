@@ -115,6 +115,17 @@ EMA = Part(
 )
 LATE_QAT = Part("late QAT", {"quantize.late_qat_start": 0.15})
 CLIP_SEARCH = Part("clip search", {"quantize.clip_percentiles": (0.999, 0.9995, 0.9999, 0.99999, 1.0)})
+SIGMA_CLIPS = Part(
+    "clips in sigmas",
+    {
+        "quantize.mlp_clip_sigmas": 11.5,
+        "quantize.attention_clip_sigmas": 13.0,
+        "quantize.embedding_clip_sigmas": 14.0,
+        "quantize.table_clip_sigmas": 12.85,
+    },
+)
+GPTQ = Part("GPTQ", {"quantize.gptq": True})
+LQER = Part("LQER", {"quantize.lqer.rank": 4})
 INT5_MLP = Part("Int5 MLP", {"quantize.mlp": "int5"}, instead={"quantize.mlp": "int6"}, exactly=("quantize.mlp",))
 
 PARTS: tuple[Part, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Part))

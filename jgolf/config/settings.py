@@ -42,6 +42,7 @@ BUCKETS = Bound(lambda value: value == 0 or value >= 2, "0 (off) or at least 2")
 SEED = Bound(lambda value: 0 <= value < 1 << 32, "from 0 to 4294967295")
 SLOPE = Bound(lambda value: 0 <= value < 1, "0 (ReLU²) or more, and below 1")
 FRACTION = Bound(lambda value: 0 <= value <= 1, "a part of the run, from 0 to 1")
+FACTOR_BITS = Bound(lambda value: 2 <= value <= 8, "from 2 to 8")
 FLOATING_POINT = Bound(lambda form: form in ("fp16", "fp32"), "fp16 or fp32")
 
 
@@ -271,6 +272,24 @@ class AverageConfig:
 
 
 @dataclass(frozen=True)
+class LqerConfig:
+    """Corrections of the matrices that rounding changes most: low-rank products that are added to them."""
+
+    rank: Annotated[int, OFF_OR_MORE, Mark.AFTER_TRAINING] = 0
+    """Singular vectors of a matrix's rounding error that are kept; 0 for no corrections."""
+    top: Annotated[int, NOT_NEGATIVE, Mark.AFTER_TRAINING] = 3
+    """Matrices that are corrected: those whose errors have the largest norms."""
+    bits: Annotated[int, FACTOR_BITS, Mark.AFTER_TRAINING] = 4
+    """Bits of a level of both factors; of the asymmetric form's left one it is always 2."""
+    asymmetric: Annotated[bool, Mark.AFTER_TRAINING] = False
+    """The left factor in levels −2 … 1 of one step, the right one with a step for each `group`; smaller, less exact."""
+    group: Annotated[int, POSITIVE, Mark.AFTER_TRAINING] = 64
+    """Values of the asymmetric right factor that share a step; where they do not divide it, both are symmetric."""
+    dead_columns: Annotated[bool, Mark.AFTER_TRAINING] = False
+    """Correct columns that no input reaches, too, as the original does; they are of no use."""
+
+
+@dataclass(frozen=True)
 class QuantizeConfig:
     """Storage of the exported weights."""
 
@@ -284,6 +303,8 @@ class QuantizeConfig:
     """Bigram and value tables."""
     control: Annotated[StorageForm, FLOATING_POINT, Mark.AFTER_TRAINING] = "fp32"
     """Vectors and scalars."""
+    gate: Annotated[StorageForm, Mark.AFTER_TRAINING] = "fp32"
+    """Attention gates of 32 to 8,192 values; integers have the largest magnitude of their row as the clip."""
     small: Annotated[StorageForm, Mark.AFTER_TRAINING] = "fp16"
     """Matrices and tables of at most small_size values."""
     small_size: Annotated[int, NOT_NEGATIVE, Mark.AFTER_TRAINING] = 65_536
@@ -294,10 +315,21 @@ class QuantizeConfig:
     """Quantile of a row's magnitudes at which Int8 rows, of tables or matrices, are clipped."""
     symmetric_levels: Annotated[bool, Mark.AFTER_TRAINING] = False
     """Export levels −c … c of an integer form, without its lowest one, −c − 1; late QAT always has them all."""
+    mlp_clip_sigmas: Annotated[float, OFF_OR_MORE, Mark.AFTER_TRAINING] = 0.0
+    """Clip of a row of an MLP matrix in its standard deviations, which sets its step; 0 searches by quantiles."""
+    attention_clip_sigmas: Annotated[float, OFF_OR_MORE, Mark.AFTER_TRAINING] = 0.0
+    """The same for attention matrices."""
+    embedding_clip_sigmas: Annotated[float, OFF_OR_MORE, Mark.AFTER_TRAINING] = 0.0
+    """The same for the token embedding and an untied head."""
+    table_clip_sigmas: Annotated[float, OFF_OR_MORE, Mark.AFTER_TRAINING] = 0.0
+    """The same for bigram and value tables and their projections."""
+    gptq: Annotated[bool, Mark.AFTER_TRAINING] = False
+    """Round the columns of a matrix one by one; later ones make up for the errors of those before, by training text."""
     scale_floor: bool = False
     """Keep every row's step at 1 / levels or more, as the reference does."""
     late_qat_start: Annotated[float, MULTIPLIER, Mark.TRACED] = 0.0
     """Train on quantized weights while the learning-rate multiplier is below this; 0 never does."""
+    lqer: LqerConfig = field(default_factory=LqerConfig)
 
 
 @dataclass(frozen=True)

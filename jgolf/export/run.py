@@ -22,7 +22,6 @@ from jgolf.artifact import container, size, submission
 from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
 from jgolf.config import Average, Config, QuantizeConfig
-from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
@@ -32,8 +31,8 @@ from jgolf.export.options import ExportOptions
 from jgolf.lock import locked
 from jgolf.progress import activity, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
+from jgolf.quantize.calibration import calibration_rows, quantize_run
 from jgolf.quantize.curvature import curvature
-from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import StoredTensor, dequantize
 from jgolf.run_dir import ARTIFACT_FILE, RESULT_FILE
 from jgolf.train.averages import averaged_params
@@ -42,8 +41,7 @@ from jgolf.train.step import TrainState
 
 UNSCORED_FILE = Path("artifact") / "unscored.jgolf"
 """The new artifact until its scores are known; what an earlier export left stays whole until then."""
-CALIBRATION_TOKENS = {"cpu": 32_768}  # where a full-size model takes seconds a thousand
-MANY_CALIBRATION_TOKENS = 262_144  # on anything else
+CURVATURE_TOKENS = 262_144
 
 
 def export_and_tell(config: Config, options: ExportOptions) -> int:
@@ -171,17 +169,19 @@ def _compress(
             artifact = Artifact.of(config, stored, fingerprint)
             return container.pack(stored, artifact.metadata(), options.codec, zstd_level)
 
+    model, wanted = scoring_model(config.model), options.calibration_tokens
     if options.budget is None:
-        with clock.lap("quantize"), activity("quantizing"):
-            stored = quantize(params, config.quantize)
+        show = progress_bar(f"what the matrices of {average} read")
+        with clock.lap("quantize"), contextlib.nullcontext() if config.quantize.gptq else activity("quantizing"):
+            stored = quantize_run(config, model, params, wanted, show)
         with activity("packing"):
             return stored, pack(stored), None
     artifact_bytes = options.budget - submission.code_bytes()
     if artifact_bytes <= 0:
         raise JgolfError(f"--budget {options.budget:,}: the code alone takes {submission.code_bytes():,} bytes")
-    tokens = _calibration_tokens(config, options)
+    tokens = calibration_rows(config, CURVATURE_TOKENS, wanted)
     with clock.lap("curvature"):
-        model, show = scoring_model(config.model), progress_bar(f"curvature of {average}")
+        show = progress_bar(f"curvature of {average}")
         curvatures = curvature(model, params, tokens, jax.random.key(0), show, config.train.piece_length)
 
     def calibration_loss(stored: dict[str, StoredTensor]) -> float:
@@ -204,15 +204,6 @@ def _compress(
             progress_bar(f"{average}: trying steps that fill {artifact_bytes:,} bytes"),
         )
     return found.stored, found.artifact, found
-
-
-def _calibration_tokens(config: Config, options: ExportOptions) -> np.ndarray:
-    """Training text from all over the split: int32 [sequences, train.seq_len]."""
-    stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
-    seq_len = config.train.seq_len
-    wanted = options.calibration_tokens or CALIBRATION_TOKENS.get(jax.default_backend(), MANY_CALIBRATION_TOKENS)
-    starts = np.linspace(0, max(0, len(stream) - seq_len), max(1, wanted // seq_len)).astype(int)
-    return np.stack([stream.take(start, seq_len) for start in starts.tolist()]).astype(np.int32)
 
 
 def _score(validation: Validation, how: str, params: dict[str, np.ndarray], options: ExportOptions, what: str):

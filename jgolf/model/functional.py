@@ -84,7 +84,8 @@ def hidden(
       tokens: ids.
       looped, piece_length: see the module.
       last: positions at the end of each row that are asked for; 0 for all.
-      observe: is given intermediate results by name, in order.
+      observe: is given intermediate results by name, in order; the written network gives it what each kernel is
+        multiplied with, too, by the kernel's path.
     """
     config = resolved(config)
     context, plan = make_context(config, tokens, piece_length), make_plan(config, looped)
@@ -133,4 +134,4 @@ def block_outputs(
     seen: dict[str, Array] = {}
     x = hidden(config, params, tokens, observe=seen.__setitem__, **how)
     seen["logits"] = logits_of(config, params, x)
-    return seen
+    return {name: value for name, value in seen.items() if name not in params}

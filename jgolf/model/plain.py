@@ -33,7 +33,7 @@ def hidden(
     """The normalised output of the last block, at the `last` positions."""
     dtype = config.compute_dtype
     p = {path: value if path.endswith("/embedding") else value.astype(dtype) for path, value in params.items()}
-    x = x0 = embedded(config, p, context)
+    x = x0 = embedded(config, p, context, observe)
     observe("embedding", x)
     outputs, read_later = {}, kept(plan)
     for place, visit in enumerate(plan):
@@ -56,12 +56,12 @@ def logits(config: ModelConfig, params: Params, x: Float[Array, "B T D"]) -> Flo
     return softcap(product(x, head.astype(x.dtype)), config.logit_softcap)
 
 
-def embedded(config: ModelConfig, p: Params, context: Context) -> Float[Array, "B T D"]:
+def embedded(config: ModelConfig, p: Params, context: Context, observe: Observer) -> Float[Array, "B T D"]:
     """The stream that the first block reads."""
     x = looked_up(config, p, "embed", context.tokens)
     if config.bigram_buckets:
         pair = looked_up(config, p, "bigram", bigram_hash(context.tokens, config.bigram_buckets))
-        x = x + p["bigram/scale"] * projected(pair, p.get("bigram/proj/kernel"))
+        x = x + p["bigram/scale"] * projected(p, "bigram/proj/kernel", pair, observe)
     if config.gated_smear:
         gate = jax.nn.sigmoid(product(x[..., : config.gate_window], p["gated_smear/gate"].T))
         before = jnp.where(context.begins[..., None], 0, shift_right(x))
@@ -88,7 +88,7 @@ def block(config, p, context, visit, x, x0, observe, last) -> Float[Array, "B S 
     own, first = p[name + "resid_mix"]
     x = own * x + first * x0
     x = x[:, -last:] + attention_update(config, p, context, visit, x, observe, last)
-    return x + mlp_update(config, p, visit, x)
+    return x + mlp_update(config, p, visit, x, observe)
 
 
 def two_lane_block(config, p, context, visit, x, x0, observe, last) -> tuple[Array, Array]:
@@ -97,7 +97,7 @@ def two_lane_block(config, p, context, visit, x, x0, observe, last) -> tuple[Arr
     own, first = p[name + "resid_mix"]
     updates = (
         attention_update(config, p, context, visit, own * a + first * x0, observe, last),
-        mlp_update(config, p, visit, m[:, -last:]),
+        mlp_update(config, p, visit, m[:, -last:], observe),
     )
     residual, post = p["lanes/residual"][visit.layer], p["lanes/post"][visit.layer]
     return tuple(
@@ -108,17 +108,17 @@ def two_lane_block(config, p, context, visit, x, x0, observe, last) -> tuple[Arr
 
 def attention_update(config, p, context, visit, x, observe, last) -> Float[Array, "B S D"]:
     """What attention adds to a lane, from that lane's mixed x."""
-    update = attention(config, p, context, visit.layer, norm_scale(config, visit.layer) * rms_norm(x), last)
+    update = attention(config, p, context, visit.layer, norm_scale(config, visit.layer) * rms_norm(x), observe, last)
     observe(f"attention of {visit.name}", update)
     return p[f"blocks/{visit.layer}/attn_scale"] * update
 
 
-def mlp_update(config, p, visit, x) -> Float[Array, "B S D"]:
+def mlp_update(config, p, visit, x, observe) -> Float[Array, "B S D"]:
     """What the MLP adds to a lane x."""
     name = f"blocks/{visit.layer}/"
-    inner = product(norm_scale(config, visit.layer) * rms_norm(x), p[name + "mlp/up_proj/kernel"])
+    inner = through(p, name + "mlp/up_proj/kernel", norm_scale(config, visit.layer) * rms_norm(x), observe)
     activated = squared(config.activation_slope, inner)
-    return p[name + "mlp_scale"] * product(activated, p[name + "mlp/down_proj/kernel"])
+    return p[name + "mlp_scale"] * through(p, name + "mlp/down_proj/kernel", activated, observe)
 
 
 def norm_scale(config: ModelConfig, layer: int) -> float:
@@ -126,12 +126,12 @@ def norm_scale(config: ModelConfig, layer: int) -> float:
     return (layer + 1) ** -0.5 if config.ln_scale else 1.0
 
 
-def attention(config, p, context, layer, x, last) -> Float[Array, "B S D"]:
+def attention(config, p, context, layer, x, observe, last) -> Float[Array, "B S D"]:
     """Grouped-query causal attention of a block on its normalised input, at the `last` positions."""
     name, group = f"blocks/{layer}/attn/", config.num_heads // config.num_kv_heads
-    q, k, v = (product(x, p[f"{name}{part}_proj/kernel"]) for part in "qkv")
+    q, k, v = (through(p, f"{name}{part}_proj/kernel", x, observe) for part in "qkv")
     if layer in config.value_embedding_layers:
-        v = v + value_embedding(config, p, context, layer)
+        v = v + value_embedding(config, p, context, layer, observe)
     q, k, v = (part.reshape(*x.shape[:2], -1, config.head_dim) for part in (q, k, v))
     q, k = (rotated(rms_norm(part), context.cos, context.sin) for part in (q, k))
     if config.q_gain:
@@ -142,7 +142,7 @@ def attention(config, p, context, layer, x, last) -> Float[Array, "B S D"]:
     if config.attention_gate:
         logit = config.attention_gate_scale * product(x[:, -last:, : config.gate_window], p[name + "gate"].T)
         y = y * jax.nn.sigmoid(logit)[..., None]
-    return product(y.reshape(*y.shape[:2], -1), p[name + "out_proj/kernel"])
+    return through(p, name + "out_proj/kernel", y.reshape(*y.shape[:2], -1), observe)
 
 
 def without_own_value(y: Float[Array, "B S N H"], v: Float[Array, "B S N H"]) -> Float[Array, "B S N H"]:
@@ -152,10 +152,11 @@ def without_own_value(y: Float[Array, "B S N H"], v: Float[Array, "B S N H"]) ->
     return (y32 - along * v32).astype(y.dtype)
 
 
-def value_embedding(config, p, context, layer) -> Float[Array, "B T K*H"]:
+def value_embedding(config, p, context, layer, observe) -> Float[Array, "B T K*H"]:
     """What a layer's values receive from the shared value table."""
     number = config.value_embedding_layers.index(layer)
-    value = projected(looked_up(config, p, "value_embed", context.tokens), p.get("value_embed/proj/kernel"))
+    value = looked_up(config, p, "value_embed", context.tokens)
+    value = projected(p, "value_embed/proj/kernel", value, observe)
     return p["value_embed/scale"] * p[f"value_embed/layer_scales/{number}"] * value
 
 
@@ -164,6 +165,12 @@ def looked_up(config: ModelConfig, p: Params, table: str, index: Array) -> Array
     return p[f"{table}/embedding"][index].astype(config.compute_dtype)
 
 
-def projected(x: Array, kernel: Array | None) -> Array:
+def projected(p: Params, path: str, x: Array, observe: Observer) -> Array:
     """x through a kernel, where there is one."""
-    return x if kernel is None else product(x, kernel)
+    return through(p, path, x, observe) if path in p else x
+
+
+def through(p: Params, path: str, x: Array, observe: Observer) -> Array:
+    """x through the kernel called `path`; `observe` is given x by that name."""
+    observe(path, x)
+    return product(x, p[path])

@@ -17,22 +17,20 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from jgolf import rules
 from jgolf.config import QuantizeConfig
 from jgolf.errors import ArtifactError, JgolfError
 from jgolf.quantize.curvature import Curvature
-from jgolf.quantize.gptq import LARGEST_LEVEL, Feedback, feedback, round_with_feedback
+from jgolf.quantize.export import quantize_one
+from jgolf.quantize.gptq import LARGEST_LEVEL, Feedback, Stack, feedback
 from jgolf.quantize.rows import SMALLEST_SCALE
 from jgolf.quantize.stored import StoredTensor
 from jgolf.watch import Progress, unwatched
 
 SMALLEST_SHARE = 1e-3  # of the mean: no row counts for less
 CLEARING_STEP = 2.5  # × the largest magnitude of a row: rounds all of it to zero
-PART_ROWS = 256  # rows that are rounded at once
 MAX_TRIALS = 12
 NEAR = 0.03  # of the budget: near enough above it to learn the faster packer's error from
 JITTER = 0.005  # by which the faster packer may be wrong about small artifacts
@@ -88,18 +86,10 @@ class _Matrix:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Matrices that are equally wide, ready on the device to be rounded at any precision.
+    """Matrices that are equally wide, and the same ready on the device."""
 
-    Attributes:
-      weights: their rows, those of each matrix filled up with zeros to whole parts.
-      measure_of: which matrix a part belongs to.
-      feedback: of each matrix.
-    """
-
-    matrices: list[_Matrix]
-    weights: Float[Array, "parts rows columns"]
-    measure_of: Int[Array, " parts"]
-    feedback: Feedback
+    matrices: tuple[_Matrix, ...]
+    stack: Stack
 
 
 def quantize_to_budget(
@@ -115,7 +105,7 @@ def quantize_to_budget(
     """Storage forms with the least predicted damage that fit into the budget once they are packed.
 
     Matrices and tables become integers of as many bits as their levels need, or FP16 where Int8 is not fine
-    enough. Vectors and scalars have the form that `config.control` names.
+    enough. Vectors, scalars and gates have the forms that `config` names.
 
     Counting the code length of levels saves bytes and shrinks the weights. Which weighs more is not in the
     curvature, a second-order measure: with a `loss`, both ways are followed to the budget and compared by it.
@@ -138,7 +128,7 @@ def quantize_to_budget(
     for path, values in params.items():
         if not np.isfinite(values).all():
             raise ArtifactError(f"{path}: {np.count_nonzero(~np.isfinite(values))} values are not finite")
-    vectors = {path: _floats(path, config.control, params[path]) for path in params.keys() - curvatures.keys()}
+    vectors = {path: quantize_one(path, params[path], config) for path in params.keys() - curvatures.keys()}
     batches = _batches(params, curvatures)
     matrices = [matrix for batch in batches for matrix in batch.matrices]
 
@@ -253,20 +243,11 @@ def _batches(params: Mapping[str, np.ndarray], curvatures: Mapping[str, Curvatur
         how = feedback(curvature.columns)
         matrix = _matrix(path, params[path], curvature, float(how.pivots.mean()))
         by_width.setdefault(len(how.order), []).append((matrix, how))
-    return [_batch(*zip(*same_width, strict=True)) for same_width in by_width.values()]
-
-
-def _batch(matrices: tuple[_Matrix, ...], feedbacks: tuple[Feedback, ...]) -> _Batch:
-    parts = [_in_parts(matrix.weights, 0.0) for matrix in matrices]
-    measure_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    stacked = jax.tree.map(lambda *one_each: np.stack(one_each), *feedbacks)
-    return _Batch(list(matrices), *jax.device_put((np.concatenate(parts), measure_of, stacked)))
-
-
-def _in_parts(rows: np.ndarray, filling: float) -> np.ndarray:
-    """[rows, …] as [parts, PART_ROWS, …], filled up."""
-    more = [(0, -len(rows) % PART_ROWS)] + [(0, 0)] * (rows.ndim - 1)
-    return np.pad(rows, more, constant_values=filling).reshape(-1, PART_ROWS, *rows.shape[1:])
+    batches = []
+    for same_width in by_width.values():
+        matrices, feedbacks = zip(*same_width, strict=True)
+        batches.append(_Batch(matrices, Stack.of([matrix.weights for matrix in matrices], feedbacks)))
+    return batches
 
 
 def _matrix(path: str, values: np.ndarray, curvature: Curvature, mean_pivot: float) -> _Matrix:
@@ -280,20 +261,11 @@ def _round(batches: Sequence[_Batch], precision: float, rate_weight: float) -> I
     """Every matrix, in the order of the batches."""
     scales = [[_scales(matrix, precision) for matrix in batch.matrices] for batch in batches]
     levels = [  # all of it is on its way before the first is waited for
-        round_with_feedback(batch.weights, _steps(own), batch.measure_of, batch.feedback, rate_weight)
-        for batch, own in zip(batches, scales, strict=True)
+        batch.stack.round(own, rate_weight) for batch, own in zip(batches, scales, strict=True)
     ]
     for batch, own, parts in zip(batches, scales, levels, strict=True):
-        parts, measure_of = np.asarray(parts), np.asarray(batch.measure_of)
-        for i, (matrix, steps) in enumerate(zip(batch.matrices, own, strict=True)):
-            if _needs_fp16(matrix, precision):
-                yield _unrounded(matrix)
-            else:
-                yield _integers(matrix, np.concatenate(parts[measure_of == i])[: len(steps)], steps)
-
-
-def _steps(scales: Iterable[np.ndarray]) -> np.ndarray:
-    return np.concatenate([_in_parts(rows.astype(np.float32), 1.0) for rows in scales])
+        for matrix, steps, rounded in zip(batch.matrices, own, batch.stack.matrices(parts), strict=True):
+            yield _unrounded(matrix) if _needs_fp16(matrix, precision) else _integers(matrix, rounded, steps)
 
 
 def _needs_fp16(matrix: _Matrix, precision: float) -> bool:

@@ -8,13 +8,17 @@ rows r (outputs) and columns c (inputs) that matrix is taken as a product of two
     E[g_rc g_sd] ≈ [r = s] · rows_r · columns_cd / trace(columns),    rows = E[Σ_c g²],    columns = E[gᵀ g].
 
 Nothing in the network is hooked: both are read off the gradients of the parameters.
+
+`input_moments` is what GPTQ has in their place: what the error of a matrix does to its own outputs, Σ x xᵀ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +28,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jgolf import rules
 from jgolf.config import ModelConfig
 from jgolf.model.embeddings import LOOKUPS
-from jgolf.model.functional import Params, apply
+from jgolf.model.functional import Params, apply, hidden
 from jgolf.model.kernels.loss import token_nll
 from jgolf.watch import Progress, unwatched
 
@@ -71,29 +75,89 @@ def curvature(
       piece_length: see `jgolf.model.functional`.
     """
     params = jax.device_put(dict(params))
-    paths = [path for path in params if rules.rule_of(path).curvature != "nothing"]
-    sums = {
-        path: jax.tree.map(lambda one: jnp.zeros(one.shape), jax.eval_shape(partial(_factors, path), params[path]))
-        for path in paths
-    }
     sequences = zip(tokens, jax.random.split(key, len(tokens)), strict=True)
-    for sequence, own_key in progress(sequences, len(tokens)):
-        sums = jax.block_until_ready(_add(config, piece_length, sums, params, sequence, own_key))
+    sums = _summed(_gradient_factors, config, piece_length, params, progress(sequences, len(tokens)))
     frequencies = _lookups(config, params, tokens)
     found = {}
-    for path, (rows, columns) in jax.device_get(sums).items():
+    for path, (rows, columns) in sums.items():
         if path in frequencies:
             rows = frequencies[path] * rows.sum(dtype=np.float64)
         found[path] = Curvature(np.asarray(rows, np.float64) / tokens.size, columns.astype(np.float64) / tokens.size)
     return found
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def input_moments(
+    config: ModelConfig,
+    params: Mapping[str, np.ndarray],
+    tokens: Int[np.ndarray, "sequences time"],
+    batch_tokens: int,
+    progress: Progress = unwatched,
+    piece_length: int = 0,
+) -> dict[str, Float[np.ndarray, "inputs inputs"]]:
+    """Σ x xᵀ over the inputs x of every matrix at `batch_tokens` positions, by path, float32.
+
+    They are summed over `tokens` and scaled to that many positions, over which no result depends but for inputs that
+    are always 0. A block that runs more than once adds the inputs of all its runs. The inputs of an embedding that is
+    the head as well are those of the head; tables that are only looked up have none.
+
+    Args:
+      config: the network; it runs as it is written, with the loop on.
+      params: its parameters, path → float32.
+      tokens: sequences of training text; one forward pass each.
+      batch_tokens: see above.
+      progress: shows how many sequences are done.
+      piece_length: see `jgolf.model.functional`.
+    """
+    params = jax.device_put(dict(params))
+    written = dataclasses.replace(config, kernels="plain")
+    sequences = ((sequence,) for sequence in tokens)
+    sums = _summed(_squared_inputs, written, piece_length, params, progress(sequences, len(tokens)))
+    return {path: total * np.float32(batch_tokens / tokens.size) for path, total in sums.items()}
+
+
+def _summed(
+    of_one: Callable[..., Any], config: ModelConfig, piece_length: int, params: Params, sequences: Iterable[tuple]
+) -> Any:
+    """The sum over sequences of what `of_one` makes of each, a tree of arrays, on the host."""
+    sums = None
+    for own in sequences:
+        if sums is None:
+            shapes = jax.eval_shape(partial(of_one, config, piece_length), params, *own)
+            sums = jax.tree.map(lambda one: jnp.zeros(one.shape), shapes)
+        sums = jax.block_until_ready(_add(of_one, config, piece_length, sums, params, *own))
+    return jax.device_get(sums)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _add(
-    config: ModelConfig, piece_length: int, sums: Sums, params: Params, sequence: Int[Array, " T"], key: PRNGKeyArray
+    of_one: Callable[..., Any], config: ModelConfig, piece_length: int, sums: Any, params: Params, *own: Array
+) -> Any:
+    return jax.tree.map(jnp.add, sums, of_one(config, piece_length, params, *own))
+
+
+def _squared_inputs(
+    config: ModelConfig, piece_length: int, params: Params, sequence: Int[Array, " T"]
+) -> dict[str, Float[Array, "inputs inputs"]]:
+    """Path → Σ x xᵀ over the inputs of a matrix at the positions of a sequence."""
+    sums: dict[str, Array] = {}
+
+    def observe(name: str, x: Array) -> None:
+        if name in params:
+            x = x.reshape(-1, x.shape[-1])
+            highest = jax.lax.Precision.HIGHEST
+            square = jnp.matmul(x.T, x, precision=highest, preferred_element_type=jnp.float32)
+            sums[name] = sums.get(name, 0) + square
+
+    last = hidden(config, params, sequence[None], piece_length=piece_length, observe=observe)
+    observe("embed/embedding" if config.tie_embeddings else "head/kernel", last)
+    return sums
+
+
+def _gradient_factors(
+    config: ModelConfig, piece_length: int, params: Params, sequence: Int[Array, " T"], key: PRNGKeyArray
 ) -> Sums:
     grads = _gradients(config, piece_length, params, sequence, key)
-    return jax.tree.map(jnp.add, sums, {path: _factors(path, grads[path]) for path in sums})
+    return {path: _factors(path, grad) for path, grad in grads.items() if rules.rule_of(path).curvature != "nothing"}
 
 
 def _gradients(

@@ -14,6 +14,42 @@ FLOAT_TYPES = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
 
 
 @dataclass(frozen=True, eq=False)
+class Factor:
+    """A small matrix of integers: level × step.
+
+    Attributes:
+      levels: int8 [rows, columns].
+      scales: float16 [n], the steps of n equally long runs of levels, taken row by row.
+    """
+
+    levels: np.ndarray
+    scales: np.ndarray
+
+    @property
+    def bits(self) -> int:
+        """That its levels need, 1 to 8."""
+        lowest, highest = int(self.levels.min()), int(self.levels.max())
+        return next(bits for bits in range(1, 9) if -(2 ** (bits - 1)) <= lowest and highest < 2 ** (bits - 1))
+
+    def dequantize(self) -> np.ndarray:
+        """Float32 [rows, columns]."""
+        runs = self.levels.reshape(self.scales.size, -1)
+        return (runs * self.scales.astype(np.float32)[:, None]).reshape(self.levels.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """A product that is added to a matrix of integers: left [rows, rank] @ right [rank, columns]."""
+
+    left: Factor
+    right: Factor
+
+    def dequantize(self) -> np.ndarray:
+        """Float32 [rows, columns]."""
+        return self.left.dequantize() @ self.right.dequantize()
+
+
+@dataclass(frozen=True, eq=False)
 class StoredTensor:
     """A parameter in storage form; build one with `integers` or `floats`.
 
@@ -24,6 +60,7 @@ class StoredTensor:
         kernel's levels lie as (out, in)) or an entry of a table; for floats an array of `shape`.
       scales: float16 [rows], the step of each row; None for floats.
       transposed: whether `values` lies the other way round than `shape`.
+      correction: what is added to level × step, lying as `values` does; None for nothing.
     """
 
     form: str
@@ -31,12 +68,16 @@ class StoredTensor:
     values: np.ndarray
     scales: np.ndarray | None
     transposed: bool
+    correction: Correction | None = None
 
     @classmethod
-    def integers(cls, path: str, form: str, levels: np.ndarray, scales: np.ndarray) -> StoredTensor:
+    def integers(
+        cls, path: str, form: str, levels: np.ndarray, scales: np.ndarray, correction: Correction | None = None
+    ) -> StoredTensor:
         """The parameter called `path` as int8 `levels` [rows, columns] and float16 `scales` [rows]."""
         transposed = rules.rule_of(path).transposed
-        return cls(form, levels.shape[::-1] if transposed else levels.shape, levels, scales, transposed)
+        shape = levels.shape[::-1] if transposed else levels.shape
+        return cls(form, shape, levels, scales, transposed, correction)
 
     @classmethod
     def floats(cls, form: str, values: np.ndarray) -> StoredTensor:
@@ -48,11 +89,18 @@ class StoredTensor:
         """Bits of one level, None for floats."""
         return form_bits(self.form)
 
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """Of the correction; none without one."""
+        return () if self.correction is None else (self.correction.left, self.correction.right)
+
     def dequantize(self) -> np.ndarray:
-        """The parameter as float32, of `shape`: level × step."""
+        """The parameter as float32, of `shape`: level × step, corrected."""
         if self.scales is None:
             return self.values.astype(np.float32)
         weights = self.values * self.scales.astype(np.float32)[:, None]
+        if self.correction is not None:
+            weights += self.correction.dequantize()
         return np.ascontiguousarray(weights.T) if self.transposed else weights
 
 

@@ -24,10 +24,11 @@ from jgolf.data.batches import Prefetcher
 from jgolf.data.fingerprint import data_fingerprint
 from jgolf.data.run_data import training_tokens
 from jgolf.errors import ArtifactError, ConfigError
+from jgolf.evaluate.score import scoring_model
 from jgolf.evaluate.validation import Validation
 from jgolf.model.functional import Params
 from jgolf.progress import activity, counted, progress_bar
-from jgolf.quantize.export import quantize
+from jgolf.quantize.calibration import quantize_run
 from jgolf.quantize.stored import dequantize
 from jgolf.report.history import FinalScore
 from jgolf.run_dir import CONFIG_FILE, METRICS_FILE
@@ -193,7 +194,7 @@ def _scores(
     try:
         params = averaged_params(state, average)
         scores[average] = before_quantization(average, params)
-        stored = quantize(params, config.quantize)
+        stored = quantize_run(config, scoring_model(config.model), params)
         scores[QUANTIZED] = standard(QUANTIZED, dequantize(stored))
     except (ConfigError, ArtifactError) as error:
         # SWA never began, or the run diverged; that is no reason to lose the other results

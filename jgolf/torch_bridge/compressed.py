@@ -7,9 +7,11 @@ import zlib
 
 import zstandard
 
-from jgolf.errors import ArtifactError
+from jgolf.errors import ArtifactError, MissingExtraError
 
-METHODS = ("zstd", "zlib", "lzma")
+METHODS = ("zstd", "zlib", "lzma", "brotli")
+"""The last has no magic: it is what is tried where no other method's is there."""
+PER_GROUP_MAGIC = b"PGRP"  # of a file that is compressed in parts
 ZSTD_MAGIC, LZMA_MAGIC = bytes.fromhex("28b52ffd"), bytes.fromhex("fd377a58")
 ZLIB_MAGICS = tuple(bytes.fromhex(start) for start in ("7801", "785e", "789c", "78da"))
 SMALL_BYTES = 64 << 20
@@ -21,7 +23,7 @@ LZMA_MEMORY_BYTES = 256 << 20  # its strongest preset takes a quarter of that
 
 
 def method_of(start: bytes) -> str | None:
-    """The method that a file with these first four bytes is compressed with; None for none of METHODS."""
+    """The method that a file with these first four bytes is compressed with; None for none that has such bytes."""
     if start.startswith(ZSTD_MAGIC):
         return "zstd"
     if start.startswith(LZMA_MAGIC):
@@ -42,7 +44,11 @@ def decompress(data: bytes, source: str) -> bytes:
     """
     method, limit = method_of(data), largest_content(len(data))
     if method is None:
-        raise ArtifactError(f"{source}: starts with {data[:4]!r}, expected data compressed with {' or '.join(METHODS)}")
+        try:
+            return unbrotli(data, source)
+        except ArtifactError:
+            words = f"{', '.join(METHODS[:-1])} or {METHODS[-1]}"
+            raise ArtifactError(f"{source}: starts with {data[:4]!r}, expected data compressed with {words}") from None
     try:
         raw, whole = _unzstd(data, limit) if method == "zstd" else _inflate(data, method, limit)
     except (zstandard.ZstdError, zlib.error, lzma.LZMAError) as error:
@@ -54,6 +60,36 @@ def decompress(data: bytes, source: str) -> bytes:
     if not whole:
         raise ArtifactError(f"{source}: cut off: only {len(raw):,} bytes of its content are there")
     return raw
+
+
+def unbrotli(data: bytes, source: str, size: int | None = None) -> bytes:
+    """The content of brotli's data, up to `largest_content` of their size, or exactly `size` bytes.
+
+    Raises:
+      ArtifactError: the data are not brotli's, are cut off or damaged, or hold more.
+      MissingExtraError: the package brotli is not installed.
+    """
+    try:
+        import brotli
+    except ImportError:
+        raise MissingExtraError("brotli", "torch", f"reading {source}") from None
+    limit = largest_content(len(data)) if size is None else size
+    decompressor, chunks, found = brotli.Decompressor(), [], 0
+    try:
+        waiting = data
+        while found <= limit and not decompressor.is_finished():
+            chunk = decompressor.process(waiting, output_buffer_limit=1 << 20)
+            waiting = b""
+            if not chunk and decompressor.can_accept_more_data():
+                break
+            chunks.append(chunk)
+            found += len(chunk)
+    except brotli.error as error:
+        raise ArtifactError(f"{source}: not brotli data, or damaged: {error}") from None
+    if not decompressor.is_finished() or found > limit or (size is not None and found != size):
+        expected = f"at most {limit:,}" if size is None else f"{size:,}"
+        raise ArtifactError(f"{source}: brotli data of {found:,} bytes so far, expected {expected}, whole; refused")
+    return b"".join(chunks)
 
 
 def _unzstd(data: bytes, limit: int) -> tuple[bytes, bool]:

@@ -3,13 +3,18 @@
 Most scripts save {"w": tensors, "m": form by name}. `w` holds `<name>.q` (int8) with `<name>.scale` (float16, one a
 row), or `<name>` itself; `m[name]` is "passthrough", "passthrough_ctrl", "passthrough_fp16" or {"type": "int4" …
 "int8"}. The challenge's baseline saves {"quantized": int8 by name, "scales": …, "passthrough": floats by name}.
+Pull request #1855 has marks of its own: "passthrough (float16)", "gate_int8_row" (`<name>.gq`, `.gs`) and
+"gptq (int6)", which "+lqer" or "+lqer_asym" may follow: a correction, `<name>.lqA` [out, rank], `.lqB` [rank, in] with
+steps `.lqAs`, `.lqBs`, all of them with `_a` at the end in the asymmetric form. Its files are those of `per_group`.
 Integers, scales and floats are kept as they are in both directions; nothing is quantized again.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +23,16 @@ import zstandard
 
 from jgolf import files, rules
 from jgolf.errors import ArtifactError
-from jgolf.quantize.stored import StoredTensor
-from jgolf.torch_bridge import checkpoint, compressed, names
+from jgolf.quantize.stored import Correction, Factor, StoredTensor
+from jgolf.torch_bridge import checkpoint, compressed, names, per_group
 from jgolf.torch_bridge.families import pr592
 from jgolf.torch_bridge.torch_extra import import_torch
 
 ZSTD_LEVEL = 22
-FLOAT_MARKS = ("passthrough", "passthrough_ctrl", "passthrough_fp16")
+FLOAT_MARKS = ("passthrough", "passthrough_ctrl", "passthrough_fp16", "passthrough (float16)")
+GATE_MARK = "gate_int8_row"
+GPTQ_MARK = re.compile(r"gptq \((int[4-8])\)(\+lqer(_asym)?)?")
+SUFFIXES = re.compile(r"\.(q|scale|gq|gs|lq[AB]s?(_a)?)$")
 LEVELS = {f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in range(4, 9)}
 
 
@@ -36,13 +44,17 @@ def read(path: str | Path) -> tuple[dict[str, StoredTensor], list[str]]:
 
     Raises:
       ArtifactError: the file is no such artifact or is damaged; every tensor that does not fit is named.
-      MissingExtraError: PyTorch is not installed.
+      MissingExtraError: PyTorch, or what else the file needs, is not installed.
     """
-    content = checkpoint.load_safely(compressed.decompress(checkpoint.bytes_of(path), str(path)), str(path))
-    tensors, marks = _tensors_and_marks(content, str(path))
+    data, matrices = checkpoint.bytes_of(path), {}
+    if data.startswith(compressed.PER_GROUP_MAGIC):
+        tensors, marks, matrices = per_group.read(data, str(path))
+    else:
+        content = checkpoint.load_safely(compressed.decompress(data, str(path)), str(path))
+        tensors, marks = _tensors_and_marks(content, str(path))
     checkpoint.check_views(tensors.values(), str(path), names=1)
     problems: list[str] = []
-    tensors = {name: checkpoint.to_numpy(name, value, problems) for name, value in tensors.items()}
+    tensors = {name: checkpoint.to_numpy(name, value, problems) for name, value in tensors.items()} | matrices
     marks, notices = names.canonical(marks)
     tensors, _ = names.canonical(tensors)
     stored = {}
@@ -96,6 +108,10 @@ def write(path: str | Path, stored: Mapping[str, StoredTensor]) -> None:
             f"{path}: scripts of the family of {family.recipe}, whose parameters these are, have artifacts of another "
             "kind, which jgolf does not write; choose a .pt state dict or a .jgolf artifact"
         )
+    if corrected := next((path for path, tensor in stored.items() if tensor.correction is not None), None):
+        raise ArtifactError(
+            f"{path}: {corrected} has a correction, which such artifacts cannot hold; write a .jgolf one"
+        )
     tensors: dict[str, np.ndarray] = {}
     marks: dict[str, Any] = {}
     for parameter, tensor in stored.items():
@@ -113,7 +129,7 @@ def write(path: str | Path, stored: Mapping[str, StoredTensor]) -> None:
 
 
 def _base_name(name: str) -> str:
-    return name.removesuffix(".q").removesuffix(".scale") if names.path_of_torch_name(name) is None else name
+    return SUFFIXES.sub("", name) if names.path_of_torch_name(name) is None else name
 
 
 def _stored(name: str, mark: Any, tensors: Mapping[str, np.ndarray], problems: list[str]) -> StoredTensor | None:
@@ -124,9 +140,18 @@ def _stored(name: str, mark: Any, tensors: Mapping[str, np.ndarray], problems: l
     elif isinstance(form, str) and form in FLOAT_MARKS:
         return _stored_floats(name, tensors, problems)
     elif isinstance(form, str) and form in LEVELS:
-        return _stored_integers(name, form, tensors, problems)
+        tensor = _stored_integers(name, form, tensors, problems)
+        return tensor and _narrow(tensor, rules.rule_of(names.path_of_torch_name(name)).kind)
+    elif form == GATE_MARK:
+        return _stored_integers(name, "int8", tensors, problems, (".gq", ".gs"))
+    elif isinstance(form, str) and (gptq := GPTQ_MARK.fullmatch(form)):
+        tensor = _stored_integers(name, gptq[1], tensors, problems)
+        if tensor is None or not gptq[2]:
+            return tensor
+        correction = _correction(name, tensor, gptq[3] or "", tensors, problems)
+        return correction and replace(tensor, correction=correction)
     else:
-        expected = ", ".join([*FLOAT_MARKS, *LEVELS])
+        expected = ", ".join([*FLOAT_MARKS, *LEVELS, GATE_MARK, "gptq (int6)"])
         found = repr(form) if isinstance(form, str) else f"a {type(form).__name__}"
         problems.append(f"{name}: storage form {found}, expected one of {expected}")
     return None
@@ -143,24 +168,57 @@ def _stored_floats(name: str, tensors: Mapping[str, np.ndarray], problems: list[
 
 
 def _stored_integers(
-    name: str, form: str, tensors: Mapping[str, np.ndarray], problems: list[str]
+    name: str,
+    form: str,
+    tensors: Mapping[str, np.ndarray],
+    problems: list[str],
+    suffixes: tuple[str, str] = (".q", ".scale"),
 ) -> StoredTensor | None:
-    levels, scales = tensors.get(name + ".q"), tensors.get(name + ".scale")
+    q, scale = (name + suffix for suffix in suffixes)
+    levels, scales = tensors.get(q), tensors.get(scale)
     if levels is None or levels.dtype != np.int8 or levels.ndim != 2:
-        problems.append(f"{name}.q: {_found(levels)}, expected int8 [rows, columns]")
+        problems.append(f"{q}: {_found(levels)}, expected int8 [rows, columns]")
         return None
     if scales is None or scales.dtype != np.float16 or scales.shape != levels.shape[:1]:
-        problems.append(f"{name}.scale: {_found(scales)}, expected float16 [{len(levels)}], one a row of {name}.q")
+        problems.append(f"{scale}: {_found(scales)}, expected float16 [{len(levels)}], one a row of {q}")
         return None
     lowest, highest = (int(levels.min()), int(levels.max())) if levels.size else (0, 0)
     if lowest < LEVELS[form][0] or highest > LEVELS[form][1]:
-        problems.append(f"{name}.q: levels from {lowest} to {highest}, expected {form}'s {LEVELS[form]}")
+        problems.append(f"{q}: levels from {lowest} to {highest}, expected {form}'s {LEVELS[form]}")
         return None
-    path = names.path_of_torch_name(name)
-    narrow = LEVELS["int5"][0] <= lowest and highest <= LEVELS["int5"][1]
-    if rules.rule_of(path).kind == "mlp" and form == "int6" and narrow:
-        form = "int5"
-    return StoredTensor.integers(path, form, levels, scales)
+    return StoredTensor.integers(names.path_of_torch_name(name), form, levels, scales)
+
+
+def _narrow(tensor: StoredTensor, kind: rules.Kind) -> StoredTensor:
+    """An MLP matrix marked int6 as int5 where its levels allow it."""
+    lowest, highest = LEVELS["int5"]
+    fits = not tensor.values.size or (lowest <= tensor.values.min() and tensor.values.max() <= highest)
+    return replace(tensor, form="int5") if kind == "mlp" and tensor.form == "int6" and fits else tensor
+
+
+def _correction(
+    name: str, tensor: StoredTensor, asymmetric: str, tensors: Mapping[str, np.ndarray], problems: list[str]
+) -> Correction | None:
+    """The factors of a matrix's correction, of any rank, and with any number of steps that divides them."""
+    end = "_a" if asymmetric else ""
+    rows, columns = tensor.values.shape
+    left, right = (tensors.get(f"{name}.lq{factor}{end}") for factor in "AB")
+    factors = []
+    for factor, levels, length, axis in (("A", left, rows, 0), ("B", right, columns, 1)):
+        plausible = levels is not None and levels.dtype == np.int8 and levels.ndim == 2
+        if not plausible or levels.shape[axis] != length or not 1 <= levels.shape[1 - axis] <= min(rows, columns):
+            shape = f"[{rows}, rank]" if factor == "A" else f"[rank, {columns}]"
+            problems.append(f"{name}.lq{factor}{end}: {_found(levels)}, expected int8 {shape}")
+            return None
+        scales = tensors.get(f"{name}.lq{factor}s{end}")
+        if scales is None or scales.dtype != np.float16 or not scales.size or levels.size % scales.size:
+            problems.append(f"{name}.lq{factor}s{end}: {_found(scales)}, expected float16 steps that divide its levels")
+            return None
+        factors.append(Factor(levels, scales.ravel()))
+    if left.shape[1] != right.shape[0]:
+        problems.append(f"{name}.lqA{end}: {_found(left)}, expected the rank of its lqB, {right.shape[0]}")
+        return None
+    return Correction(*factors)
 
 
 def _found(array: np.ndarray | None) -> str:

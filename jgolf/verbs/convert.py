@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,7 +60,11 @@ def convert(
 
 def stored_form(params: Mapping[str, np.ndarray], stored: dict[str, StoredTensor] | None, how: QuantizeConfig) -> dict:
     """The parameters in storage form: as they were read, or quantized where they were read in full precision."""
-    return stored if stored is not None else quantize(params, how)
+    if stored is not None:
+        return stored
+    if how.gptq:
+        print("rounded to the nearest levels: GPTQ learns from training text, as export.py does it", file=sys.stderr)
+    return quantize(params, how)
 
 
 def _write_state_dict(path: Path, model: LoadedModel) -> None:

@@ -128,6 +128,17 @@ def test_damage_under_a_right_checksum_is_refused_or_harmless(codec):
         [[7, "fp16", [2, 4]]],
         [["embed/embedding", "fp16", [2, 4]]] * 2,
         [["embed/embedding", "fp16"]],
+        [["embed/embedding", "fp16", [2, 4], [1, 1, 1, 4]]],
+        [["embed/embedding", "int8", [2, 4], [1, 1, 1, 4], []]],
+        [["embed/embedding", "int8", [2, 4], [3, 1, 1, 4]]],
+        [["embed/embedding", "int8", [2, 4], [0, 1, 1, 4]]],
+        [["embed/embedding", "int8", [2, 4], [1, 3, 1, 4]]],
+        [["embed/embedding", "int8", [2, 4], [1, 1, 0, 4]]],
+        [["embed/embedding", "int8", [2, 4], [1, 1, 1, 9]]],
+        [["embed/embedding", "int8", [2, 4], [1, 1, 1]]],
+        [["embed/embedding", "int8", [2, 4], [True, 1, 1, 4]]],
+        [["embed/embedding", "int8", [2, 4], {}]],
+        [["embed/embedding", "int8", [2**20, 64], [64, 2**26, 2**12, 4]]],
         [None],
         None,
         {},
@@ -141,6 +152,11 @@ def test_absurd_tensors_are_refused_before_memory_is_taken(tensors):
         container.unpack(data, "model.jgolf")
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+def test_values_of_corrections_count():
+    with pytest.raises(ArtifactError, match="of 134221824 values in all"):
+        container.unpack(with_header([["embed/embedding", "int8", [2**20, 64], [64, 2**26, 2**12, 4]]]))
 
 
 @pytest.mark.parametrize(
@@ -186,8 +202,8 @@ def test_foreign_files_and_versions_are_named(tmp_path):
     with pytest.raises(ArtifactError, match="not a jgolf artifact: starts with b'PK"):
         container.unpack(b"PK\x03\x04" + bytes(50))
     data = bytearray(container.pack({}, {}))
-    data[4] = 2
-    with pytest.raises(ArtifactError, match="format version 2, expected 1"):
+    data[4] = 3
+    with pytest.raises(ArtifactError, match="format version 3, expected at most 2"):
         container.unpack(bytes(data))
     with pytest.raises(ArtifactError, match="nothing.jgolf: cannot be read: No such file"):
         container.read(tmp_path / "nothing.jgolf")

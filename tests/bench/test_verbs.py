@@ -137,11 +137,13 @@ def test_input_without_shards(nano_path: str, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_export(bench: Bench, nano: Config) -> None:
-    found = bench("export")
+    found = bench("export", "--compressors")
     num_params = sum(int(np.prod(shape)) for shape in parameter_shapes(nano.model).values())
     assert found["setup"] == f"nano: {num_params:,} random parameters"
     assert {"quantize", "pack, zstd", "unpack, zstd"} < found["figures"].keys()
     assert 0 < value(found, "artifact, zstd") < 4 * num_params
+    for name in ("sum of entropies", "zstd, level 22", "xz, preset 9e"):
+        assert 0.2 * value(found, "artifact, zstd") < value(found, name) < 4 * num_params
 
 
 def test_tables(nano_path: str, capsys: pytest.CaptureFixture) -> None:

@@ -76,6 +76,12 @@ def write_reference(folder: Path) -> None:
     reference_artifact.write(folder / "model.ptz", quantize(_params(), how))
 
 
+def write_per_group(folder: Path) -> None:
+    from tests.torch_bridge.per_group_files import packed, stored_model
+
+    (folder / "model.ptz").write_bytes(packed(stored_model(), folder))
+
+
 def _params() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {path: rng.normal(size=shape).astype(np.float32) for path, shape in parameter_shapes(SMALL).items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class Reader:
       checksummed: whether a change of the content must be noticed.
       writes: whether it changes files beside the damaged one, so that each trial begins with a copy of its own.
       share: of all mutations, in parts; less for what takes long.
-      needs: the package without which it cannot be tried.
+      needs: the packages without which it cannot be tried, with spaces between them.
+      program: the same for a program.
     """
 
     name: str
@@ -45,10 +47,12 @@ class Reader:
     writes: bool = False
     share: float = 1.0
     needs: str = "numpy"
+    program: str = "sh"
 
     @property
     def is_there(self) -> bool:
-        return importlib.util.find_spec(self.needs) is not None
+        packages = map(importlib.util.find_spec, self.needs.split())
+        return None not in packages and shutil.which(self.program) is not None
 
 
 ARTIFACTS = (
@@ -248,8 +252,17 @@ PYTORCH = (
         {"model.ptz": bombs.reference_bomb},
         share=0.2,
     ),
+    Reader(
+        "artifact of #1855",
+        examples.write_per_group,
+        reading.read_reference,
+        {"model.ptz": damage.damaged_file},
+        share=0.03,
+        needs="torch brotli",
+        program="lrzip",
+    ),
 )
-PYTORCH = tuple(dataclasses.replace(reader, needs="torch") for reader in PYTORCH)
+PYTORCH = tuple(reader if "torch" in reader.needs else dataclasses.replace(reader, needs="torch") for reader in PYTORCH)
 ALL_READERS = (*ARTIFACTS, *DATA, *RUNS, *CHECKPOINTS, *PYTORCH)
 """A folder as a target stands for every file in it."""
 

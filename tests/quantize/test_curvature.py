@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.model.functional import apply, parameter_shapes
-from jgolf.quantize.curvature import curvature
+from jgolf.model.embeddings import bigram_hash
+from jgolf.model.functional import apply, hidden, parameter_shapes
+from jgolf.quantize.curvature import _gradients, curvature, input_moments
 from tests.conftest import RECIPE
 
 MODEL = dataclasses.replace(
@@ -98,6 +99,43 @@ def test_every_table_that_is_only_looked_up_counts_by_how_often():
         assert found[path].rows.min() > 0, path
     tied = curvature(MODEL, random_params(MODEL), tokens, jax.random.key(0))["embed/embedding"].rows
     assert tied[0] / tied[2] > 0.5  # every row of a head has a gradient, seen or not
+
+
+def test_a_tied_embedding_counts_as_the_table_and_as_the_head():
+    """Its gradient is the sum of both uses' own, which a model with the same weights apart has."""
+    params = random_params(MODEL)
+    tokens = np.random.default_rng(2).integers(0, 6, (1, 16)).astype(np.int32)
+    key = jax.random.key(3)
+    found = curvature(MODEL, params, tokens, key)["embed/embedding"]
+    apart = dataclasses.replace(MODEL, tie_embeddings=False)
+    grads = _gradients(
+        apart, 0, {**params, "head/kernel": params["embed/embedding"].T}, tokens[0], jax.random.split(key, 1)[0]
+    )
+    table, head = np.asarray(grads["embed/embedding"], np.float64), np.asarray(grads["head/kernel"], np.float64).T
+    both = table + head
+    np.testing.assert_allclose(
+        found.columns * tokens.size, both.T @ both, rtol=1e-4, atol=1e-5 * np.abs(both).max() ** 2
+    )
+    np.testing.assert_allclose(found.rows * tokens.size, np.square(both).sum(axis=1), rtol=1e-4)
+    for one in (table, head):
+        assert np.linalg.norm(one) > 0.2 * np.linalg.norm(both)
+
+
+def test_moments_of_a_small_network_are_those_of_its_inputs_worked_out_one_by_one():
+    """Tables' projections read what was looked up; an untied head reads the output of the last norm."""
+    model = dataclasses.replace(MODEL, tie_embeddings=False, value_embedding_dim=2)
+    params = random_params(model)
+    tokens = np.random.default_rng(2).integers(0, 6, (3, 16)).astype(np.int32)
+    found = input_moments(model, params, tokens, 24)
+    assert "embed/embedding" not in found and {path for path in found} == {p for p in params if p.endswith("/kernel")}
+    x = np.asarray(hidden(model, params, tokens), np.float64).reshape(-1, model.model_dim)
+    np.testing.assert_allclose(found["head/kernel"], x.T @ x / 2, rtol=1e-4, atol=1e-4)
+    x = np.asarray(params["value_embed/embedding"], np.float64)[tokens.ravel()]
+    np.testing.assert_allclose(found["value_embed/proj/kernel"], x.T @ x / 2, rtol=1e-4, atol=1e-4)
+    x = np.asarray(params["bigram/embedding"], np.float64)[np.asarray(bigram_hash(tokens, 16)).ravel()]
+    np.testing.assert_allclose(found["bigram/proj/kernel"], x.T @ x / 2, rtol=1e-4, atol=1e-4)
+    apart = input_moments(model, params, tokens, 24, piece_length=4)
+    assert np.abs(apart[KERNEL] - found[KERNEL]).max() > 1e-3
 
 
 def test_models_without_tables_have_matrices_only():
