@@ -88,7 +88,7 @@ def block(config, p, context, visit, x, x0, observe, last) -> Float[Array, "B S 
     own, first = p[name + "resid_mix"]
     x = own * x + first * x0
     x = x[:, -last:] + attention_update(config, p, context, visit, x, observe, last)
-    return x + mlp_update(config, p, visit, x)
+    return x + mlp_update(config, p, visit, x, observe)
 
 
 def two_lane_block(config, p, context, visit, x, x0, observe, last) -> tuple[Array, Array]:
@@ -97,7 +97,7 @@ def two_lane_block(config, p, context, visit, x, x0, observe, last) -> tuple[Arr
     own, first = p[name + "resid_mix"]
     updates = (
         attention_update(config, p, context, visit, own * a + first * x0, observe, last),
-        mlp_update(config, p, visit, m[:, -last:]),
+        mlp_update(config, p, visit, m[:, -last:], observe),
     )
     residual, post = p["lanes/residual"][visit.layer], p["lanes/post"][visit.layer]
     return tuple(
@@ -113,12 +113,13 @@ def attention_update(config, p, context, visit, x, observe, last) -> Float[Array
     return p[f"blocks/{visit.layer}/attn_scale"] * update
 
 
-def mlp_update(config, p, visit, x) -> Float[Array, "B S D"]:
+def mlp_update(config, p, visit, x, observe) -> Float[Array, "B S D"]:
     """What the MLP adds to a lane x."""
     name = f"blocks/{visit.layer}/"
     inner = product(norm_scale(config, visit.layer) * rms_norm(x), p[name + "mlp/up_proj/kernel"])
-    activated = squared(config.activation_slope, inner)
-    return p[name + "mlp_scale"] * product(activated, p[name + "mlp/down_proj/kernel"])
+    update = product(squared(config.activation_slope, inner), p[name + "mlp/down_proj/kernel"])
+    observe(f"MLP of {visit.name}", update)
+    return p[name + "mlp_scale"] * update
 
 
 def norm_scale(config: ModelConfig, layer: int) -> float:

@@ -34,6 +34,43 @@ def hyperparameters(module: ModuleType, overrides: Mapping[str, Any] | None = No
     return values
 
 
+def settings_parameter(module: ModuleType) -> str | None:
+    """The parameter of GPT that takes an object with all settings: by its name or its type, or the only one needed."""
+    if getattr(module, "Hyperparameters", None) is None:
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = [one for one in inspect.signature(module.GPT).parameters.values() if one.kind in kinds]
+    for parameter in parameters:
+        annotation = getattr(parameter.annotation, "__name__", parameter.annotation)
+        if parameter.name in SETTINGS_ARGUMENTS or annotation == "Hyperparameters":
+            return parameter.name
+    needed = [one.name for one in parameters if one.default is one.empty]
+    return needed[0] if len(needed) == 1 and not hasattr(module.Hyperparameters, needed[0]) else None
+
+
+def casts_model_to_bfloat16(module: ModuleType) -> bool:
+    """Whether the script sends its whole GPT through bfloat16: where it makes it, in GPT, or in a function given it.
+
+    What follows such a cast does not bring back what it rounds.
+    """
+    own = _methods_of_model(module)
+    functions = [*_functions(module), *own]
+    parameters = {function.name: [argument.arg for argument in function.args.args] for function in functions}
+    models = {id(function): _models_in(function) | ({"self"} if function in own else set()) for function in functions}
+    given: dict[str, set[str]] = {}
+    for function in functions:
+        for call in (part for part in ast.walk(function) if isinstance(part, ast.Call)):
+            names = zip(parameters.get(getattr(call.func, "id", ""), ()), call.args, strict=False)
+            held = {name for name, argument in names if _is_model(argument, models[id(function)])}
+            given.setdefault(getattr(call.func, "id", ""), set()).update(held)
+    return any(
+        _casts_to_bfloat16(call) and _is_model(call.func.value, models[id(function)] | given.get(function.name, set()))
+        for function in functions
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+    )
+
+
 def arguments_of_model(module: ModuleType) -> dict[str, Any] | None:
     """What the script's GPT gets, by the names of its parameters, defaults among them, as far as that can be told.
 
@@ -146,6 +183,36 @@ def _functions(module: ModuleType) -> Iterator[_Function]:
     yield from sorted(functions, key=lambda function: function.name != "main")
     for kind in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name != "GPT"):
         yield from (node for node in kind.body if isinstance(node, _Function))
+
+
+def _methods_of_model(module: ModuleType) -> list[_Function]:
+    """GPT's own."""
+    try:
+        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return []
+    own = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "GPT"]
+    return [node for kind in own for node in kind.body if isinstance(node, _Function)]
+
+
+def _models_in(function: _Function) -> set[str]:
+    """What a function assigns a GPT that it makes to, names and attributes."""
+    assignments = (part for part in ast.walk(function) if isinstance(part, ast.Assign) and _calls(part.value, "GPT"))
+    return {ast.unparse(target) for part in assignments for target in part.targets}
+
+
+def _is_model(expression: ast.expr, models: set[str]) -> bool:
+    """Whether an expression is a GPT made on the spot or one of `models`, after any calls on it."""
+    while isinstance(expression, ast.Call) and isinstance(expression.func, ast.Attribute):
+        expression = expression.func.value
+    made = isinstance(expression, ast.Call) and getattr(expression.func, "id", None) == "GPT"
+    return made or ast.unparse(expression) in models
+
+
+def _casts_to_bfloat16(call: ast.Call) -> bool:
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    named = any("bfloat16" in ast.unparse(argument) for argument in arguments)
+    return call.func.attr == "bfloat16" or (call.func.attr in ("to", "type") and named)
 
 
 def _calls(node: ast.AST, name: str) -> list[ast.Call]:

@@ -26,6 +26,7 @@ HYPERPARAMETERS = {
     "muon.momentum_warmup_steps": ("muon_momentum_warmup_steps",),
     "muon.newton_schulz_steps": ("muon_backend_steps",),
     "muon.weight_decay": ("muon_wd", "weight_decay"),
+    "muon.row_normalization": ("muon_row_normalize",),
     "adamw.scalar_learning_rate": ("scalar_lr",),
     "adamw.head_learning_rate": ("head_lr",),
     "adamw.beta1": ("beta1",),
