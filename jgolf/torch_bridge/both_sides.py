@@ -181,7 +181,7 @@ class BothSides:
     ) -> Iterator[StepComparison]:
         """Optimizer steps on both sides, the second half with the loop; the PyTorch model is left trained."""
         batches = crosscheck_train.batches_of(stream, rows, seq_len, steps, self.documents)
-        looped = [self.phases[2 * step >= steps and -1] for step in range(steps)]
+        looped = [self.phases[-1 if 2 * step >= steps else 0] for step in range(steps)]
         with jax.default_device(self.jax_device):
             yield from crosscheck_train.compare_steps(
                 own,

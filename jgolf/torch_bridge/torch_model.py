@@ -59,14 +59,16 @@ class TorchModel:
         """
         forward = interface.call_of(self.model, "forward")
         loss = forward if forward is not None and forward.has_targets else None
-        for method in interface.logits_methods(self.model):
-            call = interface.call_of(self.model, method)
-            if call is not None and (method == "forward" or not call.needs_targets):
-                return call, loss
-        raise ScriptError(
-            f"{self.script}: its GPT gives no logits: looked for a method forward_logits(input_ids), or another with "
-            "logits in its name, and for forward(input_ids, target_ids), which need no further arguments; give it one"
-        )
+        calls = [interface.call_of(self.model, method) for method in interface.logits_methods(self.model)]
+        calls = [call for call in calls if call is not None and (call.method == "forward" or not call.needs_targets)]
+        if not calls:
+            raise ScriptError(
+                f"{self.script}: its GPT gives no logits: looked for a method forward_logits(input_ids), or another "
+                "with logits in its name, and for forward(input_ids, target_ids), which need no further arguments; "
+                "give it one"
+            )
+        packed = [call for call in calls if call.bounds is not None and loss is not None and loss.bounds is not None]
+        return (packed or calls)[0], loss  # one that can be given documents, where the loss can
 
     @property
     def takes_documents(self) -> bool:

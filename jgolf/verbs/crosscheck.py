@@ -40,8 +40,9 @@ def crosscheck(
     The script is imported, not run; it needs no GPU, no flash-attention and no Triton. float32 runs both sides on
     the CPU, and keeps in float32 what the script casts to bfloat16; bfloat16 runs them on the GPU where there is one.
     What the checkpoint does not tell of its model is taken from the script, and where that differs from jgolf's
-    recipe it is said, as is what was computed in the place of the script's own kernels; training steps are those of the script's own optimizers, settings and groups. The exit status is 1 where a
-    difference exceeds its tolerance.
+    recipe it is said, as is what was computed in place of the script's kernels. Training steps are those of the
+    script's own optimizers, settings and groups; where layers run more than once, the second half of the steps does
+    so. The exit status is 1 where a difference exceeds its tolerance.
 
     Args:
       reference: The training script, a Python file with a class GPT.

@@ -83,7 +83,8 @@ def document_bounds(inputs: Tensor, longest: int, multiple: int = 64) -> Tensor:
     """0, every BOS, every `longest` tokens of what lies between, and the end until there are a multiple of 64."""
     total = inputs.numel()
     starts = sorted({0, *torch.nonzero(inputs == BOS_ID).flatten().tolist()})
-    bounds = [cut for a, b in zip(starts, [*starts[1:], total]) for cut in range(a, b, longest)] + [total]
+    ends = [*starts[1:], total]
+    bounds = [cut for a, b in zip(starts, ends, strict=True) for cut in range(a, b, longest)] + [total]
     return torch.tensor(bounds + [total] * (-len(bounds) % multiple), dtype=torch.int32)
 
 
@@ -380,9 +381,8 @@ class CausalSelfAttention(nn.Module):
                 window_size=(-1, -1),
             )[None]
         y = self.exclude_self(y, v) if self.use_xsa else y
-        gate = torch.sigmoid(
-            self.gate_scale * F.linear(n[..., : self.attn_gate_w.size(1)], self.attn_gate_w.to(n.dtype))
-        )
+        gate = F.linear(n[..., : self.attn_gate_w.size(1)], self.attn_gate_w.to(n.dtype))
+        gate = torch.sigmoid(self.gate_scale * gate)
         return F.linear((y * gate[..., None]).reshape(batch, length, dim).to(n.dtype), out_w.to(n.dtype))
 
 
