@@ -117,8 +117,9 @@ def mlp_update(config, p, visit, x, observe) -> Float[Array, "B S D"]:
     """What the MLP adds to a lane x."""
     name = f"blocks/{visit.layer}/"
     inner = through(p, name + "mlp/up_proj/kernel", norm_scale(config, visit.layer) * rms_norm(x), observe)
-    activated = squared(config.activation_slope, inner)
-    return p[name + "mlp_scale"] * through(p, name + "mlp/down_proj/kernel", activated, observe)
+    update = through(p, name + "mlp/down_proj/kernel", squared(config.activation_slope, inner), observe)
+    observe(f"MLP of {visit.name}", update)
+    return p[name + "mlp_scale"] * update
 
 
 def norm_scale(config: ModelConfig, layer: int) -> float:

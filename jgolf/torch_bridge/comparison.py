@@ -76,9 +76,25 @@ def absolute(name: str, reference: float, jgolf: float, tolerance: float) -> Che
 def by_layer(
     reference: Mapping[str, np.ndarray], jgolf: Mapping[str, np.ndarray], tolerance: float
 ) -> tuple[list[Check], str | None]:
-    """The largest difference of each intermediate result, and the name of the first that departs, if one does."""
-    checks = [largest(name, value, np.asarray(jgolf[name], np.float32), tolerance) for name, value in reference.items()]
-    return checks, next((check.name for check in checks if not check.passed), None)
+    """The largest difference of each intermediate result, and the name of the first that departs, if one does.
+
+    The results of a block's parts ("attention of block 3") only serve to say where a departure begins: what a script's
+    module for such a part returns is the script's affair. They are left out where nothing else departs, and where the
+    block as a whole agrees although its part does not.
+    """
+    shared = {name: np.asarray(jgolf[name], np.float32) for name in reference if name in jgolf}
+    shared = {name: value for name, value in shared.items() if value.shape == reference[name].shape}
+    checks = {name: largest(name, reference[name], value, tolerance) for name, value in shared.items()}
+    parts = {name: name.partition(" of ") for name in checks if " of " in name}
+    otherwise = {
+        kind
+        for name, (kind, _, block) in parts.items()
+        if block in checks and checks[block].passed and not checks[name].passed
+    }
+    departs = any(not check.passed for name, check in checks.items() if name not in parts)
+    left_out = {name for name, (kind, _, _) in parts.items() if kind in otherwise or not departs}
+    kept = [check for name, check in checks.items() if name not in left_out]
+    return kept, next((check.name for check in kept if not check.passed), None)
 
 
 def norm(parts: Iterable[float]) -> float:

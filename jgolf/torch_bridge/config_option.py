@@ -42,11 +42,13 @@ class Given:
       source: how to call it in a message.
       settings: the name of a setting of ModelConfig, or `xsa_last_n` → value.
       base: the whole config where the option names one; None for a JSON object with some settings.
+      seq_len: the longest sequence that is trained on, of a script that says so; 0 otherwise.
     """
 
     source: str
     settings: dict[str, Any]
     base: Config | None = None
+    seq_len: int = 0
 
 
 def parse(option: str | None) -> Given:

@@ -10,13 +10,15 @@ import ast
 import builtins
 import inspect
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 
-SETTINGS_ARGUMENTS = ("args", "hparams", "hyperparameters", "config", "cfg", "h")
+SETTINGS_ARGUMENTS = ("args", "hparams", "hyperparameters", "config", "cfg", "h", "hp", "settings")
+WRAPPERS = ("compile", "DDP", "DistributedDataParallel")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -32,6 +34,40 @@ def hyperparameters(module: ModuleType, overrides: Mapping[str, Any] | None = No
     for name, value in (overrides or {}).items():
         setattr(values, name, value)
     return values
+
+
+def settings_parameter(module: ModuleType) -> str | None:
+    """The parameter of GPT that takes an object with all settings; None where it takes them one by one.
+
+    It is told by its name, its type or what the script gives it, or it is the only one that is needed.
+    """
+    if getattr(module, "Hyperparameters", None) is None:
+        return None
+    inits = [function for function in _methods_of_model(module) if function.name == "__init__"]
+    given = _given_by_calls(_tree(module))
+    by_call = {name for function in inits for name in _given_as(function, given, "settings")}
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = [one for one in inspect.signature(module.GPT).parameters.values() if one.kind in kinds]
+    for parameter in parameters:
+        annotation = getattr(parameter.annotation, "__name__", parameter.annotation)
+        if parameter.name in {*SETTINGS_ARGUMENTS, *by_call} or annotation == "Hyperparameters":
+            return parameter.name
+    needed = [one.name for one in parameters if one.default is one.empty]
+    return needed[0] if len(needed) == 1 and not hasattr(module.Hyperparameters, needed[0]) else None
+
+
+def casts_model_to_bfloat16(module: ModuleType) -> bool:
+    """Whether the script sends its whole GPT through bfloat16: where it makes it, in GPT, or in a function given it.
+
+    What follows such a cast does not bring back what it rounds.
+    """
+    given, own = _given_by_calls(_tree(module)), _methods_of_model(module)
+    for function in [*_functions(module), *own]:
+        models = _models_in(function, given) | ({"self"} if function in own else set())
+        for call in (part for part in ast.walk(function) if isinstance(part, ast.Call)):
+            if isinstance(call.func, ast.Attribute) and _casts_to_bfloat16(call) and _is_model(call.func.value, models):
+                return True
+    return False
 
 
 def arguments_of_model(module: ModuleType) -> dict[str, Any] | None:
@@ -53,6 +89,19 @@ def arguments_of_model(module: ModuleType) -> dict[str, Any] | None:
             defaults = {one.name: one.default for one in parameters.values() if one.default is not one.empty}
             return {name: value for name, value in (defaults | given).items() if value is not _UNKNOWN}
     return None
+
+
+def muon_class(module: ModuleType) -> type[torch.optim.Optimizer] | None:
+    """The script's Muon: the class of that name, else the only optimizer of its own, or the only one named after it."""
+    if isinstance(kind := getattr(module, "Muon", None), type):
+        return kind
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value.__module__ == module.__name__
+    ]
+    named = [kind for kind in own if "muon" in kind.__name__.lower()]
+    return next((kinds[0] for kinds in (named, own) if len(kinds) == 1), None)
 
 
 def gradient_clip(module: ModuleType) -> float | None:
@@ -82,12 +131,14 @@ def optimizers(
     Returns:
       None where no function makes any, or its statements cannot be run by themselves.
     """
+    given = _given_by_calls(_tree(module))
     for function in _functions(module):
         body = _before_training(function)
         making = [index for index, statement in enumerate(body) if _makes_optimizer(module, statement)]
         if not making:
             continue
-        known = _known_names(module, function, model, hyperparameters(module, overrides))
+        values = hyperparameters(module, overrides)
+        known = _known_names(function, model, values, given)
         chosen = _slice(module, body[: making[-1] + 1], set(making), set(known))
         namespace = {**vars(module), **known}
         try:
@@ -96,7 +147,9 @@ def optimizers(
             continue
         own = [namespace[name] for name in known] + [value for name, value in namespace.items() if name not in known]
         found = {id(one): one for value in own for one in _optimizers_in(value)}
-        if any(isinstance(one, module.Muon) for one in found.values()):  # others are for adapting while scoring, say
+        if any(
+            isinstance(one, muon_class(module)) for one in found.values()
+        ):  # others are for adapting while scoring, say
             return list(found.values())
     return None
 
@@ -138,14 +191,95 @@ class _Locals(dict):
 
 def _functions(module: ModuleType) -> Iterator[_Function]:
     """The script's functions, `main` first, and then the methods of its classes but GPT."""
-    try:
-        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):
-        return
+    tree = _tree(module)
+    yield from _functions_in(tree)
+
+
+def _functions_in(tree: ast.Module) -> Iterator[_Function]:
     functions = [node for node in tree.body if isinstance(node, _Function)]
     yield from sorted(functions, key=lambda function: function.name != "main")
     for kind in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name != "GPT"):
         yield from (node for node in kind.body if isinstance(node, _Function))
+
+
+def _tree(module: ModuleType) -> ast.Module:
+    """The script's text, taken apart; nothing where it cannot be."""
+    try:
+        return _parsed(Path(module.__file__).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return ast.Module([], [])
+
+
+@lru_cache(maxsize=2)
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+def _methods_of_model(module: ModuleType) -> list[_Function]:
+    """GPT's own."""
+    own = [node for node in _tree(module).body if isinstance(node, ast.ClassDef) and node.name == "GPT"]
+    return [node for kind in own for node in kind.body if isinstance(node, _Function)]
+
+
+_Given = Mapping[tuple[str, int], Mapping[str, str]]
+"""A function's name and line → which of its parameters are given the "model", which the "settings"."""
+
+
+@lru_cache(maxsize=2)
+def _given_by_calls(tree: ast.Module) -> _Given:
+    """What a script's calls of its own functions and classes hand on, whatever the parameters are called."""
+    takers: dict[str, tuple[_Function, list[str]]] = {}
+    for node in tree.body:
+        if isinstance(node, _Function):
+            takers[node.name] = node, [argument.arg for argument in node.args.args]
+        for part in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(part, _Function) and part.name == "__init__":
+                takers[node.name] = part, [argument.arg for argument in part.args.args[1:]]
+    given: dict[tuple[str, int], dict[str, str]] = {}
+    for _ in range(3):  # what is given may be handed on
+        for function in _functions_in(tree):
+            models = _models_in(function, given)
+            settings = _settings_names(function) | _given_as(function, given, "settings") | {"Hyperparameters"}
+            for call in (part for part in ast.walk(function) if isinstance(part, ast.Call)):
+                taker, parameters = takers.get(getattr(call.func, "id", ""), (None, []))
+                arguments = [*zip(parameters, call.args, strict=False)]
+                arguments += [(keyword.arg, keyword.value) for keyword in call.keywords if keyword.arg in parameters]
+                for name, argument in arguments:
+                    if _is_model(argument, models):
+                        given.setdefault((taker.name, taker.lineno), {})[name] = "model"
+                    elif ast.unparse(argument).removesuffix("()") in settings:
+                        given.setdefault((taker.name, taker.lineno), {})[name] = "settings"
+    return given
+
+
+def _given_as(function: _Function, given: _Given, what: str) -> set[str]:
+    """A function's parameters that calls give the model, or the settings."""
+    return {name for name, kind in given.get((function.name, function.lineno), {}).items() if kind == what}
+
+
+def _models_in(function: _Function, given: _Given) -> set[str]:
+    """Names and attributes that are a GPT in a function: made there, or given, or the same after compilation."""
+    models = _given_as(function, given, "model")
+    for part in (part for part in ast.walk(function) if isinstance(part, ast.Assign)):
+        wrapped = isinstance(part.value, ast.Call) and any(_is_model(argument, models) for argument in part.value.args)
+        called = part.value.func if wrapped else None
+        if _calls(part.value, "GPT") or getattr(called, "attr", getattr(called, "id", None)) in WRAPPERS:
+            models |= {ast.unparse(target) for target in part.targets}
+    return models
+
+
+def _is_model(expression: ast.expr, models: set[str]) -> bool:
+    """Whether an expression is a GPT made on the spot or one of `models`, after any calls on it."""
+    while isinstance(expression, ast.Call) and isinstance(expression.func, ast.Attribute):
+        expression = expression.func.value
+    made = isinstance(expression, ast.Call) and getattr(expression.func, "id", None) == "GPT"
+    return made or ast.unparse(expression) in models
+
+
+def _casts_to_bfloat16(call: ast.Call) -> bool:
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    named = any("bfloat16" in ast.unparse(argument) for argument in arguments)
+    return call.func.attr == "bfloat16" or (call.func.attr in ("to", "type") and named)
 
 
 def _calls(node: ast.AST, name: str) -> list[ast.Call]:
@@ -172,14 +306,16 @@ def _assigned_from(function: _Function, name: str) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def _known_names(module: ModuleType, function: _Function, model: torch.nn.Module, values: Any) -> dict[str, Any]:
+def _known_names(function: _Function, model: torch.nn.Module, values: Any, given: _Given) -> dict[str, Any]:
     """What the names in a function stand for that need not be worked out: settings, the model, the object itself."""
     known: dict[str, Any] = dict.fromkeys(_settings_names(function), values)
     known |= dict.fromkeys(_assigned_from(function, "GPT"), model)
+    known |= dict.fromkeys(_given_as(function, given, "settings"), values)
+    models = _given_as(function, given, "model")
     for argument in function.args.args:
         if argument.arg == "self":
             known[argument.arg] = SimpleNamespace()
-        elif "model" in argument.arg:
+        elif "model" in argument.arg or argument.arg in models:
             known[argument.arg] = model
     return known
 

@@ -26,6 +26,7 @@ HYPERPARAMETERS = {
     "muon.momentum_warmup_steps": ("muon_momentum_warmup_steps",),
     "muon.newton_schulz_steps": ("muon_backend_steps",),
     "muon.weight_decay": ("muon_wd", "weight_decay"),
+    "muon.row_normalization": ("muon_row_normalize",),
     "adamw.scalar_learning_rate": ("scalar_lr",),
     "adamw.head_learning_rate": ("head_lr",),
     "adamw.beta1": ("beta1",),
@@ -94,6 +95,11 @@ def of_script(module: ModuleType, torch_model: TorchModel, config: Config) -> Ow
         optimizers, notices = made, [f"{torch_model.script}: its own optimizers and groups"]
         updates = _updates(module, made, _named(torch_model.model))
         settings = _by_updates(settings, updates)
+        rows = {
+            bool(value) for one in made for group in one.param_groups for name, value in group.items() if "row" in name
+        }
+        if len(rows) == 1:
+            settings = configs.replace_all(settings, {"muon.row_normalization": rows.pop()})
         problems = [
             f"{name}: the script updates it {update}, jgolf {expected}"
             for name, update in updates.items()
@@ -138,6 +144,7 @@ def _muon(
         "ns_steps": muon.newton_schulz_steps,
         "nesterov": True,
         "weight_decay": muon.weight_decay,
+        "row_normalize": muon.row_normalization,
     }
     taken = inspect.signature(kind).parameters
     if "weight_decay" not in taken and muon.weight_decay:
@@ -153,9 +160,12 @@ def _muon(
 
 def _class_muon(module: ModuleType, torch_model: TorchModel) -> type[torch.optim.Optimizer]:
     """The script's Muon; ScriptError where it has none."""
-    kind = getattr(module, "Muon", None)
+    kind = main_function.muon_class(module)
     if kind is None:
-        raise ScriptError(f"{torch_model.script}: has no class Muon, which training steps need")
+        raise ScriptError(
+            f"{torch_model.script}: has no class Muon, which training steps need (looked for an optimizer of "
+            "that name, for one with muon in its name, and for a single one of its own)"
+        )
     return kind
 
 
@@ -174,7 +184,7 @@ def _by_hyperparameters(module: ModuleType, config: Config) -> OptimConfig:
         value = next((getattr(values, name) for name in candidates if hasattr(values, name)), None)
         if isinstance(value, (int, float)):
             found[setting] = type(configs.leaves(config.optim)[setting])(value)
-    if "weight_decay" not in inspect.signature(module.Muon).parameters:
+    if "weight_decay" not in inspect.signature(main_function.muon_class(module)).parameters:
         found["muon.weight_decay"] = 0.0
     if (clip := main_function.gradient_clip(module)) is not None:
         found["grad_clip"] = clip
@@ -194,7 +204,7 @@ def _updates(
 
 
 def _update(module: ModuleType, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Update:
-    if isinstance(optimizer, module.Muon):
+    if isinstance(optimizer, main_function.muon_class(module)):
         steps = group.get("backend_steps", group.get("ns_steps", 5))
         return _muon_update(group["lr"], group.get("weight_decay", 0.0), steps, bool(group.get("nesterov", True)))
     decay = group.get("weight_decay", 0.0)

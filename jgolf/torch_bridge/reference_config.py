@@ -23,6 +23,8 @@ RECIPE_HEAD_DIM = 64
 TABLE_SIZES = ("bigram_buckets", "bigram_dim", "value_embedding_dim")
 GATES = ("gated_smear", "skip_gates", "attention_gate")
 """There where their tensors are."""
+ORDER = ("loop_layers", "num_loops", "lanes_from")
+"""Where layers run, of which tensors tell little."""
 SWITCHES = {
     "smear/gate": ("smear_gate", '"smear_gate": false'),
     "skip_weights": ("unet_skips", '"unet_skips": false'),
@@ -135,13 +137,14 @@ def _resolve(found: Mapping[str, Shape], family: Family, given: Given, source: s
     recipe = PLAIN_RECIPE if plain and family is pr592.FAMILY else family.recipe
     base = given.base or configs.load(recipe)
     untold = [*family.untold, *(["attention_gate_scale"] if told["attention_gate"].value else [])]
-    by_script = {name: own.settings[name] for name in ("num_heads", *untold) if name in own.settings}
+    by_script = {name: own.settings[name] for name in ("num_heads", *ORDER, *untold) if name in own.settings}
     values = {**dataclasses.asdict(base.model), **by_script, **given.settings}
     contradictions = _Contradictions(given, source)
     _set_features(values, told, contradictions)
     _set_sizes(values, told, contradictions, "num_heads" in by_script)
     assumed = [] if given.base else [name for name in untold if name not in given.settings]
-    by_recipe = {name: getattr(base.model, name) for name in untold} | {"rope_dims": _rope_dims(values, base.model)}
+    by_recipe = {name: getattr(configs.resolved(base.model), name) for name in (*ORDER, *untold)}
+    by_recipe |= {"rope_dims": _rope_dims(values, base.model)}
     assumed += _place_layers(values, told, base.model, given, own, contradictions, by_recipe)
     assumed += _place_loop(values, told, contradictions) + _place_lanes(values, told, contradictions)
     if "num_heads" not in told and "num_heads" not in given.settings:
@@ -155,14 +158,25 @@ def _resolve(found: Mapping[str, Shape], family: Family, given: Given, source: s
 
 
 def _suiting(own: Given, told: Mapping[str, Told]) -> Given:
-    """The script's settings as far as they suit the number of layers that the tensors tell."""
+    """The script's settings as far as they suit the layers, skips and lanes that the tensors tell."""
     settings, num_layers = dict(own.settings), told["num_layers"].value
     layers = settings.pop("value_embedding_layers", ())
     if len(layers) == told["num_value_layers"].value and all(0 <= layer < num_layers for layer in layers):
         settings["value_embedding_layers"] = layers
     if LAST_LAYERS in settings:
         settings["xsa_layers"] = _last(settings.pop(LAST_LAYERS), num_layers)
+    loop, num_loops = settings.get("loop_layers", ()), settings.get("num_loops", 0)
+    if not _loop_suits(told, loop, num_loops) or (loop and loop[-1] >= num_layers):
+        settings = {name: value for name, value in settings.items() if name not in ("loop_layers", "num_loops")}
+    if bool(settings.get("lanes_from")) != told["lanes"].value:
+        settings.pop("lanes_from", None)
     return Given(own.source, settings)
+
+
+def _loop_suits(told: Mapping[str, Told], layers: tuple[int, ...], num_loops: int) -> bool:
+    """Whether the skips have as many rows as layers that run more than once make."""
+    rows = told["num_skips"].value if "num_skips" in told else None
+    return rows in (None, (told["num_layers"].value + len(layers) * num_loops) // 2)
 
 
 class _Contradictions:
@@ -284,10 +298,10 @@ def _place_loop(values: dict[str, Any], told: Mapping[str, Told], contradictions
     The skips' rows tell how often layers run in all, not which. The recipe's loop is taken where it suits them.
     """
     given, layers, num_layers = contradictions.given.settings, values["loop_layers"], values["num_layers"]
-    rows = told["num_skips"].value if "num_skips" in told else None
-    suits = rows in (None, (num_layers + len(layers) * values["num_loops"]) // 2)
+    suits = _loop_suits(told, layers, values["num_loops"])
     if "loop_layers" in given:
         if not suits:
+            rows = told["num_skips"].value
             says = f"layers that make {2 * rows - num_layers} or {2 * rows + 1 - num_layers} more runs"
             contradictions.note("loop_layers", says, told["num_skips"])
         return []

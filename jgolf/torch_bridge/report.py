@@ -42,13 +42,17 @@ def print_optimizers(console: Console, own: OwnOptimizers) -> bool:
 
 def print_steps(console: Console, steps: Iterable[StepComparison]) -> bool:
     """Prints a row for each optimizer step once all are taken; returns whether all are within tolerance."""
+    steps = list(steps)
+    phases = {step.looped for step in steps}
+    figures = ("PyTorch loss", "jgolf loss", "difference", "tolerance", "", "distance", "tolerance", "")
     shown = _table(
         "training; the parameters' distance is relative to the distance covered",
-        ("step", "PyTorch loss", "jgolf loss", "difference", "tolerance", "", "distance", "tolerance", ""),
+        ("step", *(["loop"] if len(phases) > 1 else []), *figures),
     )
     passed, step = True, None
     for step in steps:
-        shown.add_row(str(step.step + 1), *_cells(step.loss), *_cells(step.distance)[2:])
+        phase = ["on" if step.looped else "off"] if len(phases) > 1 else []
+        shown.add_row(str(step.step + 1), *phase, *_cells(step.loss), *_cells(step.distance)[2:])
         passed &= step.loss.passed and step.distance.passed
     console.print(shown)
     if step is not None:

@@ -14,17 +14,18 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import torch
 
 from jgolf.config import ModelConfig, resolved
 from jgolf.errors import ConfigError, JgolfError, error_in_file
 from jgolf.torch_bridge import main_function, names, stand_ins
-from jgolf.torch_bridge.main_function import SETTINGS_ARGUMENTS
 
 NEUTRAL = (0, 0.0, False, "", None)  # values that leave a feature out
 NOT_SCORED = ("mtp_num_heads", "dtg")  # a checkpoint that jgolf reads has no parameters of these
 ONLY_AT_THE_START = ("tied_embed_init_std", "qk_gain_init")  # the weights are given
+ANOTHER_NAME = ("embedding_dim",)  # of a setting that has one
 VARIADIC, VARIADIC_NAMES = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 _numbers = itertools.count()
 
@@ -47,7 +48,7 @@ def imported(path: str | Path, float32_only: bool, on_cpu: bool, compiled: bool 
       compiled: whether what it compiles is compiled; for a comparison of numbers it is not.
 
     Raises:
-      ScriptError: there is no such file, it fails while it is imported, or it has no GPT with `forward_logits`.
+      ScriptError: there is no such file, it fails while it is imported, or it has no module GPT.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,7 +57,7 @@ def imported(path: str | Path, float32_only: bool, on_cpu: bool, compiled: bool 
     loader = importlib.machinery.SourceFileLoader(name, str(path))
     module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, path, loader=loader))
     with (
-        stand_ins.installed(float32_only, on_cpu, compiled),
+        stand_ins.installed(_text(path), float32_only, on_cpu, compiled),
         stand_ins.modules_added({name: module}),
         mock.patch.object(sys, "argv", [str(path)]),
         mock.patch.object(sys, "path", [str(path.parent.resolve()), *sys.path]),
@@ -69,9 +70,17 @@ def imported(path: str | Path, float32_only: bool, on_cpu: bool, compiled: bool 
             raise ScriptError(f"{path}: cannot be imported: {error_in_file(error, path)}") from None
         if float32_only:
             torch.set_float32_matmul_precision("highest")
-        if not callable(getattr(getattr(module, "GPT", None), "forward_logits", None)):
-            raise ScriptError(f"{path}: expected a class GPT with a method forward_logits(input_ids), found none")
+        gpt = getattr(module, "GPT", None)
+        if not (isinstance(gpt, type) and issubclass(gpt, torch.nn.Module)):
+            raise ScriptError(f"{path}: expected a class GPT, a torch.nn.Module, found none")
         yield module
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):  # the import says what is wrong
+        return ""
 
 
 @contextlib.contextmanager
@@ -103,7 +112,7 @@ def build_model(
         shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise ScriptError(f"{path}: GPT({shown}) failed: {error_in_file(error, path)}") from None
     state = names.from_params(params)
-    own = {name: value for name, value in names.canonical(model.state_dict())[0].items() if value.numel()}
+    own = {name: value for name, value in names.canonical(dict(model.named_parameters()))[0].items() if value.numel()}
     names.check(
         {name: array.shape for name, array in state.items()},
         {name: tuple(value.shape) for name, value in own.items()},
@@ -112,7 +121,23 @@ def build_model(
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(torch.from_numpy(np.array(state[name])))
+    if main_function.settings_parameter(module) and main_function.casts_model_to_bfloat16(module):
+        _cast_to_bfloat16(model)
     return model.to(device).eval(), notices
+
+
+def _cast_to_bfloat16(model: torch.nn.Module) -> None:
+    """What is left of sending a model to bfloat16 once its parameters are restored but for the embedding.
+
+    That are its buffers: rotary frequencies, whose rounding is part of the model whatever it computes in.
+    """
+    for value in model.buffers():
+        if value.is_floating_point():
+            rounded = value.detach().cpu().numpy().astype(ml_dtypes.bfloat16).astype(np.float32)
+            value.data.copy_(torch.from_numpy(rounded))
+    for part in model.modules():
+        if isinstance(part, torch.nn.Embedding):
+            part.bfloat16()
 
 
 def reference_settings(config: ModelConfig) -> dict[str, Any]:
@@ -122,7 +147,7 @@ def reference_settings(config: ModelConfig) -> dict[str, Any]:
       ConfigError: XSA is on other layers than the last ones.
     """
     config = resolved(config)
-    num_xsa = len(config.xsa_layers)
+    num_xsa, loop = len(config.xsa_layers), config.loop_layers
     if config.xsa_layers != tuple(range(config.num_layers - num_xsa, config.num_layers)):
         raise ConfigError(f"model.xsa_layers is {config.xsa_layers}: the PyTorch reference knows last layers only")
     multiple = config.mlp_multiple
@@ -149,6 +174,16 @@ def reference_settings(config: ModelConfig) -> dict[str, Any]:
         "ve_enabled": bool(config.value_embedding_layers),
         "ve_dim": config.value_embedding_dim,
         "ve_layers": ",".join(map(str, config.value_embedding_layers)),
+        "embedding_dim": config.model_dim,
+        "smear_gate_enabled": config.gated_smear,
+        "skip_gates_enabled": config.skip_gates,
+        "sparse_attn_gate_enabled": config.attention_gate,
+        "sparse_attn_gate_scale": config.attention_gate_scale if config.attention_gate else 0.0,
+        "gate_window": config.gate_window if config.attention_gate or config.gated_smear else 0,
+        "num_loops": config.num_loops if loop else 0,
+        "loop_start": loop[0] if loop else 0,
+        "loop_end": loop[-1] if loop else 0,
+        "parallel_start_layer": config.lanes_from,
     }
 
 
@@ -172,7 +207,7 @@ def constructor_arguments(
     unknown = []
     for parameter in (parameter for parameter in named if parameter.name not in arguments):
         name, needed = parameter.name, parameter.default is parameter.empty
-        if name in SETTINGS_ARGUMENTS and hyperparameters is not None:
+        if name == main_function.settings_parameter(module):
             arguments[name], rest = main_function.hyperparameters(module, settings), {}
         elif name in by_main and (needed or by_main[name] != parameter.default):
             arguments[name] = by_main[name]
@@ -185,7 +220,8 @@ def constructor_arguments(
             f"{path}: GPT needs {', '.join(unknown)}, which the cross-check does not know; "
             f"it gives {', '.join(settings)}, and values of that name in a class Hyperparameters"
         )
-    used = {name: value for name, value in rest.items() if value not in NEUTRAL and name not in ONLY_AT_THE_START}
+    told = {name: value for name, value in rest.items() if name not in (*ONLY_AT_THE_START, *ANOTHER_NAME)}
+    used = {name: value for name, value in told.items() if value not in NEUTRAL}
     notices = [f"{path}: GPT takes no {name}; the model has {value}" for name, value in used.items()]
     further = {name: by_main[name] for name in NOT_SCORED if by_main.get(name) not in NEUTRAL}
     notices += [f"{path}: its own {name} is {value}; both sides are without" for name, value in further.items()]

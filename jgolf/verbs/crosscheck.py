@@ -14,7 +14,6 @@ from jgolf.data.shards import TokenStream
 from jgolf.data.text import read_text, without_sidecars
 from jgolf.data.tokenizer import load_tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
-from jgolf.evaluate.windows import sliding_windows, standard_windows
 from jgolf.load import load_model
 from jgolf.options import PathText
 from jgolf.progress import table_console
@@ -38,21 +37,22 @@ def crosscheck(
 ) -> int:
     """Compare jgolf with a PyTorch training script: logits, loss, bits per byte, and training where asked.
 
-    The script is imported, not run; it needs no GPU and no flash-attention. float32 runs both sides on the CPU, and
-    keeps in float32 what the script casts to bfloat16; bfloat16 runs them on the GPU where there is one. What the
-    checkpoint does not tell of its model is taken from the script, and where that differs from jgolf's recipe it is
-    said; training steps are those of the script's own optimizers, settings and groups. The exit status is 1 where a
-    difference exceeds its tolerance.
+    The script is imported, not run; it needs no GPU, no flash-attention and no Triton. float32 runs both sides on
+    the CPU, and keeps in float32 what the script casts to bfloat16; bfloat16 runs them on the GPU where there is one.
+    What the checkpoint does not tell of its model is taken from the script, and where that differs from jgolf's
+    recipe it is said, as is what was computed in place of the script's kernels. Training steps are those of the
+    script's own optimizers, settings and groups; where layers run more than once, the second half of the steps does
+    so. The exit status is 1 where a difference exceeds its tolerance.
 
     Args:
-      reference: The training script, a Python file with a class GPT that has forward_logits.
+      reference: The training script, a Python file with a class GPT.
       checkpoint: The weights for both sides: a .pt state dict, a .ptz or .jgolf artifact, or a run directory.
       tokens: Token shards.
       tokenizer: The shards' own.
       config: Settings that the tensors do not tell, in the script's place: a config's name, config.json or JSON object.
       average: Weights of a run: raw, ema, swa or ema+swa.
       dtype: Arithmetic of both sides; each has its own tolerances.
-      seq_len: Tokens of a sequence; 0 takes the config's, 2,048 in the recipe.
+      seq_len: Tokens of a sequence, or of the longest piece of a document; 0 takes the script's train_seq_len.
       stride: Tokens between two windows of the sliding evaluation.
       batch: Sequences run at once, and in one training step.
       max_tokens: Compare on this many tokens, the first of the shards; 0 takes all.
@@ -72,25 +72,30 @@ def crosscheck(
     settings = in_dtype(model.config, dtype)
     pieces = load_tokenizer(tokenizer, settings.model.vocab_size)
     stream = TokenStream(without_sidecars(tokens), settings.model.vocab_size)
-    seq_len = seq_len or settings.train.seq_len
+    seq_len = seq_len or own.seq_len or settings.train.seq_len
     text = read_text(tokens, pieces, max_tokens + 1 if max_tokens else 0)
-    windows = {
-        "standard": standard_windows(len(text.tokens), seq_len),
-        f"sliding, stride {stride}": sliding_windows(len(text.tokens), seq_len, stride, reference_windows),
-    }
     tolerances = comparison.TOLERANCES[dtype]
     console = table_console()
     with both_sides.prepared(reference, settings, model.params, tolerances, model.assumed) as sides:
         console.print(f"{reference} and jgolf, weights of {checkpoint}, {dtype}: {sides.where}", soft_wrap=True)
         for notice in [*own_settings.differences(own, settings.model, model.assumed), *sides.notices]:
             console.print(notice, soft_wrap=True)
-        result = sides.compare(text, windows, seq_len, batch)
-        report.print_result(console, result, f"{len(text.tokens) - 1:,} tokens, sequences of {seq_len:,}")
-        passed = result.passed
+        if sides.documents and reference_windows:
+            raise JgolfError("--reference-windows: expected with a script that does not keep documents apart")
+        ways = sides.evaluations(text, seq_len, stride, batch, reference_windows)
+        passed = True
+        for looped in sides.phases:
+            result = sides.compare(text, ways, seq_len, batch, looped)
+            title = f"{len(text.tokens) - 1:,} tokens, {'documents' if sides.documents else 'sequences'} of {seq_len:,}"
+            loop = f", loop {'on' if looped else 'off'}" if len(sides.phases) > 1 else ""
+            report.print_result(console, result, title + loop)
+            passed &= result.passed
         if train_steps:
             optimizers = sides.own_optimizers()
             passed &= report.print_optimizers(console, optimizers)
             passed &= report.print_steps(console, sides.train(optimizers, stream, batch, seq_len, train_steps))
+        for sentence in sides.replacements:
+            console.print(sentence, soft_wrap=True)
     console.print("the cross-check passed" if passed else Text("the cross-check FAILED", style="bold red"))
     return EXIT_OK if passed else EXIT_CHECK_FAILED
 

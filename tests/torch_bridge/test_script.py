@@ -103,8 +103,8 @@ table = torch.zeros(3).cuda().bfloat16()
         ("import nonexistent_package_of_mine", "No module named 'nonexistent_package_of_mine' (line 1)"),
         ("\n\nraise SystemExit(3)", "SystemExit: 3 (line 3)"),
         ("x = (", "SyntaxError"),
-        ("class GPT: pass", "expected a class GPT with a method forward_logits"),
-        ("x = 1", "expected a class GPT with a method forward_logits"),
+        ("class GPT: pass", "expected a class GPT, a torch.nn.Module, found none"),
+        ("x = 1", "expected a class GPT, a torch.nn.Module, found none"),
     ],
 )
 def test_scripts_that_cannot_be_imported(tmp_path, text, part):
@@ -197,7 +197,14 @@ def test_flash_attention_stand_in():
         weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         np.testing.assert_allclose(found[:, :, head], weights @ v[:, :, head // 2], atol=1e-6)
     with pytest.raises(TypeError, match="window_size"):
-        stand_ins.flash_attention(*map(torch.from_numpy, (q, k, v)), causal=True, window_size=(4, 0))
+        stand_ins.flash_attention(*map(torch.from_numpy, (q, k, v)), causal=True, window_size=(4, 1))
+    all_keys = stand_ins.flash_attention(*map(torch.from_numpy, (q, k, v)), causal=True, window_size=(4, 0))
+    np.testing.assert_allclose(all_keys, found, atol=1e-6)
+    two_keys = stand_ins.flash_attention(*map(torch.from_numpy, (q, k, v)), causal=True, window_size=(1, 0)).numpy()
+    scores = np.einsum("bhd,bshd->bhs", q[:, 4], np.repeat(k[:, 3:], 2, axis=2)) / np.sqrt(8)
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    expected = np.einsum("bhs,bshd->bhd", weights, np.repeat(v[:, 3:], 2, axis=2))
+    np.testing.assert_allclose(two_keys[:, 4], expected, atol=1e-6)
 
 
 def test_flash_attention_of_packed_sequences():
