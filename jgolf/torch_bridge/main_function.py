@@ -131,27 +131,39 @@ def optimizers(
     Returns:
       None where no function makes any, or its statements cannot be run by themselves.
     """
-    given = _given_by_calls(_tree(module))
+    given, values = _given_by_calls(_tree(module)), hyperparameters(module, overrides)
     for function in _functions(module):
         body = _before_training(function)
         making = [index for index, statement in enumerate(body) if _makes_optimizer(module, statement)]
         if not making:
             continue
-        values = hyperparameters(module, overrides)
         known = _known_names(function, model, values, given)
         chosen = _slice(module, body[: making[-1] + 1], set(making), set(known))
         namespace = {**vars(module), **known}
         try:
             exec(compile(ast.Module(chosen, []), str(module.__file__), "exec"), namespace)
-        except (Exception, SystemExit):  # it needs more than what is here: `main` as a whole
-            continue
-        own = [namespace[name] for name in known] + [value for name, value in namespace.items() if name not in known]
+            own = [namespace[name] for name in known]
+            own += [value for name, value in namespace.items() if name not in known]
+        except (Exception, SystemExit):  # it needs more than what is here: the whole, if that only makes optimizers
+            own = [_made_by(module, function, model, known)]
         found = {id(one): one for value in own for one in _optimizers_in(value)}
-        if any(
-            isinstance(one, muon_class(module)) for one in found.values()
-        ):  # others are for adapting while scoring, say
+        if any(isinstance(one, muon_class(module)) for one in found.values()):  # others are for adapting while scoring
             return list(found.values())
     return None
+
+
+def _made_by(module: ModuleType, function: _Function, model: torch.nn.Module, known: Mapping[str, Any]) -> Any:
+    """What a function, or a class whose constructor it is, makes of the model; None where it does more or fails."""
+    classes = [node.name for node in _tree(module).body if isinstance(node, ast.ClassDef) and function in node.body]
+    parameters = [argument.arg for argument in function.args.args if argument.arg != "self"]
+    needed = parameters[: len(parameters) - len(function.args.defaults)]
+    if _calls(function, "backward") or all(known.get(name) is not model for name in needed):
+        return None
+    try:
+        made = getattr(module, *classes or (function.name,))(**{name: known[name] for name in needed})
+    except (Exception, SystemExit):
+        return None
+    return SimpleNamespace(**vars(made)) if classes else made
 
 
 _UNKNOWN = object()

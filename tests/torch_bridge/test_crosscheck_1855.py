@@ -415,6 +415,11 @@ INTERFACES = {
         ("        return F.cross_entropy(", "        return logits if target_ids is None else F.cross_entropy("),
     ],
     "optimizers of a function": FUNCTION,
+    "optimizers of a class that asks itself": [
+        ("        scalars = [p for", "        self.scalars = [p for"),
+        ('{"params": scalars,', '{"params": self.scalars_of(),'),
+        ("    def __iter__(", "    def scalars_of(self):\n        return self.scalars\n\n    def __iter__("),
+    ],
     "attention in pairs": [
         ("y = flash_attn_3_func(q, k, v, causal=True)", "y, _ = flash_attn_3_func(q, k, v, causal=True)"),
         ("            )[None]\n", "            )[0][None]\n"),
