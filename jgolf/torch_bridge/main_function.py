@@ -10,16 +10,12 @@ import ast
 import builtins
 import inspect
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 
-SETTINGS_ARGUMENTS = ("args", "hparams", "hyperparameters", "config", "cfg", "h", "hp", "settings")
-WRAPPERS = ("compile", "DDP", "DistributedDataParallel")
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
+from jgolf.torch_bridge import source
 
 
 def hyperparameters(module: ModuleType, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -43,31 +39,17 @@ def settings_parameter(module: ModuleType) -> str | None:
     """
     if getattr(module, "Hyperparameters", None) is None:
         return None
-    inits = [function for function in _methods_of_model(module) if function.name == "__init__"]
-    given = _given_by_calls(_tree(module))
-    by_call = {name for function in inits for name in _given_as(function, given, "settings")}
+    inits = [function for function in source.methods_of_model(module) if function.name == "__init__"]
+    given = source.given_by_calls(source.tree_of(module))
+    by_call = {name for function in inits for name in source.given_as(function, given, "settings")}
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = [one for one in inspect.signature(module.GPT).parameters.values() if one.kind in kinds]
     for parameter in parameters:
         annotation = getattr(parameter.annotation, "__name__", parameter.annotation)
-        if parameter.name in {*SETTINGS_ARGUMENTS, *by_call} or annotation == "Hyperparameters":
+        if parameter.name in {*source.SETTINGS_ARGUMENTS, *by_call} or annotation == "Hyperparameters":
             return parameter.name
     needed = [one.name for one in parameters if one.default is one.empty]
     return needed[0] if len(needed) == 1 and not hasattr(module.Hyperparameters, needed[0]) else None
-
-
-def casts_model_to_bfloat16(module: ModuleType) -> bool:
-    """Whether the script sends its whole GPT through bfloat16: where it makes it, in GPT, or in a function given it.
-
-    What follows such a cast does not bring back what it rounds.
-    """
-    given, own = _given_by_calls(_tree(module)), _methods_of_model(module)
-    for function in [*_functions(module), *own]:
-        models = _models_in(function, given) | ({"self"} if function in own else set())
-        for call in (part for part in ast.walk(function) if isinstance(part, ast.Call)):
-            if isinstance(call.func, ast.Attribute) and _casts_to_bfloat16(call) and _is_model(call.func.value, models):
-                return True
-    return False
 
 
 def arguments_of_model(module: ModuleType) -> dict[str, Any] | None:
@@ -77,8 +59,8 @@ def arguments_of_model(module: ModuleType) -> dict[str, Any] | None:
     """
     values = hyperparameters(module)
     parameters = inspect.signature(module.GPT).parameters
-    for function in _functions(module):
-        for call in _calls(function, "GPT"):
+    for function in source.functions(module):
+        for call in source.calls(function, "GPT"):
             surroundings = _Locals(module, function, values)
             expressions = dict(zip(parameters, call.args, strict=False))
             expressions |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
@@ -107,8 +89,8 @@ def muon_class(module: ModuleType) -> type[torch.optim.Optimizer] | None:
 def gradient_clip(module: ModuleType) -> float | None:
     """The norm at which the script clips gradients, 0 for none; None where that cannot be worked out."""
     values = hyperparameters(module)
-    for function in _functions(module):
-        for call in _calls(function, "clip_grad_norm_"):
+    for function in source.functions(module):
+        for call in source.calls(function, "clip_grad_norm_"):
             norms = [keyword.value for keyword in call.keywords if keyword.arg == "max_norm"] or call.args[1:2]
             norm = _Locals(module, function, values).evaluate(norms[0]) if norms else _UNKNOWN
             return float(norm) if isinstance(norm, (int, float)) else None
@@ -131,27 +113,41 @@ def optimizers(
     Returns:
       None where no function makes any, or its statements cannot be run by themselves.
     """
-    given = _given_by_calls(_tree(module))
-    for function in _functions(module):
+    given, values = source.given_by_calls(source.tree_of(module)), hyperparameters(module, overrides)
+    for function in source.functions(module):
         body = _before_training(function)
         making = [index for index, statement in enumerate(body) if _makes_optimizer(module, statement)]
         if not making:
             continue
-        values = hyperparameters(module, overrides)
         known = _known_names(function, model, values, given)
         chosen = _slice(module, body[: making[-1] + 1], set(making), set(known))
         namespace = {**vars(module), **known}
         try:
             exec(compile(ast.Module(chosen, []), str(module.__file__), "exec"), namespace)
-        except (Exception, SystemExit):  # it needs more than what is here: `main` as a whole
-            continue
-        own = [namespace[name] for name in known] + [value for name, value in namespace.items() if name not in known]
+            own = [namespace[name] for name in known]
+            own += [value for name, value in namespace.items() if name not in known]
+        except (Exception, SystemExit):  # it needs more than what is here: the whole, if that only makes optimizers
+            own = [_made_by(module, function, model, known)]
         found = {id(one): one for value in own for one in _optimizers_in(value)}
-        if any(
-            isinstance(one, muon_class(module)) for one in found.values()
-        ):  # others are for adapting while scoring, say
+        if any(isinstance(one, muon_class(module)) for one in found.values()):  # others are for adapting while scoring
             return list(found.values())
     return None
+
+
+def _made_by(module: ModuleType, function: source.Function, model: torch.nn.Module, known: Mapping[str, Any]) -> Any:
+    """What a function, or a class whose constructor it is, makes of the model; None where it does more or fails."""
+    classes = [
+        node.name for node in source.tree_of(module).body if isinstance(node, ast.ClassDef) and function in node.body
+    ]
+    parameters = [argument.arg for argument in function.args.args if argument.arg != "self"]
+    needed = parameters[: len(parameters) - len(function.args.defaults)]
+    if source.calls(function, "backward") or all(known.get(name) is not model for name in needed):
+        return None
+    try:
+        made = getattr(module, *classes or (function.name,))(**{name: known[name] for name in needed})
+    except (Exception, SystemExit):
+        return None
+    return SimpleNamespace(**vars(made)) if classes else made
 
 
 _UNKNOWN = object()
@@ -160,8 +156,8 @@ _UNKNOWN = object()
 class _Locals(dict):
     """The local variables of a function, each worked out from its assignment when it is first read."""
 
-    def __init__(self, module: ModuleType, function: _Function, values: Any):
-        super().__init__({name: values for name in _settings_names(function)})
+    def __init__(self, module: ModuleType, function: source.Function, values: Any):
+        super().__init__({name: values for name in source.settings_names(function)})
         self._globals = dict(vars(module))
         self._assigned = {
             statement.targets[0].id: statement.value
@@ -189,129 +185,12 @@ class _Locals(dict):
         return eval(compile(ast.Expression(expression), "main", "eval"), self._globals, self)
 
 
-def _functions(module: ModuleType) -> Iterator[_Function]:
-    """The script's functions, `main` first, and then the methods of its classes but GPT."""
-    tree = _tree(module)
-    yield from _functions_in(tree)
-
-
-def _functions_in(tree: ast.Module) -> Iterator[_Function]:
-    functions = [node for node in tree.body if isinstance(node, _Function)]
-    yield from sorted(functions, key=lambda function: function.name != "main")
-    for kind in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name != "GPT"):
-        yield from (node for node in kind.body if isinstance(node, _Function))
-
-
-def _tree(module: ModuleType) -> ast.Module:
-    """The script's text, taken apart; nothing where it cannot be."""
-    try:
-        return _parsed(Path(module.__file__).read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):
-        return ast.Module([], [])
-
-
-@lru_cache(maxsize=2)
-def _parsed(text: str) -> ast.Module:
-    return ast.parse(text)
-
-
-def _methods_of_model(module: ModuleType) -> list[_Function]:
-    """GPT's own."""
-    own = [node for node in _tree(module).body if isinstance(node, ast.ClassDef) and node.name == "GPT"]
-    return [node for kind in own for node in kind.body if isinstance(node, _Function)]
-
-
-_Given = Mapping[tuple[str, int], Mapping[str, str]]
-"""A function's name and line → which of its parameters are given the "model", which the "settings"."""
-
-
-@lru_cache(maxsize=2)
-def _given_by_calls(tree: ast.Module) -> _Given:
-    """What a script's calls of its own functions and classes hand on, whatever the parameters are called."""
-    takers: dict[str, tuple[_Function, list[str]]] = {}
-    for node in tree.body:
-        if isinstance(node, _Function):
-            takers[node.name] = node, [argument.arg for argument in node.args.args]
-        for part in node.body if isinstance(node, ast.ClassDef) else ():
-            if isinstance(part, _Function) and part.name == "__init__":
-                takers[node.name] = part, [argument.arg for argument in part.args.args[1:]]
-    given: dict[tuple[str, int], dict[str, str]] = {}
-    for _ in range(3):  # what is given may be handed on
-        for function in _functions_in(tree):
-            models = _models_in(function, given)
-            settings = _settings_names(function) | _given_as(function, given, "settings") | {"Hyperparameters"}
-            for call in (part for part in ast.walk(function) if isinstance(part, ast.Call)):
-                taker, parameters = takers.get(getattr(call.func, "id", ""), (None, []))
-                arguments = [*zip(parameters, call.args, strict=False)]
-                arguments += [(keyword.arg, keyword.value) for keyword in call.keywords if keyword.arg in parameters]
-                for name, argument in arguments:
-                    if _is_model(argument, models):
-                        given.setdefault((taker.name, taker.lineno), {})[name] = "model"
-                    elif ast.unparse(argument).removesuffix("()") in settings:
-                        given.setdefault((taker.name, taker.lineno), {})[name] = "settings"
-    return given
-
-
-def _given_as(function: _Function, given: _Given, what: str) -> set[str]:
-    """A function's parameters that calls give the model, or the settings."""
-    return {name for name, kind in given.get((function.name, function.lineno), {}).items() if kind == what}
-
-
-def _models_in(function: _Function, given: _Given) -> set[str]:
-    """Names and attributes that are a GPT in a function: made there, or given, or the same after compilation."""
-    models = _given_as(function, given, "model")
-    for part in (part for part in ast.walk(function) if isinstance(part, ast.Assign)):
-        wrapped = isinstance(part.value, ast.Call) and any(_is_model(argument, models) for argument in part.value.args)
-        called = part.value.func if wrapped else None
-        if _calls(part.value, "GPT") or getattr(called, "attr", getattr(called, "id", None)) in WRAPPERS:
-            models |= {ast.unparse(target) for target in part.targets}
-    return models
-
-
-def _is_model(expression: ast.expr, models: set[str]) -> bool:
-    """Whether an expression is a GPT made on the spot or one of `models`, after any calls on it."""
-    while isinstance(expression, ast.Call) and isinstance(expression.func, ast.Attribute):
-        expression = expression.func.value
-    made = isinstance(expression, ast.Call) and getattr(expression.func, "id", None) == "GPT"
-    return made or ast.unparse(expression) in models
-
-
-def _casts_to_bfloat16(call: ast.Call) -> bool:
-    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
-    named = any("bfloat16" in ast.unparse(argument) for argument in arguments)
-    return call.func.attr == "bfloat16" or (call.func.attr in ("to", "type") and named)
-
-
-def _calls(node: ast.AST, name: str) -> list[ast.Call]:
-    """Calls of something called `name`, whatever it is an attribute of."""
-    calls = [part for part in ast.walk(node) if isinstance(part, ast.Call)]
-    return [call for call in calls if name in (getattr(call.func, "id", None), getattr(call.func, "attr", None))]
-
-
-def _settings_names(function: _Function) -> set[str]:
-    """Names in a function that stand for the script's settings."""
-    parameters = {argument.arg for argument in function.args.args if argument.arg in SETTINGS_ARGUMENTS}
-    return parameters | _assigned_from(function, "Hyperparameters")
-
-
-def _assigned_from(function: _Function, name: str) -> set[str]:
-    """Names that are assigned what a call of `name` gives, as it is or after further calls on it."""
-    assignments = [part for part in ast.walk(function) if isinstance(part, (ast.Assign, ast.AnnAssign)) and part.value]
-    targets = [
-        target
-        for part in assignments
-        if _calls(part.value, name)
-        for target in (part.targets if isinstance(part, ast.Assign) else [part.target])
-    ]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
-
-
-def _known_names(function: _Function, model: torch.nn.Module, values: Any, given: _Given) -> dict[str, Any]:
+def _known_names(function: source.Function, model: torch.nn.Module, values: Any, given: source.Given) -> dict[str, Any]:
     """What the names in a function stand for that need not be worked out: settings, the model, the object itself."""
-    known: dict[str, Any] = dict.fromkeys(_settings_names(function), values)
-    known |= dict.fromkeys(_assigned_from(function, "GPT"), model)
-    known |= dict.fromkeys(_given_as(function, given, "settings"), values)
-    models = _given_as(function, given, "model")
+    known: dict[str, Any] = dict.fromkeys(source.settings_names(function), values)
+    known |= dict.fromkeys(source.assigned_from(function, "GPT"), model)
+    known |= dict.fromkeys(source.given_as(function, given, "settings"), values)
+    models = source.given_as(function, given, "model")
     for argument in function.args.args:
         if argument.arg == "self":
             known[argument.arg] = SimpleNamespace()
@@ -320,10 +199,10 @@ def _known_names(function: _Function, model: torch.nn.Module, values: Any, given
     return known
 
 
-def _before_training(function: _Function) -> list[ast.stmt]:
+def _before_training(function: source.Function) -> list[ast.stmt]:
     """The statements of a function, those in `try` and `with` too, up to the first that computes gradients."""
     body = [*_flat(function.body)]
-    training = (index for index, part in enumerate(body) if not _defines(part) and _calls(part, "backward"))
+    training = (index for index, part in enumerate(body) if not _defines(part) and source.calls(part, "backward"))
     return body[: next(training, len(body))]
 
 
@@ -336,7 +215,7 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _defines(statement: ast.stmt) -> bool:
-    return isinstance(statement, (_Function, ast.ClassDef))
+    return isinstance(statement, (source.Function, ast.ClassDef))
 
 
 def _makes_optimizer(module: ModuleType, statement: ast.stmt) -> bool:

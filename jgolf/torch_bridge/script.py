@@ -20,7 +20,7 @@ import torch
 
 from jgolf.config import ModelConfig, resolved
 from jgolf.errors import ConfigError, JgolfError, error_in_file
-from jgolf.torch_bridge import main_function, names, stand_ins
+from jgolf.torch_bridge import main_function, names, source, stand_ins
 
 NEUTRAL = (0, 0.0, False, "", None)  # values that leave a feature out
 NOT_SCORED = ("mtp_num_heads", "dtg")  # a checkpoint that jgolf reads has no parameters of these
@@ -121,7 +121,7 @@ def build_model(
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(torch.from_numpy(np.array(state[name])))
-    if main_function.settings_parameter(module) and main_function.casts_model_to_bfloat16(module):
+    if main_function.settings_parameter(module) and source.casts_model_to_bfloat16(module):
         _cast_to_bfloat16(model)
     return model.to(device).eval(), notices
 

@@ -343,7 +343,7 @@ def test_what_cannot_be_compared(make_checkpoint, tmp_path, text_dir, monkeypatc
     assert "expected --batch and --stride of 1 or more" in refused(SCRIPT, "--batch", 0)
     failing = changed_script(tmp_path, "x = self.final_norm(x)", "x = self.final_norm(x, 3)")
     assert "train_gpt.py: its model fails: TypeError" in refused(failing)
-    without_muon = changed_script(tmp_path, "class Muon", "class Another")
+    without_muon = changed_script(tmp_path, "class Muon(torch.optim.Optimizer)", "class Another")
     assert "has no class Muon" in refused(without_muon, "--train-steps", 1)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert "jgolf crosscheck needs the package torch" in refused(SCRIPT)

@@ -29,10 +29,10 @@ from jgolf.torch_bridge import (  # noqa: E402
     comparison,
     crosscheck_train,
     kernels,
-    main_function,
     own_optimizers,
     own_settings,
     script,
+    source,
 )
 from jgolf.torch_bridge.script import ScriptError  # noqa: E402
 from jgolf.torch_bridge.torch_model import TorchModel, document_bounds  # noqa: E402
@@ -415,6 +415,11 @@ INTERFACES = {
         ("        return F.cross_entropy(", "        return logits if target_ids is None else F.cross_entropy("),
     ],
     "optimizers of a function": FUNCTION,
+    "optimizers of a class that asks itself": [
+        ("        scalars = [p for", "        self.scalars = [p for"),
+        ('{"params": scalars,', '{"params": self.scalars_of(),'),
+        ("    def __iter__(", "    def scalars_of(self):\n        return self.scalars\n\n    def __iter__("),
+    ],
     "attention in pairs": [
         ("y = flash_attn_3_func(q, k, v, causal=True)", "y, _ = flash_attn_3_func(q, k, v, causal=True)"),
         ("            )[None]\n", "            )[0][None]\n"),
@@ -569,7 +574,7 @@ IN_A_FUNCTION = [
 )
 def test_whether_the_model_goes_through_bfloat16(tmp_path, changes, expected):
     with script.imported(rewritten(tmp_path, *changes), float32_only=True, on_cpu=True) as module:
-        assert main_function.casts_model_to_bfloat16(module) is expected
+        assert source.casts_model_to_bfloat16(module) is expected
 
 
 @pytest.mark.parametrize("folder", ["loader", "loader_edges"])

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jgolf.torch_bridge import kernels, main_function, script  # noqa: E402
+from jgolf.torch_bridge import kernels, script, source  # noqa: E402
 from tests.pr1855 import FOLDER, MODEL, SETTINGS, arrays_of  # noqa: E402
 
 SCRIPT = Path(__file__).parent / "reference_script_1855.py"
@@ -36,7 +36,7 @@ def model(module, golden):
     model = module.GPT(module.Hyperparameters())
     state = {name[7:]: torch.from_numpy(golden[name]) for name in golden if name.startswith("params/")}
     model.load_state_dict(state)
-    assert main_function.casts_model_to_bfloat16(module)
+    assert source.casts_model_to_bfloat16(module)
     script._cast_to_bfloat16(model)
     for block in model.blocks:
         np.testing.assert_allclose(block.attn.rotary.inv_freq.numpy(), golden["inv_freq"], rtol=1e-7)
