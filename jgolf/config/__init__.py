@@ -10,6 +10,8 @@ from jgolf.config.resolve import resolved
 from jgolf.config.settings import (
     STORAGE_FORMS,
     AdamWConfig,
+    AdaptedConfig,
+    Addition,
     Average,
     AverageConfig,
     Config,
@@ -19,6 +21,7 @@ from jgolf.config.settings import (
     MuonConfig,
     OptimConfig,
     QuantizeConfig,
+    SGDConfig,
     StorageForm,
     TrainConfig,
     form_bits,
@@ -42,6 +45,8 @@ from jgolf.config.store import (
 __all__ = [
     "STORAGE_FORMS",
     "AdamWConfig",
+    "AdaptedConfig",
+    "Addition",
     "Average",
     "AverageConfig",
     "Config",
@@ -52,6 +57,7 @@ __all__ = [
     "MuonConfig",
     "OptimConfig",
     "QuantizeConfig",
+    "SGDConfig",
     "StorageForm",
     "TrainConfig",
     "choices",

@@ -25,6 +25,12 @@ class Windows(NamedTuple):
         return Windows(*(field[index] for field in tuple(self)))
 
 
+def mean_context(windows: Windows) -> float:
+    """Tokens that the prediction of a scored target sees, on average: its own position in its window, from 1."""
+    length, first = windows.length.astype(np.int64), windows.first_scored.astype(np.int64)
+    return float(np.sum(length * (length + 1) - first * (first + 1)) / 2 / np.sum(length - first))
+
+
 def standard_windows(num_tokens: int, seq_len: int) -> Windows:
     """Rows of `seq_len` one after the other, all scored; the remainder that fills no row is dropped.
 

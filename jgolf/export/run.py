@@ -189,8 +189,8 @@ def _compress(
         text = Text.of(stream, validation.tokenizer.bos_id)
         show = progress_bar(f"{average}: comparing on training text")
         scorer, _ = scorers_of(config.train.documents)
-        nats = scorer(config.model, dequantize(stored), text, config.train.seq_len, progress=show)
-        return float(np.mean(nats, dtype=np.float64))
+        found = scorer(config.model, dequantize(stored), text, config.train.seq_len, progress=show)
+        return float(np.mean(found.nats, dtype=np.float64))
 
     with clock.lap("search"):
         found = quantize_to_budget(

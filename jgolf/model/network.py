@@ -16,6 +16,7 @@ from jgolf.model.head import softcap, softcapped_token_nll
 from jgolf.model.kernels.products import matmul
 from jgolf.model.kernels.rowwise import Rows, rowwise
 from jgolf.model.layers import Linear
+from jgolf.model.lora import HEAD, Additions, added, additions_of, plus
 from jgolf.model.norm import rms_norm
 from jgolf.model.plain import Observer
 
@@ -71,13 +72,14 @@ class GPT(nnx.Module):
         choice, num_tokens = self.config.kernels, context.tokens.shape[1]
         x0 = self._embedded(context)
         observe("embedding", x0)
-        inputs = Inputs(context, x0, self._value_embeddings(context))
+        inputs = Inputs(context, x0, self._value_embeddings(context), {})
         x: Rows | tuple[Rows, Rows] = (x0,)
         outputs: dict[int, Rows] = {}
         split, read_later = False, kept(plan)
         for place, visit in enumerate(plan):
             block, skip = self.blocks[visit.layer], self._skip(visit, outputs)
             num_wanted = last if place == len(plan) - 1 else num_tokens
+            inputs = inputs._replace(additions=additions_of(context.additions, visit))
             if visit.two_lanes:
                 x, split = x if split else (x, x), True
                 keep, post = (param[...][visit.layer] for param in (self.lanes.residual, self.lanes.post))
@@ -95,9 +97,11 @@ class GPT(nnx.Module):
         """Softcapped float32 logits of normalised hidden states."""
         return softcap(self._raw_logits(hidden), self.config.logit_softcap)
 
-    def losses(self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    def losses(
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], additions: Additions
+    ) -> Float[Array, "B T"]:
         """Negative log likelihood in nats of each target, float32, of normalised hidden states."""
-        logits = self._raw_logits(hidden)
+        logits = plus(self._raw_logits(hidden), added(additions, HEAD, hidden))
         return softcapped_token_nll(self.config.kernels, self.config.logit_softcap, logits, targets)
 
     def _raw_logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
