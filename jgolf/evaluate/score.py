@@ -30,6 +30,8 @@ from jgolf.evaluate.windows import (
     document_windows,
     mean_context,
     packed_rows,
+    packed_windows,
+    reference_packed_rows,
     sliding_windows,
     standard_windows,
 )
@@ -183,6 +185,29 @@ def reference_sliding_score(config: ModelConfig, params: Params, text: Text, seq
     return summarize(nats, target_bytes, time.perf_counter() - started, context=mean_context(windows))
 
 
+def reference_packed_score(
+    config: ModelConfig,
+    params: Params,
+    text: Text,
+    seq_len: int,
+    rows_at_once: int,
+    num_ranks: int = 1,
+    **how,
+) -> Score:
+    """The score within documents as the PyTorch scripts take it: each rank drops what does not fill a packed row.
+
+    See `jgolf.evaluate.windows.packed_windows`.
+    """
+    started, num_tokens = time.perf_counter(), len(text.tokens)
+    own = [(seq_len, rows_at_once, rank, num_ranks) for rank in range(num_ranks)]
+    rows = Windows.joined([reference_packed_rows(num_tokens, *what) for what in own])
+    pieces = Windows.joined([packed_windows(text.starts, num_tokens, *what) for what in own])
+    how = {"batch_tokens": rows_at_once * seq_len, "piece_length": seq_len, **how}
+    parts = window_nats(config, params, text.tokens, rows, rows_at_once * seq_len, **how)
+    nats, target_bytes = gathered(parts, text)
+    return summarize(nats, target_bytes, time.perf_counter() - started, context=mean_context(pieces))
+
+
 # --- windows -----------------------------------------------------------------------------------
 
 
@@ -218,6 +243,7 @@ def window_nats(
     progress: Progress = unwatched,
     piece_length: int = 0,
     looped: bool = True,
+    full_batches: bool = False,
 ) -> Iterator[ScoredTargets]:
     """Runs windows of a stream of tokens, a batch at a time.
 
@@ -231,6 +257,7 @@ def window_nats(
       mesh: devices to spread over; all of this process's by default.
       progress: see `Progress`.
       piece_length, looped: see `jgolf.model.functional`.
+      full_batches: fill up batches that are all there is of their kind, too, so that they are no program of their own.
 
     Yields:
       The scored targets of each batch, in an order that is not the text's.
@@ -240,7 +267,7 @@ def window_nats(
     params = jax.device_put(params, NamedSharding(mesh, P()))
     longest_piece = piece_length or seq_len
     rows_each = max(1, min(batch_tokens // seq_len, pieces_at_once(config, longest_piece) * longest_piece // seq_len))
-    batches = list(_batches(windows, seq_len, rows_each, mesh.size))
+    batches = list(_batches(windows, seq_len, rows_each, mesh.size, full_batches))
     run = _compiled(config, mesh, piece_length, looped)
     waiting = None  # one batch is on the device while the host takes in the one before it
     for batch in progress(batches, len(batches)):
@@ -265,17 +292,20 @@ def pieces_at_once(config: ModelConfig, length: int) -> int:
     return ATTENTION_SCORES_BYTES // (4 * config.num_heads * length**2) if runs_as_written(config) else sys.maxsize
 
 
-def _batches(windows: Windows, seq_len: int, rows_each: int, num_devices: int) -> Iterator[_Batch]:
+def _batches(windows: Windows, seq_len: int, rows_each: int, num_devices: int, full: bool = False) -> Iterator[_Batch]:
     """Windows go together that score as many last positions as most do, or fewer; the rest need all positions.
 
-    Batches of such a group have one shape, up to `rows_each` rows a device and no more than the group fills.
+    Batches of such a group have one shape, up to `rows_each` rows a device and, but for `full` ones, no more than the
+    group fills.
     """
+    if not len(windows.start):
+        return
     needed = seq_len - windows.first_scored
     counts = np.bincount(needed)
     num_last = np.where(needed <= counts.argmax(), counts.argmax(), seq_len)
     for last in np.unique(num_last):
         group = np.flatnonzero(num_last == last)
-        rows = min(rows_each, -(-len(group) // num_devices)) * num_devices
+        rows = (rows_each if full else min(rows_each, -(-len(group) // num_devices))) * num_devices
         for first in range(0, len(group), rows):
             yield _Batch(windows[group[first : first + rows]], rows, int(last))
 

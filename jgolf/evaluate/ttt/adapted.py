@@ -11,7 +11,6 @@ token is scored once, before anything learns from it.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from jgolf.config import AdaptedConfig, ModelConfig, resolved
 from jgolf.config.plan import make_plan
 from jgolf.data.text import Text
 from jgolf.errors import DataError
-from jgolf.evaluate.score import UNSCORED, Scored, pieces_at_once, scoring_model
+from jgolf.evaluate.score import Scored, pieces_at_once, scoring_model
 from jgolf.evaluate.ttt import order
 from jgolf.evaluate.ttt.adapters import (
     AdapterPrograms,
@@ -42,6 +41,7 @@ from jgolf.evaluate.ttt.adapters import (
 )
 from jgolf.evaluate.ttt.kept import Kept, fingerprint
 from jgolf.evaluate.ttt.sgd import Sgd, zeros_like
+from jgolf.evaluate.ttt.tally import Tally
 from jgolf.model.functional import Params, runs_as_written
 from jgolf.watch import Tell, untold
 
@@ -49,8 +49,6 @@ MOST_PENDING = 32
 """Calls whose scores may still be on the devices."""
 FEW_CALLS = 16
 """A program that would run less often than this is not worth compiling beside one that can do its work."""
-LONGEST_KEEP_S = 60.0
-"""Seconds between two savings of what an interrupted evaluation goes on from, the end of a batch awaited."""
 
 Observer = Callable[[str, int, Any], None]
 """Is given intermediate results: what they are, their number, and they."""
@@ -104,7 +102,7 @@ def adapted(
     config = scoring_model(resolved(config))
     kept = Kept(None)
     if resume_file is not None:
-        kept = Kept(resume_file, fingerprint(params, text, config, settings, looped), LONGEST_KEEP_S)
+        kept = Kept(resume_file, fingerprint(params, text, config, settings, looped))
     evaluation = _Evaluation(config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe)
     try:
         return evaluation.run()
@@ -116,7 +114,7 @@ class _Evaluation:
     """One run of `adapted` through the queue."""
 
     def __init__(self, config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe):
-        self.settings, self.text, self.tell, self.kept, self.observe = settings, text, tell, kept, observe
+        self.settings, self.text, self.kept, self.observe = settings, text, kept, observe
         self.config, self.looped, self.num_devices = config, looped, mesh.size
         self.whole = NamedSharding(mesh, P())
         self.params: Params = jax.device_put(params, self.whole)
@@ -143,10 +141,8 @@ class _Evaluation:
 
         self.position = self.draws = 0
         self.downs: dict[str, jax.Array] | None = None
-        self.nats = np.full(len(text.tokens) - 1, UNSCORED)
+        self.tally, self.seen = Tally(text, tell), 0
         self.pending: deque[tuple[Call, jax.Array]] = deque()
-        self.num_scored = self.seen = self.num_bytes = 0
-        self.bits = 0.0
         self.earlier_s = self.earlier_compile_s = 0.0
 
     def run(self) -> Scored:
@@ -167,7 +163,7 @@ class _Evaluation:
         self._take(0)
         self.kept.remove()
         compile_s = self.programs.waited_s + self.earlier_compile_s
-        return Scored(self.nats, self.seen / len(self.nats), compile_s, self.earlier_s)
+        return Scored(self.tally.nats, self.seen / self.tally.num_scored, compile_s, self.earlier_s)
 
     # --- which programs ---------------------------------------------------------------------------
 
@@ -238,18 +234,8 @@ class _Evaluation:
             rows, scores = call.rows, np.asarray(scores)
             place = np.arange(scores.shape[1])
             scored = (place < rows.count[:, None]) & call.is_row[:, None]
-            targets = ((rows.start + rows.first)[:, None] + place)[scored]
-            self.nats[targets] = scores[scored]
             self.seen += int((rows.first[:, None] + place + 1)[scored].sum())
-            self._count(targets)
-
-    def _count(self, targets: np.ndarray) -> None:
-        """Tells how far it has come with these targets."""
-        self.num_scored += len(targets)
-        self.bits += float(self.nats[targets].sum(dtype=np.float64)) / math.log(2)
-        if self.text.bytes is not None:
-            self.num_bytes += int(self.text.target_bytes[targets].sum(dtype=np.int64))
-        self.tell(self.num_scored, f"{self.bits / self.num_bytes:.4f} bits per byte" if self.num_bytes else "")
+            self.tally.add(((rows.start + rows.first)[:, None] + place)[scored], scores[scored])
 
     # --- a phase ---------------------------------------------------------------------------------
 
@@ -276,7 +262,7 @@ class _Evaluation:
 
     def _save(self, elapsed_s: float) -> None:
         self._take(0)
-        arrays = {"nats": self.nats}
+        arrays = {"nats": self.tally.nats}
         if self.settings.warm_start:
             arrays |= {f"downs/{name}": array for name, array in self.programs.gather_downs(self.downs).items()}
         if self.owns_params:
@@ -287,11 +273,11 @@ class _Evaluation:
 
     def _load(self) -> None:
         params_bytes = sum(value.nbytes for value in self.params.values())
-        found = self.kept.load(self.nats.nbytes + self.programs.downs_bytes + params_bytes)
+        found = self.kept.load(self.tally.nats.nbytes + self.programs.downs_bytes + params_bytes)
         if found is None:
             return
         arrays, numbers = found
-        self.nats = arrays["nats"]
+        self.tally.restore(arrays["nats"])
         self.position, self.draws, self.seen = (int(numbers[name]) for name in ("position", "draws", "seen"))
         self.earlier_s, self.earlier_compile_s = numbers["seconds"], numbers["compile_s"]
         params, downs = (
@@ -302,4 +288,3 @@ class _Evaluation:
             self.params, self.owns_params = jax.device_put(params, self.whole), True
         if self.settings.warm_start:
             self.downs = self.programs.place_downs(downs)
-        self._count(np.flatnonzero(self.nats != UNSCORED))

@@ -109,7 +109,7 @@ def _call(shape: Shape, by_device: list[Rows]) -> Call:
 
 @cache
 def _sizes(count: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Sizes that together hold `count` rows, the cheapest: a call costs its rows and an eighth of the largest size's."""
+    """The cheapest sizes that together hold `count` rows: a call costs its rows, and an eighth of the largest size."""
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for number in range(1, count + 1):
         ways = (

@@ -19,6 +19,8 @@ from jgolf.model.functional import Params
 
 MOST_OTHER_BYTES = 1 << 20
 """What the file holds beside its arrays, at most."""
+EVERY_S = 60.0
+"""Seconds between two savings, at least."""
 ADVICE = "remove it to begin anew, or name another file"
 
 
@@ -34,16 +36,16 @@ def fingerprint(params: Params, text: Text, *settings: Any) -> str:
 
 
 class Kept:
-    """Arrays and numbers in a file that is replaced, all or nothing, every so often; without a path it keeps nothing."""
+    """Arrays and numbers in a file that is replaced, all or nothing, every so often; without a path nothing is kept."""
 
-    def __init__(self, path: Path | None, fingerprint: str = "", every_s: float = 60.0):
-        self._path, self._fingerprint, self._every_s = path, fingerprint, every_s
+    def __init__(self, path: Path | None, fingerprint: str = ""):
+        self._path, self._fingerprint = path, fingerprint
         self._saved_s = time.monotonic()
 
     @property
     def is_due(self) -> bool:
         """Whether it is time to save."""
-        return self._path is not None and time.monotonic() - self._saved_s >= self._every_s
+        return self._path is not None and time.monotonic() - self._saved_s >= EVERY_S
 
     def save(self, arrays: Mapping[str, np.ndarray], **numbers: float) -> None:
         """Replaces the file.

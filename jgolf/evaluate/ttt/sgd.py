@@ -54,7 +54,7 @@ class Sgd:
         """
         if settings.chunk_tokens < settings.row_length:
             raise ConfigError(
-                f"chunk_tokens is {settings.chunk_tokens}: expected at least {settings.row_length}, one row of row_length"
+                f"chunk_tokens is {settings.chunk_tokens}: expected at least {settings.row_length}, a row of row_length"
             )
         self.settings = settings
         rows = settings.chunk_tokens // settings.row_length
