@@ -135,7 +135,8 @@ def evaluate(argv: list[str], prog: str = "jgolf evaluate") -> None:
     print(
         f"{options.model}{_weights(loaded, options.average)}: val_loss {found.val_loss:.6f} nats, val_bpb "
         f"{found.val_bpb:.6f} over {found.tokens:,} tokens ({found.bytes:,} bytes), "
-        f"{_windows(scorer, options, seq_len)}, {found.context:,.0f} tokens of context on average, {found.seconds:.1f} s\n"
+        f"{_windows(scorer, options, seq_len)}, {found.context:,.0f} tokens of context on average, "
+        f"{found.seconds:.1f} s\n"
         f"{found.bytes / found.seconds:,.0f} bytes a second; the challenge's text on {CHALLENGE_DEVICES} such devices: "
         f"{challenge_s:,.0f} s, {challenge_s / CHALLENGE_SECONDS:.0%} of its {CHALLENGE_SECONDS} s"
     )
