@@ -46,7 +46,7 @@ FRACTION = Bound(lambda value: 0 <= value <= 1, "a part of the run, from 0 to 1"
 DIFFERENT = Bound(lambda words: len(set(words)) == len(words), "different ones")
 RISING_WIDTHS = Bound(
     lambda widths: all(width >= 1 for width in widths) and list(widths) == sorted(set(widths)),
-    "different numbers of tokens from 1 on, rising; none for a quarter, a half and all of the context",
+    "different numbers of tokens from 1 on, rising; none for parts of the context",
 )
 CHUNKS_BY_LENGTH = Bound(
     lambda steps: _rises(steps) and all(chunk >= 1 for _, chunk in steps),
@@ -397,8 +397,8 @@ class AdaptedConfig:
     """Documents, the longest, by whose score the last phase has come."""
     sgd: SGDConfig = field(default_factory=SGDConfig)
     widths: Annotated[tuple[int, ...], RISING_WIDTHS] = ()
-    """Lengths that windows are padded to, each a program of its own; none for a quarter, a half and all of the
-    context. It changes no score."""
+    """Lengths that windows are padded to besides the whole context, each a program of its own; none for an eighth, a
+    quarter, a half and three quarters of it. It changes no score."""
     batch_tokens: Annotated[int, POSITIVE] = 32_768
     """Tokens run at once on each device. It changes no score."""
 

@@ -47,6 +47,8 @@ from jgolf.watch import Tell, untold
 
 MOST_PENDING = 32
 """Calls whose scores may still be on the devices."""
+MOST_COUNTED = 64
+"""Batches, or up to twice as many, by which it is estimated how often programs run."""
 FEW_CALLS = 16
 """A program that would run less often than this is not worth compiling beside one that can do its work."""
 
@@ -126,15 +128,10 @@ class _Evaluation:
         self.queue = order.queue_of(self.documents, self.batches)
         self.phases = order.phases_of(settings, self.documents, self.batches, self.queue)
         places = min(settings.batch_documents, len(self.documents.start))
-        self.shapes, calls = self._shapes_and_calls(places)
-        # A few calls that only score are no reason to compile: the program that adapts can do them.
-        rare = {shape for (shape, trains), count in calls.items() if not trains and count < FEW_CALLS}
-        self.scored_by_training = {shape for shape in rare if calls[shape, True]}
-
+        self.shapes, calls = self._programs_worth_having(places)
         how = {"rotary_length": settings.context}
         self.programs = AdapterPrograms(config, settings, mesh, places, looped, how)
-        needed = [call for call in calls if call[1] or call[0] not in self.scored_by_training]
-        self.programs.prepare(needed, self.params, self.tokens)
+        self.programs.prepare(calls, self.params, self.tokens)
         self.sgd = Sgd(config, settings.sgd, mesh, documents=True, looped=looped)
         self.sgd_ready = None
         self.fresh_downs = fresh_downs or random_downs(config, settings, places, looped)
@@ -167,31 +164,36 @@ class _Evaluation:
 
     # --- which programs ---------------------------------------------------------------------------
 
-    def _shapes_and_calls(self, places: int) -> tuple[list[Shape], Counter]:
-        """Shapes of programs that are worth having, and how often each is called, what is needed first before."""
+    def _programs_worth_having(self, places: int) -> tuple[list[Shape], list[tuple[Shape, bool]]]:
+        """The shapes to run rows in, and the programs, by shape and whether they train, in the order of need."""
         slots, settings = len(make_plan(self.config, self.looped)), self.settings
+        each = -(-places // self.num_devices)
 
         def rows_of(width: int) -> int:
-            rows = settings.batch_tokens // width
+            most = settings.batch_tokens // width
             if runs_as_written(self.config):  # the backward pass keeps the attention scores of every block
-                rows = min(rows, pieces_at_once(self.config, width) // slots)
-            return max(1, min(rows, -(-places // self.num_devices)))
+                most = min(most, pieces_at_once(self.config, width) // slots)
+            times = -(-each // max(1, most))
+            return -(-each // times)  # so that a full batch leaves no rest
 
         shapes = program_shapes(padded_widths(settings, settings.context), rows_of)
         calls = self._count_calls(shapes)
-        worth = [
-            shape
-            for shape in shapes
-            if shape.rows == rows_of(shape.width) or calls[shape, True] + calls[shape, False] >= FEW_CALLS
-        ]
-        return worth, self._count_calls(worth)
+        widest = max(shapes, key=lambda shape: (shape.width, shape.rows))
+        often = [shape for shape in shapes if calls[shape, True] + calls[shape, False] >= FEW_CALLS]
+        shapes = sorted({*often, widest})
+        calls = self._count_calls(shapes)
+        # A few calls that only score are no reason to compile, either: the program that adapts can do them.
+        rare = {(shape, False) for shape in shapes if calls[shape, False] < FEW_CALLS and calls[shape, True]}
+        return shapes, [call for call in calls if call not in rare]
 
     def _count_calls(self, shapes: list[Shape]) -> Counter:
+        """How often each program would run, estimated from some batches where there are many."""
+        every = max(1, len(self.queue) // MOST_COUNTED)
         calls: Counter = Counter()
-        for number in self.queue:
+        for number in self.queue[::every]:
             for rows in self._chunks(self.batches[number]):
                 calls.update((call.shape, call.trains) for call in calls_of(rows, shapes, self.num_devices))
-        return calls
+        return Counter({call: every * count for call, count in calls.items()})
 
     def _chunks(self, batch: np.ndarray) -> Iterator[order.Rows]:
         own = self.documents[batch]
@@ -210,7 +212,6 @@ class _Evaluation:
         rates = order.by_length(own.num_targets, settings.learning_rate_by_length, settings.learning_rate)
         for number, rows in enumerate(self._chunks(batch)):
             for call in calls_of(rows, self.shapes, self.num_devices):
-                call = call._replace(trains=call.trains or call.shape in self.scored_by_training)
                 state, scores = programs.run(self.params, state, self.tokens, call, rates, number)
                 scores.copy_to_host_async()
                 self.pending.append((call, scores))

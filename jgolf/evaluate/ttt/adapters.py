@@ -69,7 +69,8 @@ class Call(NamedTuple):
 
 def padded_widths(settings: AdaptedConfig, context: int) -> tuple[int, ...]:
     """The widths that windows are padded to, rising; the last one holds the context."""
-    widths = [min(width, context) for width in settings.widths] or [-(-context // 4), -(-context // 2)]
+    eighths = [-(-context * part // 8) for part in (1, 2, 4, 6)]
+    widths = [min(width, context) for width in settings.widths] or eighths
     return tuple(sorted({_rounded_up(width) for width in (*widths, context)}))
 
 
@@ -228,13 +229,15 @@ class AdapterPrograms:
         done = chunk_number * settings.grad_steps + np.arange(1, settings.grad_steps + 1)
         scale = settings.alpha / settings.rank
         hyper = np.array([scale, settings.weight_decay, settings.beta2, settings.epsilon], np.float32)
-        batch = (
-            jax.device_put(fields.astype(np.int32), self._sharding),
-            jax.device_put(rate.astype(np.float32), self._sharding),
-            jax.device_put((1 - settings.beta2**done).astype(np.float32), self._whole),
-            jax.device_put(hyper, self._whole),
+        corrections = (1 - settings.beta2**done).astype(np.float32)
+        batch = jax.device_put(
+            (fields.astype(np.int32), rate.astype(np.float32), corrections, hyper),
+            (self._sharding, self._sharding, self._whole, self._whole),
         )
-        trains = call.trains and bool(self._shapes)
+        # A program that adapts can score, too, where there is none that does nothing else.
+        trains = bool(self._shapes) and (call.trains or (call.shape, False) not in self._compiled)
+        if (call.shape, trains) not in self._compiled:
+            self.prepare([(call.shape, trains)], params, tokens)
         program = self.waited_for(self._compiled[call.shape, trains])
         results = program(params, state, tokens, *batch)
         return results if trains else (state, results)
