@@ -50,15 +50,15 @@ def additions_of(additions: Additions, visit: Visit) -> dict[str, LowRank]:
     return {name.removeprefix(own): pair for name, pair in additions.items() if name.startswith(own)}
 
 
-def addition_shapes(config: ModelConfig, kinds: Sequence[str], looped: bool = True) -> dict[str, tuple[int, int]]:
-    """Name → (inputs, outputs) of every addition of these kinds, in the order of the plan, the head first."""
-    outputs = {"q": config.model_dim, "k": config.kv_dim, "v": config.kv_dim}
-    shapes = {HEAD: (config.model_dim, config.vocab_size)} if HEAD in kinds else {}
-    for visit in make_plan(config, looped):
-        for kind in kinds:
-            if kind != HEAD:
-                shapes[addition_name(visit, kind)] = (config.model_dim, outputs.get(kind, config.model_dim))
-    return shapes
+def addition_names(config: ModelConfig, kinds: Sequence[str], looped: bool = True) -> dict[str, tuple[str, ...]]:
+    """Kind → the names of its additions, in the order of the plan."""
+    plan = make_plan(config, looped)
+    return {kind: (HEAD,) if kind == HEAD else tuple(addition_name(visit, kind) for visit in plan) for kind in kinds}
+
+
+def addition_outputs(config: ModelConfig, kind: str) -> int:
+    """Width of what additions of a kind add; all of them read `model_dim` channels."""
+    return {"k": config.kv_dim, "v": config.kv_dim, HEAD: config.vocab_size}.get(kind, config.model_dim)
 
 
 def added(additions: Additions, kind: str, x: Float[Array, "B T D"]) -> Float[Array, "B T out"] | None:

@@ -19,7 +19,7 @@ from jgolf.evaluate.ttt.adapted import adapted
 from jgolf.evaluate.ttt.adapters import Shape, calls_of, padded_widths, program_shapes
 from jgolf.evaluate.ttt.tuned import tuned
 from jgolf.model.functional import parameter_shapes, token_losses
-from jgolf.model.lora import LowRank, addition_shapes
+from jgolf.model.lora import LowRank, addition_names, addition_outputs
 
 MODEL = ModelConfig(
     vocab_size=32,
@@ -160,12 +160,9 @@ def test_by_one_document_after_the_other(params, text):
         additions=("q", "o", "mlp", "head"),
         weight_decay=2.0,
     )
-    shapes = addition_shapes(MODEL, settings.additions)
+    names = addition_names(MODEL, settings.additions)
     rng = np.random.default_rng(2)
-    draws = [
-        {name: np.float32(rng.uniform(-0.25, 0.25, (3, inputs, 2))) for name, (inputs, _) in shapes.items()}
-        for _ in range(2)
-    ]
+    fresh = {kind: np.float32(rng.uniform(-0.25, 0.25, (3, len(own), 16, 2))) for kind, own in names.items()}
 
     @jax.jit
     def losses_and_gradient(additions, inputs, targets, counted):
@@ -178,7 +175,10 @@ def test_by_one_document_after_the_other(params, text):
         return nats, gradient
 
     expected = np.full(len(text.tokens) - 1, UNSCORED)
-    downs = [{name: array[place] for name, array in draws[0].items()} for place in range(3)]
+    downs = [
+        {(kind, name): fresh[kind][place, slot] for kind, own in names.items() for slot, name in enumerate(own)}
+        for place in range(3)
+    ]
     by_length = sorted(range(len(LENGTHS)), key=lambda document: LENGTHS[document])
     for batch in (by_length[6:9], by_length[3:6], by_length[0:3]):
         sizes = [LENGTHS[document] for document in batch]
@@ -187,7 +187,10 @@ def test_by_one_document_after_the_other(params, text):
         for place, (document, size, chunk) in enumerate(zip(batch, sizes, chunks, strict=True)):
             rate = 0.02 if size <= 12 else 0.01
             start = int(text.starts[document])
-            own = {name: (down, np.zeros((2, shapes[name][1]))) for name, down in downs[place].items()}
+            own = {
+                name: (down, np.zeros((2, addition_outputs(MODEL, kind))))
+                for (kind, name), down in downs[place].items()
+            }
             moment = jax.tree.map(np.zeros_like, own)
             step = 0
             for number in range(longest):
@@ -217,8 +220,8 @@ def test_by_one_document_after_the_other(params, text):
                             lambda value, v, g, c=correction, rate=rate: value - rate * g / (np.sqrt(v / c) + 1e-10),
                             own, moment, gradient,
                         )  # fmt: skip
-            downs[place] = {name: np.float32(down) for name, (down, _) in own.items()}
-    found = adapted(MODEL, params, text, 1, settings, fresh_downs=lambda number, documents: draws[number])
+            downs[place] = {(kind, name): np.float32(own[name][0]) for kind, name in downs[place]}
+    found = adapted(MODEL, params, text, 1, settings, fresh_downs=lambda number, documents: fresh)
     np.testing.assert_allclose(found.nats, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -16,7 +16,7 @@ from jgolf.evaluate.score import reference_packed_score, summarize
 from jgolf.evaluate.ttt.adapted import adapted
 from jgolf.evaluate.ttt.order import batches_of, documents_of, queue_of
 from jgolf.model.context import piece_starts
-from jgolf.model.lora import HEAD, addition_name
+from jgolf.model.lora import HEAD
 from jgolf.torch_bridge.names import from_params
 from tests.conftest import GOLDEN, params_of
 
@@ -100,13 +100,16 @@ def text():
 def recorded_downs():
     """Down-projections as the script's were made: one stream of numbers, kind after kind."""
     random, plan = np.random.default_rng(FACTS["fresh_seed"]), make_plan(MODEL)
-    names = [HEAD, *(addition_name(visit, kind) for kind in ("q", "v", "k", "mlp", "o") for visit in plan)]
+    kinds = {HEAD: 1, **dict.fromkeys(("q", "v", "k", "mlp", "o"), len(plan))}
     bound, rest = MODEL.model_dim**-0.5, list(FACTS["fresh_documents"])
 
     def fresh(number, documents):
         assert documents == rest.pop(0)
         shape = (documents, PHASED.rank, MODEL.model_dim)
-        return {name: random.uniform(-bound, bound, shape).astype(np.float32).swapaxes(1, 2) for name in names}
+        return {
+            kind: np.stack([random.uniform(-bound, bound, shape) for _ in range(slots)], 1).swapaxes(2, 3)
+            for kind, slots in kinds.items()
+        }
 
     return fresh
 
@@ -155,10 +158,10 @@ def test_additions_on_the_way(runs, golden, text):
         values = runs["lora"][1]["adapters", place, chunk]
         own_steps = -(-documents.num_targets[order[place]] // PHASED.chunk) - 1
         decays = (1 - PHASED.learning_rate * PHASED.weight_decay) ** np.maximum(chunk + 1 - own_steps, 0)
-        for module, name in (("lm_head_lora", HEAD), ("q_loras.0", "0/0/q")):
-            for factor, array in zip("AB", values[name], strict=True):
+        for module, kind in (("lm_head_lora", HEAD), ("q_loras.0", "q")):
+            for factor, array in zip("AB", values[kind], strict=True):
                 expected = golden[f"lora_trace/batch{place}_chunk{chunk}/{module}.{factor}"].swapaxes(1, 2)
-                difference = decays[:, None, None] * array[: len(decays)] - expected
+                difference = decays[:, None, None] * array[: len(decays), 0] - expected
                 assert np.mean(np.abs(difference) < 1e-5) > 0.998
 
 

@@ -13,7 +13,7 @@ import pytest
 from jgolf.config import ModelConfig
 from jgolf.config.plan import make_plan
 from jgolf.model.functional import apply, parameter_shapes, token_losses
-from jgolf.model.lora import HEAD, LowRank, addition_name, addition_shapes
+from jgolf.model.lora import HEAD, LowRank, addition_name, addition_names, addition_outputs
 from tests.conftest import NANO
 
 KINDS = ("q", "k", "v", "o", "mlp", "head")
@@ -51,10 +51,10 @@ def randoms(shapes, scale):
 
 
 def additions_for(config, kinds=KINDS):
-    shapes = addition_shapes(config, kinds)
-    downs = randoms({name: (ROWS, inputs, RANK) for name, (inputs, _) in shapes.items()}, 0.3)
-    ups = randoms({name: (ROWS, RANK, outputs) for name, (_, outputs) in shapes.items()}, 0.3)
-    return {name: LowRank(downs[name], ups[name]) for name in shapes}
+    kind_of = {name: kind for kind, names in addition_names(config, kinds).items() for name in names}
+    downs = randoms(dict.fromkeys(kind_of, (ROWS, config.model_dim, RANK)), 0.3)
+    ups = randoms({name: (ROWS, RANK, addition_outputs(config, kind)) for name, kind in kind_of.items()}, 0.3)
+    return {name: LowRank(downs[name], ups[name]) for name in kind_of}
 
 
 def tokens_and_targets():
@@ -122,8 +122,9 @@ def test_additions_that_are_zero_change_nothing_and_those_left_out_add_nothing()
 
 
 def test_every_run_of_a_layer_has_its_own():
-    assert len([name for name in addition_shapes(LOOPED, KINDS) if name.endswith("/q")]) == len(make_plan(LOOPED)) == 5
-    assert len([name for name in addition_shapes(LOOPED, ("q",), looped=False)]) == 4
+    names = addition_names(LOOPED, KINDS)
+    assert all(len(set(names[kind])) == len(make_plan(LOOPED)) == 5 for kind in KINDS if kind != HEAD)
+    assert len(addition_names(LOOPED, ("q",), looped=False)["q"]) == 4
 
 
 @pytest.mark.parametrize("kernels", ["plain", "interpret"])

@@ -221,7 +221,7 @@ class _Evaluation:
             # A document that has ended has no gradient, but its additions decay while others are still adapted to.
             total = order.num_chunks(own.num_targets, self._chunk_of(own))
             steps = settings.grad_steps * (total.max() - total)
-            downs = {name: pair.down for name, pair in state.values.items()}
+            downs = {kind: pair.down for kind, pair in state.values.items()}
             self.downs = programs.decayed(downs, (1 - rates * settings.weight_decay) ** steps)
 
     def _fresh(self, count: int) -> dict[str, jax.Array]:

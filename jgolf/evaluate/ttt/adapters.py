@@ -25,12 +25,12 @@ from jgolf.config import AdaptedConfig, ModelConfig
 from jgolf.evaluate.ttt.order import Rows
 from jgolf.evaluate.ttt.sgd import described
 from jgolf.model.functional import Params, token_losses
-from jgolf.model.lora import LowRank, addition_shapes, start_bound
+from jgolf.model.lora import LowRank, addition_names, addition_outputs, start_bound
 
-Downs = dict[str, Float[Array, "places D r"]]
+Downs = dict[str, Float[Array, "places slots D r"]]
+"""Kind → down-projections of all additions of that kind, one for every execution of a block, or for the head."""
 FreshDowns = Callable[[int, int], dict[str, np.ndarray | Array]]
-"""(how many were made before, documents) → by the addition's name, a down-projection [documents or more, inputs, rank]
-for each."""
+"""(how many times it was asked before, documents) → new ones, [documents or more, slots, inputs, rank] each."""
 
 WIDTH_MULTIPLE = 128
 """What padded widths are a multiple of, unless they are smaller."""
@@ -39,7 +39,7 @@ SMALLER = (4, 16)
 
 
 class Adapters(NamedTuple):
-    """The state of the additions, arrays [places, …] spread over the devices."""
+    """The state of the additions by kind, arrays [places, slots, …] spread over the devices."""
 
     values: dict[str, LowRank]
     moments: dict[str, LowRank]
@@ -126,21 +126,19 @@ def _sizes(count: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def random_downs(config: ModelConfig, settings: AdaptedConfig, places: int, looped: bool) -> FreshDowns:
-    """Fresh down-projections of a whole batch, each from the seed, its number, its name and its place alone."""
-    shapes = addition_shapes(config, settings.additions, looped)
+    """Fresh down-projections of a whole batch, each from the seed, its number, its kind and its place alone."""
+    names, bound = addition_names(config, settings.additions, looped), start_bound(config.model_dim)
 
     @jax.jit
     def draw(number: Int[Array, ""]) -> Downs:
-        def one(key: Array, inputs: int, place: Int[Array, ""]) -> Float[Array, "D r"]:
-            bound = start_bound(inputs)
-            return jax.random.uniform(
-                jax.random.fold_in(key, place), (inputs, settings.rank), minval=-bound, maxval=bound
-            )
+        def one(key: Array, slots: int, place: Int[Array, ""]) -> Float[Array, "slots D r"]:
+            shape = (slots, config.model_dim, settings.rank)
+            return jax.random.uniform(jax.random.fold_in(key, place), shape, minval=-bound, maxval=bound)
 
         key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in shapes}
+        keys = {kind: jax.random.fold_in(key, zlib.crc32(kind.encode())) for kind in names}
         every = jnp.arange(places)
-        return {name: jax.vmap(partial(one, keys[name], inputs))(every) for name, (inputs, _) in shapes.items()}
+        return {kind: jax.vmap(partial(one, keys[kind], len(own)))(every) for kind, own in names.items()}
 
     return lambda number, documents: draw(number)
 
@@ -159,8 +157,9 @@ class AdapterPrograms:
           how: more of `jgolf.model.functional.token_losses`'s arguments, by name.
         """
         self._settings, self._mesh = settings, mesh
-        self._shapes = addition_shapes(config, settings.additions, looped)
-        self._static = (config, mesh, max(chunk for chunk in _chunks(settings)), looped, tuple(how.items()))
+        self._names = addition_names(config, settings.additions, looped)
+        self._inputs, self._outputs = config.model_dim, {kind: addition_outputs(config, kind) for kind in self._names}
+        self._static = (config, mesh, max(_chunks(settings)), looped, tuple(how.items()), tuple(self._names.items()))
         self._each = -(-places // mesh.size)
         self._places, self._sharding = places, NamedSharding(mesh, P(mesh.axis_names[0]))
         self._whole = NamedSharding(mesh, P())
@@ -171,27 +170,27 @@ class AdapterPrograms:
     @property
     def downs_bytes(self) -> int:
         """Of the down-projections of a batch."""
-        return 4 * self._places * self._settings.rank * sum(inputs for inputs, _ in self._shapes.values())
+        return 4 * self._places * self._settings.rank * self._inputs * sum(map(len, self._names.values()))
 
     def place_downs(self, downs: dict[str, np.ndarray | Array]) -> Downs:
         """Down-projections [documents, …] on the devices; the document of place p is on device p mod their number."""
         row = np.arange(self._each * self._mesh.size)
         place = row // self._each + self._mesh.size * (row % self._each)
         found = {}
-        for name in self._shapes:
-            array = jnp.asarray(downs[name], jnp.float32)
-            found[name] = jax.device_put(array[np.minimum(place, len(array) - 1)], self._sharding)
+        for kind in self._names:
+            array = jnp.asarray(downs[kind], jnp.float32)
+            found[kind] = jax.device_put(array[np.minimum(place, len(array) - 1)], self._sharding)
         return found
 
     def gather_downs(self, downs: Downs) -> dict[str, np.ndarray]:
         """The inverse of `place_downs`."""
         place = np.arange(self._places)
         row = place % self._mesh.size * self._each + place // self._mesh.size
-        return {name: np.asarray(array)[row] for name, array in downs.items()}
+        return {kind: np.asarray(array)[row] for kind, array in downs.items()}
 
     def begin(self, downs: Downs) -> Adapters:
         """The state of a batch at its start; the down-projections are given up."""
-        return _begin(tuple(self._shapes.items()), self._sharding)(downs)
+        return _begin(tuple(self._outputs.items()), self._sharding)(downs)
 
     def decayed(self, downs: Downs, factor: np.ndarray) -> Downs:
         """Down-projections, which are given up, times a factor for every document of a full batch."""
@@ -235,7 +234,7 @@ class AdapterPrograms:
             (self._sharding, self._sharding, self._whole, self._whole),
         )
         # A program that adapts can score, too, where there is none that does nothing else.
-        trains = bool(self._shapes) and (call.trains or (call.shape, False) not in self._compiled)
+        trains = bool(self._names) and (call.trains or (call.shape, False) not in self._compiled)
         if (call.shape, trains) not in self._compiled:
             self.prepare([(call.shape, trains)], params, tokens)
         program = self.waited_for(self._compiled[call.shape, trains])
@@ -248,10 +247,10 @@ class AdapterPrograms:
         def of_places(*size: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((self._each * self._mesh.size, *size), jnp.float32, sharding=self._sharding)
 
-        rank = self._settings.rank
+        rank, inputs = self._settings.rank, self._inputs
         values = {
-            name: LowRank(of_places(inputs, rank), of_places(rank, outputs))
-            for name, (inputs, outputs) in self._shapes.items()
+            kind: LowRank(of_places(len(own), inputs, rank), of_places(len(own), rank, self._outputs[kind]))
+            for kind, own in self._names.items()
         }
         weights, tokens = jax.tree.map(described, (params, tokens))
         for shape, trains in calls:
@@ -262,7 +261,7 @@ class AdapterPrograms:
                 jax.ShapeDtypeStruct((self._settings.grad_steps,), jnp.float32, sharding=self._whole),
                 jax.ShapeDtypeStruct((4,), jnp.float32, sharding=self._whole),
             )
-            trains = trains and bool(self._shapes)
+            trains = trains and bool(self._names)
             steps = self._settings.grad_steps if trains else 0
             if (shape, trains) not in self._compiled:
                 flat, structure = jax.tree.flatten((weights, Adapters(values, values), tokens, *batch))
@@ -293,14 +292,14 @@ def _chunks(settings: AdaptedConfig) -> Iterator[int]:
 
 
 @cache
-def _begin(shapes: tuple[tuple[str, tuple[int, int]], ...], sharding: NamedSharding) -> Callable[[Downs], Adapters]:
+def _begin(outputs: tuple[tuple[str, int], ...], sharding: NamedSharding) -> Callable[[Downs], Adapters]:
     """Nothing is added at first: the other projections are 0, and so are the moments."""
 
     def begin(downs: Downs) -> Adapters:
-        values = {
-            name: LowRank(downs[name], jnp.zeros((len(downs[name]), downs[name].shape[2], outputs)))
-            for name, (_, outputs) in shapes
-        }
+        values = {}
+        for kind, width in outputs:
+            places, slots, _, rank = downs[kind].shape
+            values[kind] = LowRank(downs[kind], jnp.zeros((places, slots, rank, width)))
         return Adapters(values, jax.tree.map(jnp.zeros_like, values))
 
     return jax.jit(begin, out_shardings=sharding, donate_argnums=0)
@@ -309,7 +308,7 @@ def _begin(shapes: tuple[tuple[str, tuple[int, int]], ...], sharding: NamedShard
 @cache
 def _decay(sharding: NamedSharding) -> Callable[[Downs, Array], Downs]:
     def decay(downs: Downs, factor: Float[Array, " places"]) -> Downs:
-        return {name: factor[:, None, None] * array for name, array in downs.items()}
+        return {kind: factor[:, None, None, None] * array for kind, array in downs.items()}
 
     return jax.jit(decay, out_shardings=sharding, donate_argnums=0)
 
@@ -324,6 +323,7 @@ def _compiled(
     chunk: int,
     looped: bool,
     how: tuple[tuple[str, int], ...],
+    names: tuple[tuple[str, tuple[str, ...]], ...],
     width: int,
     steps: int,
     flat: tuple[jax.ShapeDtypeStruct, ...],
@@ -335,6 +335,7 @@ def _compiled(
       config, mesh, looped: see `AdapterPrograms`.
       chunk: most targets of a row.
       how: more arguments of `token_losses`.
+      names: of the additions, by kind.
       width: inputs of a row.
       steps: on each chunk.
       flat, structure: the arguments' shapes, as a tree is taken apart.
@@ -348,7 +349,7 @@ def _compiled(
         trained = device_row < jax.tree.leaves(state)[0].shape[0] if steps else None
 
         def loss_of(values: dict[str, LowRank]) -> tuple[Float[Array, ""], Float[Array, "rows chunk"]]:
-            additions = {name: LowRank(pair.down, hyper[0] * pair.up) for name, pair in values.items()}
+            additions = {name: LowRank(down, hyper[0] * up) for name, (down, up) in values.items()}
             nats = losses_of(params, inputs, targets, positions, additions)
             if not steps:
                 return jnp.zeros(()), nats
@@ -356,10 +357,11 @@ def _compiled(
             return jnp.sum(jnp.where(counted, nats, 0) / jnp.maximum(count, 1)[:, None]), nats
 
         if not steps:
-            return loss_of(own.values)[1]
+            return loss_of(_apart(own.values, dict(names)))[1]
         values, moments, scores = own.values, own.moments, None
         for step in range(steps):
-            grads, nats = jax.grad(loss_of, has_aux=True)(values)
+            grads, nats = jax.grad(loss_of, has_aux=True)(_apart(values, dict(names)))
+            grads = _together(grads, dict(names))
             scores = nats if scores is None else scores
             update = partial(_adamw, rates, corrections[step], *hyper[1:])
             values, moments = jax.tree.transpose(
@@ -374,6 +376,27 @@ def _compiled(
     sharded = jax.shard_map(on_each_device, mesh=mesh, in_specs=specs, out_specs=results, check_vma=False)
     program = jax.jit(sharded, donate_argnums=1 if steps else ())
     return program.lower(*jax.tree.unflatten(structure, flat)).compile(compiler_options=compiling.options())
+
+
+def _apart(stacks: dict[str, LowRank], names: dict[str, tuple[str, ...]]) -> dict[str, LowRank]:
+    """The additions of all kinds by name.
+
+    The gradient is taken behind this: its own derivative would add up as many arrays of a whole stack's size as there
+    are in it.
+    """
+    return {
+        name: jax.tree.map(lambda stack, slot=slot: stack[:, slot], stacks[kind])
+        for kind, own in names.items()
+        for slot, name in enumerate(own)
+    }
+
+
+def _together(additions: dict[str, LowRank], names: dict[str, tuple[str, ...]]) -> dict[str, LowRank]:
+    """The inverse of `_apart`."""
+    return {
+        kind: jax.tree.map(lambda *slots: jnp.stack(slots, axis=1), *(additions[name] for name in own))
+        for kind, own in names.items()
+    }
 
 
 def _windows(
@@ -391,6 +414,6 @@ def _adamw(
     rates: Float[Array, " rows"], correction: Array, decay: Array, beta2: Array, epsilon: Array, value, moment, grad
 ) -> tuple[Array, Array]:
     """A step of AdamW whose first moment has no memory: the new value and second moment."""
-    rate = rates[:, None, None]
+    rate = rates[:, None, None, None]
     moment = beta2 * moment + (1 - beta2) * jnp.square(grad)
     return value * (1 - rate * decay) - rate * grad / (jnp.sqrt(moment / correction) + epsilon), moment
