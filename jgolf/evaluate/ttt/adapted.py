@@ -53,10 +53,10 @@ FEW_CALLS = 16
 """A program that would run less often than this is not worth compiling beside one that can do its work."""
 
 Observer = Callable[[str, int, Any], None]
-"""Is given intermediate results: what they are, their number, and they."""
+"""Is given intermediate results: what they are, after which batch in the queue, and they themselves."""
 
 
-def unobserved(what: str, number: int, value: Any) -> None:
+def unobserved(what: str, place: int, value: Any) -> None:
     """The Observer that does not look."""
 
 
@@ -127,13 +127,13 @@ class _Evaluation:
         self.batches = order.batches_of(self.documents, settings.batch_documents)
         self.queue = order.queue_of(self.documents, self.batches)
         self.phases = order.phases_of(settings, self.documents, self.batches, self.queue)
+        self.sgd = Sgd(config, settings.sgd, mesh, documents=True, looped=looped) if self.phases else None
+        self.sgd_ready = None
         places = min(settings.batch_documents, len(self.documents.start))
         self.shapes, calls = self._programs_worth_having(places)
         how = {"rotary_length": settings.context}
         self.programs = AdapterPrograms(config, settings, mesh, places, looped, how)
         self.programs.prepare(calls, self.params, self.tokens)
-        self.sgd = Sgd(config, settings.sgd, mesh, documents=True, looped=looped)
-        self.sgd_ready = None
         self.fresh_downs = fresh_downs or random_downs(config, settings, places, looped)
 
         self.position = self.draws = 0
