@@ -326,7 +326,7 @@ def test_phases_take_the_shortest_of_the_longest():
 # --- windows that slide, weights that are trained ------------------------------------------------
 
 
-@pytest.mark.parametrize("within_documents", [False, True])
+@pytest.mark.parametrize("within_documents", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_tuned_by_a_plain_loop(within_documents, params, text):
     seq_len, stride = 12, 4
     found = tuned(MODEL, params, text, seq_len, stride, TUNED, within_documents=within_documents, batch_tokens=24)
@@ -443,3 +443,5 @@ def test_what_was_kept_for_something_else(params, text, tmp_path, monkeypatch):
             SCORERS["adapted"](params, text, resume_file=file)
     with pytest.raises(JgolfError, match="cannot be read: Is a directory"):
         SCORERS["adapted"](params, text, resume_file=tmp_path)
+    with pytest.raises(JgolfError, match=r"below: cannot be written: .*kept\.npz is a file, expected a folder"):
+        SCORERS["adapted"](params, text, resume_file=file / "below")

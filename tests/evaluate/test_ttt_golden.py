@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import cache
 
 import jax
 import numpy as np
@@ -115,13 +116,14 @@ def recorded_downs():
 
 
 @pytest.fixture(scope="module")
-def runs(params, text):
-    """Of each run what it found, and what was to be seen on the way."""
-    found = {}
-    for name, settings in RUNS.items():
+def run(params, text):
+    """Of a run, by its name, what it found, and what was to be seen on the way."""
+
+    @cache
+    def found(name):
         seen = {}
 
-        def observe(what, place, value, seen=seen):
+        def observe(what, place, value):
             if what == "adapters":
                 seen[what, place, value[0]] = jax.tree.map(np.asarray, value[1].values)
             elif what == "weights":
@@ -129,13 +131,15 @@ def runs(params, text):
             else:
                 seen[what, place] = value
 
-        found[name] = adapted(MODEL, params, text, 1, settings, fresh_downs=recorded_downs(), observe=observe), seen
+        downs = recorded_downs()
+        return adapted(MODEL, params, text, 1, RUNS[name], fresh_downs=downs, observe=observe), seen
+
     return found
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_scores(name, runs, golden, text):
-    nats, expected = runs[name][0].nats, FACTS["results"][name]
+@pytest.mark.parametrize("name", ["before", "lora", pytest.param("phased_lr0", marks=pytest.mark.slow), "phased"])
+def test_scores(name, run, golden, text):
+    nats, expected = run(name)[0].nats, FACTS["results"][name]
     np.testing.assert_allclose(nats, golden[f"{name}/nll"], rtol=0, atol=2e-5)
     score = summarize(nats, text.target_bytes)
     assert score.tokens == len(text.tokens) - 1
@@ -150,12 +154,12 @@ def test_order_of_batches(text):
     assert all(order == FACTS["results"][name]["batch_order"] for name in RUNS)
 
 
-def test_additions_on_the_way(runs, golden, text):
+def test_additions_on_the_way(run, golden, text):
     """Those of a document that has ended decay in the script at every step, here at the end of the batch."""
     documents = documents_of(text.starts, len(text.tokens))
     order = [np.array(batch) for batch in FACTS["results"]["lora"]["batch_order"]]
     for place, chunk in ((0, 0), (0, 1), (3, 1)):
-        values = runs["lora"][1]["adapters", place, chunk]
+        values = run("lora")[1]["adapters", place, chunk]
         own_steps = -(-documents.num_targets[order[place]] // PHASED.chunk) - 1
         decays = (1 - PHASED.learning_rate * PHASED.weight_decay) ** np.maximum(chunk + 1 - own_steps, 0)
         for module, kind in (("lm_head_lora", HEAD), ("q_loras.0", "q")):
@@ -165,8 +169,8 @@ def test_additions_on_the_way(runs, golden, text):
                 assert np.mean(np.abs(difference) < 1e-5) > 0.998
 
 
-def test_phases(runs, golden, params):
-    seen, start = runs["phased"][1], from_params({path: np.asarray(value) for path, value in params.items()})
+def test_phases(run, golden, params):
+    seen, start = run("phased")[1], from_params({path: np.asarray(value) for path, value in params.items()})
     places = [done - 1 for done in FACTS["phase_after_batches"]]
     assert sorted(place for what, place in (key for key in seen if len(key) == 2) if what == "sgd") == places
     log = [

@@ -130,10 +130,9 @@ class _Evaluation:
         self.sgd = Sgd(config, settings.sgd, mesh, documents=True, looped=looped) if self.phases else None
         self.sgd_ready = None
         places = min(settings.batch_documents, len(self.documents.start))
-        self.shapes, calls = self._programs_worth_having(places)
+        self.shapes, self.calls = self._programs_worth_having(places)
         how = {"rotary_length": settings.context}
         self.programs = AdapterPrograms(config, settings, mesh, places, looped, how)
-        self.programs.prepare(calls, self.params, self.tokens)
         self.fresh_downs = fresh_downs or random_downs(config, settings, places, looped)
 
         self.position = self.draws = 0
@@ -146,6 +145,7 @@ class _Evaluation:
         """Scores what has not been scored."""
         began_s = time.perf_counter()
         self._load()
+        self.programs.prepare(self.calls, self.params, self.tokens)
         if self.settings.warm_start and self.downs is None:
             self.downs = self._fresh(self.settings.batch_documents)
         if any(self._num_sgd_chunks(documents) > 1 for documents in self.phases.values()):
@@ -155,7 +155,7 @@ class _Evaluation:
             if self.position in self.phases:
                 self._phase(self.phases[self.position])
             self.position += 1
-            if self.kept.is_due:
+            if self.position < len(self.queue) and self.kept.is_due:
                 self._save(time.perf_counter() - began_s)
         self._take(0)
         self.kept.remove()

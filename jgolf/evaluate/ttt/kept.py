@@ -65,9 +65,16 @@ class Kept:
           most_bytes: of all arrays.
 
         Raises:
-          JgolfError: the file cannot be read, is damaged, or was kept by an evaluation of something else.
+          JgolfError: the file cannot be read, is damaged, or was kept by an evaluation of something else; or there can
+            be none.
         """
-        if self._path is None or not self._path.exists():
+        if self._path is None:
+            return None
+        if not self._path.exists():
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:  # told now, not after a minute's work
+                raise files.writing_error(self._path, error) from None
             return None
         try:
             with zipfile.ZipFile(self._path) as archive:

@@ -93,8 +93,9 @@ def tuned(
         how = {"batch_tokens": batch_tokens, "mesh": mesh, "looped": looped, "full_batches": True}
         for part in window_nats(config, params, text.tokens, batch, seq_len, **how):
             tally.add(part.targets, part.nats)
-        if chunk < num_chunks - 1:
-            params, momentum, _ = sgd.train(params, momentum, text.tokens, chunk, num_chunks)
+        if chunk == num_chunks - 1:
+            break
+        params, momentum, _ = sgd.train(params, momentum, text.tokens, chunk, num_chunks)
         if kept.is_due:
             arrays = {f"params/{path}": np.asarray(value) for path, value in params.items()}
             arrays |= {f"momentum/{path}": np.asarray(value) for path, value in momentum.items()}
