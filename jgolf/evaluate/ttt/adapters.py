@@ -340,7 +340,8 @@ def _compiled(
       steps: on each chunk.
       flat, structure: the arguments' shapes, as a tree is taken apart.
     """
-    axis, losses_of = P(mesh.axis_names[0]), partial(token_losses, config, looped=looped, **dict(how))
+    axis, by_kind = P(mesh.axis_names[0]), dict(names)
+    losses_of = partial(token_losses, config, looped=looped, **dict(how))
 
     def on_each_device(params, state, tokens, rows, rates, corrections, hyper):
         place, device_row, start, first, count = rows.T
@@ -357,11 +358,11 @@ def _compiled(
             return jnp.sum(jnp.where(counted, nats, 0) / jnp.maximum(count, 1)[:, None]), nats
 
         if not steps:
-            return loss_of(_apart(own.values, dict(names)))[1]
+            return loss_of(_apart(own.values, by_kind))[1]
         values, moments, scores = own.values, own.moments, None
         for step in range(steps):
-            grads, nats = jax.grad(loss_of, has_aux=True)(_apart(values, dict(names)))
-            grads = _together(grads, dict(names))
+            grads, nats = jax.grad(loss_of, has_aux=True)(_apart(values, by_kind))
+            grads = _together(grads, by_kind)
             scores = nats if scores is None else scores
             update = partial(_adamw, rates, corrections[step], *hyper[1:])
             values, moments = jax.tree.transpose(

@@ -37,7 +37,7 @@ class StepReport(NamedTuple):
 
 
 class Sgd:
-    """Trains weights, which it owns and gives up with every step, and their momentum."""
+    """Steps of SGD with momentum on the rows of a chunk."""
 
     def __init__(self, config: ModelConfig, settings: SGDConfig, mesh: Mesh, documents: bool, looped: bool = True):
         """
