@@ -21,6 +21,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from jgolf.watch import Tell
+
 LINE_EVERY_S = 10.0
 """Seconds between two lines where there is no terminal; shorter work says nothing."""
 FILE_COLUMNS = 120
@@ -93,6 +95,18 @@ def byte_progress(description: str, total_bytes: int) -> Iterator[Callable[[int]
 
 
 @contextlib.contextmanager
+def counting(description: str, total: int, unit: str) -> Iterator[Tell]:
+    """Yields a function that is told how much of a total has been done, and how it goes, and shows both."""
+    console = plain_console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(description, total, f" {unit}").update
+        return
+    with progress_of(console, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done, how: progress.update(task, completed=done, description=f"{description}: {how}")
+
+
+@contextlib.contextmanager
 def activity(description: str) -> Iterator[Callable[[str], None]]:
     """Shows that something whose length nobody knows goes on; yields a function that says how far it is."""
     console = plain_console(stderr=True)
@@ -112,8 +126,8 @@ class _Lines:
         self._description, self._total, self._unit = description, total, unit
         self._began_s = self._said_s = time.monotonic()
 
-    def update(self, done: int) -> None:
-        """To be told of every step, `done` ≥ 1 of them so far."""
+    def update(self, done: int, how: str = "") -> None:
+        """To be told of every step, `done` ≥ 1 of them so far, and how it goes."""
         now_s = time.monotonic()
         if now_s - self._said_s < LINE_EVERY_S or not done:
             return
@@ -121,7 +135,7 @@ class _Lines:
         minutes, seconds = divmod(round((now_s - self._began_s) * max(0, self._total - done) / done), 60)
         print(
             f"{self._description}: {done:,} of {self._total:,}{self._unit} "
-            f"({100 * done / max(self._total, 1):.0f} %), {minutes}:{seconds:02} left",
+            f"({100 * done / max(self._total, 1):.0f} %), {minutes}:{seconds:02} left{how and f', {how}'}",
             file=sys.stderr,
             flush=True,
         )

@@ -8,6 +8,14 @@ Progress = Callable[[Iterable, int], Iterable]
 """Passes on an iterable of that many steps, and may show how far it has come, or end it by an exception."""
 
 
+Tell = Callable[[int, str], None]
+"""Is told how much has been done, and in a few words how it goes."""
+
+
 def unwatched(steps: Iterable, total: int) -> Iterable:
     """The Progress that shows nothing."""
     return steps
+
+
+def untold(done: int, how: str) -> None:
+    """The Tell that keeps it to itself."""

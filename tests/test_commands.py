@@ -114,7 +114,8 @@ def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir, tmp_pa
     given = ("--tokens", *demo_dir.glob("*_val_*.bin"), "--tokenizer", *demo_dir.glob("*.model"))
     given += ("--max-tokens", MAX_TOKENS, "--batch-tokens", 2048)
     score = json.loads(run("-m", "jgolf", "evaluate", artifact, *given, "--json").stdout)
-    assert score.keys() == {"val_loss", "val_bpb", "tokens", "bytes", "seconds"}
+    facts = {"seconds", "context", "compile_s", "scorer", "devices", "bytes_per_s", "challenge_s"}
+    assert score.keys() == {"val_loss", "val_bpb", "tokens", "bytes"} | facts
     assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-6)
     sliding = json.loads(run_here("-m", "jgolf", "evaluate", artifact, *given, "--stride", "64", "--json").stdout)
     assert sliding["val_bpb"] == pytest.approx(result["sliding_val_bpb"], rel=1e-6)
@@ -177,6 +178,28 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir
         (["train.py", "--run-dir", __file__], 2, "test_commands.py: a file, expected a folder"),
         (["-m", "jgolf", "sample", "x", "--temperature", "nan"], 2, "--temperature nan"),
         (["-m", "jgolf", "evaluate", "x", "--max-tokens", "-5"], 2, "--max-tokens -5: expected at least 0"),
+        (
+            ["-m", "jgolf", "evaluate", "x", "--scorer", "rows", "--stride", "5"],
+            2,
+            "--stride: expected with a scorer that",
+        ),
+        (
+            ["-m", "jgolf", "evaluate", "x", "--stride", "5", "--resume-file", "y"],
+            2,
+            "expected with --scorer tuned or ad",
+        ),
+        (["-m", "jgolf", "evaluate", "x", "--adapted.rank", "3"], 2, "--adapted.…: expected with --scorer adapted"),
+        (
+            ["-m", "jgolf", "evaluate", "x", "--scorer", "adapted", "--adapted.rank", "0"],
+            2,
+            "adapted.rank is 0: expected",
+        ),
+        (
+            ["-m", "jgolf", "evaluate", "x", "--scorer", "documents", "--within-documents", "False"],
+            2,
+            "--within-documents: --scorer documents says it already",
+        ),
+        (["-m", "jgolf", "evaluate", "x", "--reference-ranks", "2"], 2, "expected with --scorer packed --reference-w"),
         (["-m", "jgolf", "evaluate", "/nowhere/x.jgolf"], 2, "/nowhere/x.jgolf: cannot be read"),
     ],
 )

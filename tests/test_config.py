@@ -60,6 +60,11 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
         ("quantize.clip_percentiles", (0.5, 1.5), "up to 1"),
         ("quantize.late_qat_start", 1.5, "multiplier"),
         ("quantize.control", "int8", "fp16 or fp32"),
+        ("evaluate.adapted.additions", ("q", "q"), "different ones"),
+        ("evaluate.adapted.widths", (512, 256), "rising"),
+        ("evaluate.adapted.chunk_by_length", ((256, 8), (256, 24)), "pairs of a length, rising"),
+        ("evaluate.adapted.learning_rate_by_length", ((256, -1.0),), "a learning rate of 0 or more"),
+        ("evaluate.adapted.sgd.momentum", 1.0, "below 1"),
     ],
 )
 def test_senseless_settings_are_refused_by_name(name, value, expected):
@@ -69,6 +74,13 @@ def test_senseless_settings_are_refused_by_name(name, value, expected):
     reported = {"average.ema_decay": "average.export", "model.model_dim": "model.num_heads"}.get(name, name)
     assert reported in str(error.value)
     assert expected in str(error.value)
+
+
+def test_lists_of_pairs_survive_json(tmp_path):
+    chunks = {"evaluate.adapted.chunk_by_length": ((256, 8), (2000, 24)), "evaluate.adapted.additions": ("k", "head")}
+    config = configs.replace_all(RECIPE, chunks)
+    configs.write_json(configs.validate(config), tmp_path / "config.json")
+    assert configs.read_json(tmp_path / "config.json") == config
 
 
 def test_a_loop_has_an_end():

@@ -97,6 +97,23 @@ def test_result_says_what_the_files_are(run):
     assert {"load", "quantize", "pack", "unpack", "score"} <= result["seconds"].keys()
 
 
+def test_the_adapted_score_is_that_of_an_evaluation(run, tmp_path, capsys):
+    settings = {"rank": "2", "chunk": "16", "learning-rate": "0.01", "phases": "0"}
+    given = [word for name, value in settings.items() for word in (f"--adapted.{name}", value)]
+    own = [word.replace("--adapted", "--evaluate.adapted") for word in given]
+    code, result, shown = export(run, "--max-tokens", 300, "--adapted", *own)
+    assert code == 0 and f"with test-time training       val_loss:{result['adapted_val_loss']:.5f}" in shown
+    kept = tmp_path / "kept.npz"
+    words = ["--max-tokens", "300", "--scorer", "adapted", "--resume-file", str(kept), "--json", *given]
+    assert main(["evaluate", str(run / "artifact" / "model.jgolf"), *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["val_loss"] == pytest.approx(result["adapted_val_loss"], rel=1e-6)
+    assert found["val_loss"] != result["sliding_val_loss"]
+    assert found["tokens"] == 300 and found["scorer"] == "adapted" and not kept.exists()
+    seconds = found["compile_s"] + (found["seconds"] - found["compile_s"]) * 151_100_000 / found["bytes"] / 8
+    assert found["challenge_s"] == pytest.approx(seconds)
+
+
 def test_over_the_limit_is_a_failure_with_a_way_back(run):
     _, fits, _ = export(run)
     code, result, shown = export(run, "--limit-bytes", fits["total_bytes"] - 1)

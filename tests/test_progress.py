@@ -33,6 +33,13 @@ def test_bytes_without_a_terminal(clock, capsys):
     assert capsys.readouterr().err == "packing: 3,000 of 4,000 bytes (75 %), 0:04 left\n"
 
 
+def test_a_count_and_how_it_goes_without_a_terminal(clock, capsys):
+    with progress.counting("scoring", 4000, "tokens") as tell:
+        for done in (1000, 2000, 3000, 4000):
+            tell(done, f"{done / 1000:.1f} bits per byte")
+    assert capsys.readouterr().err == "scoring: 3,000 of 4,000 tokens (75 %), 0:04 left, 3.0 bits per byte\n"
+
+
 def test_nothing_where_work_is_short(capsys):
     assert list(progress.progress_bar("scoring")(range(3), 3)) == [0, 1, 2]
     assert capsys.readouterr().err == ""
@@ -52,9 +59,10 @@ def test_names_are_no_markup(name, monkeypatch, capsys):
     with progress.byte_progress(name, 10) as advance:
         advance(5)
     assert name in capsys.readouterr().err
-    with progress.activity(name) as tell:
-        tell(name)
-    assert name in capsys.readouterr().err
+    for work in (progress.activity(name), progress.counting(name, 2, name)):
+        with work as tell:
+            tell(*((1, name) if work.gen.__name__ == "counting" else (name,)))
+        assert name in capsys.readouterr().err
     table = Table(title=name)
     table.add_column(name)
     table.add_row(name)

@@ -10,6 +10,8 @@ from jgolf.config.resolve import resolved
 from jgolf.config.settings import (
     STORAGE_FORMS,
     AdamWConfig,
+    AdaptedConfig,
+    Addition,
     Average,
     AverageConfig,
     Config,
@@ -20,6 +22,7 @@ from jgolf.config.settings import (
     MuonConfig,
     OptimConfig,
     QuantizeConfig,
+    SGDConfig,
     StorageForm,
     TrainConfig,
     form_bits,
@@ -43,6 +46,8 @@ from jgolf.config.store import (
 __all__ = [
     "STORAGE_FORMS",
     "AdamWConfig",
+    "AdaptedConfig",
+    "Addition",
     "Average",
     "AverageConfig",
     "Config",
@@ -54,6 +59,7 @@ __all__ = [
     "MuonConfig",
     "OptimConfig",
     "QuantizeConfig",
+    "SGDConfig",
     "StorageForm",
     "TrainConfig",
     "choices",

@@ -31,6 +31,7 @@ from jgolf.options import PathText
 
 StorageForm = Literal["int4", "int5", "int6", "int7", "int8", "fp16", "fp32"]
 Average = Literal["raw", "ema", "swa", "ema+swa"]
+Addition = Literal["q", "k", "v", "o", "mlp", "head"]
 
 VOCABULARY = Bound(
     lambda value: 0 <= value <= 1 << 16,
@@ -43,7 +44,26 @@ SEED = Bound(lambda value: 0 <= value < 1 << 32, "from 0 to 4294967295")
 SLOPE = Bound(lambda value: 0 <= value < 1, "0 (ReLU²) or more, and below 1")
 FRACTION = Bound(lambda value: 0 <= value <= 1, "a part of the run, from 0 to 1")
 FACTOR_BITS = Bound(lambda value: 2 <= value <= 8, "from 2 to 8")
+DIFFERENT = Bound(lambda words: len(set(words)) == len(words), "different ones")
+RISING_WIDTHS = Bound(
+    lambda widths: all(width >= 1 for width in widths) and list(widths) == sorted(set(widths)),
+    "different numbers of tokens from 1 on, rising; none for parts of the context",
+)
+CHUNKS_BY_LENGTH = Bound(
+    lambda steps: _rises(steps) and all(chunk >= 1 for _, chunk in steps),
+    "pairs of a length, rising, and a chunk of at least 1",
+)
+RATES_BY_LENGTH = Bound(
+    lambda steps: _rises(steps) and all(0 <= rate < math.inf for _, rate in steps),
+    "pairs of a length, rising, and a learning rate of 0 or more",
+)
 FLOATING_POINT = Bound(lambda form: form in ("fp16", "fp32"), "fp16 or fp32")
+
+
+def _rises(steps: tuple[tuple[int, float], ...]) -> bool:
+    """Whether the lengths that pairs begin with are different and in order."""
+    lengths = [length for length, _ in steps]
+    return all(length >= 1 for length in lengths) and lengths == sorted(set(lengths))
 
 
 @dataclass(frozen=True)
@@ -345,6 +365,77 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class SGDConfig:
+    """SGD of all weights on text whose score has been counted."""
+
+    learning_rate: Annotated[float, NOT_NEGATIVE] = 0.001
+    """Learning rate of the first chunk after the warm-up; from there it falls, half a cosine, to 0 at the last."""
+    momentum: Annotated[float, DECAY] = 0.9
+    """Momentum."""
+    grad_clip: Annotated[float, OFF_OR_MORE] = 1.0
+    """Largest global norm of the gradients; 0 does not clip."""
+    chunk_tokens: Annotated[int, POSITIVE] = 32_768
+    """Tokens that are trained on at one learning rate; of the last chunk nothing is."""
+    epochs: Annotated[int, POSITIVE] = 1
+    """How often each chunk is trained on before the next."""
+    warmup_chunks: Annotated[int, NOT_NEGATIVE] = 0
+    """Chunks over which the learning rate rises first."""
+    row_length: Annotated[int, OFF_OR_MORE] = 0
+    """Tokens of a row of a chunk; 0 for the length that the model was trained with."""
+    num_ranks: Annotated[int, POSITIVE] = 8
+    """Shares that a chunk's rows are dealt in, whatever the number of devices; the mean of their gradients is taken."""
+    batch_rows: Annotated[int, POSITIVE] = 32
+    """Most rows of a share in one step."""
+
+
+@dataclass(frozen=True)
+class AdaptedConfig:
+    """Score-first test-time training by document; the defaults are those of pull request #1855."""
+
+    additions: Annotated[tuple[Addition, ...], DIFFERENT] = ("q", "k", "v", "o", "mlp", "head")
+    """What has low-rank additions; nothing leaves only the phases."""
+    rank: Annotated[int, POSITIVE] = 80
+    """Rank of every addition."""
+    alpha: Annotated[float, NOT_NEGATIVE] = 144.0
+    """Additions are multiplied by alpha / rank."""
+    chunk: Annotated[int, POSITIVE] = 48
+    """Tokens of a document that are scored between two steps of its additions."""
+    chunk_by_length: Annotated[tuple[tuple[int, int], ...], CHUNKS_BY_LENGTH] = ()
+    """Other chunks for short documents: pairs of a number of targets up to which, and the chunk; the first pair that
+    fits counts."""
+    context: Annotated[int, OFF_OR_MORE] = 0
+    """Longest context; 0 for the length that the model was trained with."""
+    learning_rate: Annotated[float, NOT_NEGATIVE] = 1e-4
+    """Constant learning rate of the additions' AdamW, whose first moment is the gradient itself."""
+    learning_rate_by_length: Annotated[tuple[tuple[int, float], ...], RATES_BY_LENGTH] = ()
+    """Other learning rates for short documents: pairs as of chunk_by_length."""
+    beta2: Annotated[float, DECAY] = 0.99
+    """Decay of the second moment."""
+    epsilon: Annotated[float, ABOVE_0] = 1e-10
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.5
+    """Decoupled weight decay of the additions."""
+    grad_steps: Annotated[int, POSITIVE] = 1
+    """Steps on each chunk."""
+    batch_documents: Annotated[int, POSITIVE] = 64
+    """Documents that are adapted to side by side."""
+    warm_start: bool = True
+    """Each document's additions begin with the down-projection that its place in the batch before ended with."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of fresh down-projections."""
+    phases: Annotated[int, NOT_NEGATIVE] = 3
+    """How often all weights are trained on scored documents; 0 for never."""
+    phase_documents: Annotated[int, NOT_NEGATIVE] = 2500
+    """Documents, the longest, by whose score the last phase has come."""
+    sgd: SGDConfig = field(default_factory=SGDConfig)
+    widths: Annotated[tuple[int, ...], RISING_WIDTHS] = ()
+    """Lengths that windows are padded to besides the whole context, each a program of its own; none for an eighth, a
+    quarter, a half and three quarters of it. It changes no score."""
+    batch_tokens: Annotated[int, POSITIVE] = 32_768
+    """Tokens run at once on each device. It changes no score."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """How validation is scored."""
 
@@ -354,6 +445,8 @@ class EvaluateConfig:
     """Tokens between the starts of two sliding windows."""
     max_tokens: Annotated[int, OFF_OR_MORE] = 0
     """Validate, during training and in sweeps, on this many tokens only; 0 takes all."""
+    adapted: AdaptedConfig = field(default_factory=AdaptedConfig)
+    tuned: SGDConfig = field(default_factory=lambda: SGDConfig(learning_rate=0.005, epochs=3))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Bits per byte of a model on a text.
 
-A scorer is a function `(config, params, text, …) → nats`: the negative log likelihood of each of the text's
-N − 1 targets, float32, UNSCORED where it scores none. A target's score depends on the tokens before it only.
+A scorer is a function `(config, params, text, …) → Scored`: the negative log likelihood of each of the text's
+N − 1 targets, and what else there is to say. A target's score depends on the tokens before it only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from jgolf import compiling
 from jgolf.config import ModelConfig
 from jgolf.data.text import Text
 from jgolf.errors import DataError
-from jgolf.evaluate.windows import Windows, document_windows, packed_rows, sliding_windows, standard_windows
+from jgolf.evaluate.windows import (
+    Windows,
+    document_windows,
+    mean_context,
+    packed_rows,
+    packed_windows,
+    reference_packed_rows,
+    sliding_windows,
+    standard_windows,
+)
 from jgolf.model.functional import Params, runs_as_written, token_losses
 from jgolf.watch import Progress, unwatched
 
@@ -34,8 +43,24 @@ ATTENTION_SCORES_BYTES = 2**29
 UNSCORED = np.float32(-np.inf)
 """Nats of a target that is not scored. It is not NaN, which is what a diverged model scores."""
 
-Nats = Float32[np.ndarray, "targets"]
-Scorer = Callable[..., Nats]
+CHALLENGE_BYTES, CHALLENGE_DEVICES, CHALLENGE_SECONDS = 151_100_000, 8, 600
+"""What the challenge scores, on how many GPUs, and in how long at most."""
+
+
+class Scored(NamedTuple):
+    """What a scorer finds."""
+
+    nats: Float32[np.ndarray, " targets"]
+    """Negative log likelihood of each target, UNSCORED where it was not scored."""
+    context: float
+    """Tokens that the prediction of a scored target saw, on average."""
+    compile_s: float = 0.0
+    """Of the time that it took, what was spent waiting for the compiler, where that is known."""
+    earlier_s: float = 0.0
+    """What it took before it was interrupted, compile_s included."""
+
+
+Scorer = Callable[..., Scored]
 
 
 @dataclass(frozen=True)
@@ -51,6 +76,16 @@ class Score:
     bytes: int
     """Bytes of text that they stand for."""
     seconds: float
+    """What the scoring took."""
+    context: float = math.nan
+    """Tokens that a prediction saw, on average."""
+    compile_s: float = 0.0
+    """Of `seconds`, what was spent waiting for the compiler, where that is known."""
+
+    def challenge_s(self, num_devices: int) -> float:
+        """Seconds that the challenge's text would take on its GPUs, if these were like the `num_devices` used here."""
+        rest_s = (self.seconds - self.compile_s) * CHALLENGE_BYTES / self.bytes
+        return self.compile_s + rest_s * num_devices / CHALLENGE_DEVICES
 
 
 def bits_per_byte(mean_nll: float, tokens: int, num_bytes: int) -> float:
@@ -68,7 +103,7 @@ def bits_per_byte(mean_nll: float, tokens: int, num_bytes: int) -> float:
 
 
 def summarize(
-    nats: Float[np.ndarray, " targets"], target_bytes: Int[np.ndarray, " targets"], seconds: float = 0.0
+    nats: Float[np.ndarray, " targets"], target_bytes: Int[np.ndarray, " targets"], seconds: float = 0.0, **more: float
 ) -> Score:
     """Adds up what was scored, in float64.
 
@@ -76,6 +111,7 @@ def summarize(
       nats: of each target, UNSCORED where it was not scored.
       target_bytes: bytes that each of them stands for.
       seconds: what the scoring took.
+      **more: other fields of the score.
 
     Raises:
       DataError: nothing was scored, or no byte.
@@ -86,38 +122,39 @@ def summarize(
         raise DataError(f"none of the {len(nats):,} targets was scored: give more tokens, or a shorter sequence length")
     mean = float(np.sum(nats, where=scored, dtype=np.float64)) / num_tokens
     num_bytes = int(np.sum(target_bytes, where=scored, dtype=np.int64))
-    return Score(mean, bits_per_byte(mean, num_tokens, num_bytes), num_tokens, num_bytes, seconds)
+    return Score(mean, bits_per_byte(mean, num_tokens, num_bytes), num_tokens, num_bytes, seconds, **more)
 
 
 def score(scorer: Scorer, config: ModelConfig, params: Params, text: Text, *args, **how) -> Score:
     """Runs a scorer and summarizes what it finds; see the scorer for its arguments."""
     started = time.perf_counter()
-    nats = scorer(config, params, text, *args, **how)
-    return summarize(nats, text.target_bytes, time.perf_counter() - started)
+    found = scorer(config, params, text, *args, **how)
+    seconds = time.perf_counter() - started + found.earlier_s
+    return summarize(found.nats, text.target_bytes, seconds, context=found.context, compile_s=found.compile_s)
 
 
 # --- scorers -----------------------------------------------------------------------------------
 
 
-def rows(config: ModelConfig, params: Params, text: Text, seq_len: int, **how) -> Nats:
+def rows(config: ModelConfig, params: Params, text: Text, seq_len: int, **how) -> Scored:
     """Scores rows of `seq_len` one after the other; a remainder that fills none is unscored. See `window_nats`."""
     windows = standard_windows(len(text.tokens), seq_len)
     return _of_windows(config, params, text, windows, seq_len, **how)
 
 
-def sliding(config: ModelConfig, params: Params, text: Text, seq_len: int, stride: int, **how) -> Nats:
+def sliding(config: ModelConfig, params: Params, text: Text, seq_len: int, stride: int, **how) -> Scored:
     """Scores every target with up to `seq_len` tokens of context. See `sliding_windows` and `window_nats`."""
     windows = sliding_windows(len(text.tokens), seq_len, stride)
     return _of_windows(config, params, text, windows, seq_len, **how)
 
 
-def documents(config: ModelConfig, params: Params, text: Text, seq_len: int, stride: int, **how) -> Nats:
+def documents(config: ModelConfig, params: Params, text: Text, seq_len: int, stride: int, **how) -> Scored:
     """Like `sliding`, but no context reaches into the document before. See `document_windows` and `window_nats`."""
     windows = document_windows(text.starts, len(text.tokens), seq_len, stride)
     return _of_windows(config, params, text, windows, seq_len, **how)
 
 
-def packed(config: ModelConfig, params: Params, text: Text, seq_len: int, batch_tokens: int = 65_536, **how) -> Nats:
+def packed(config: ModelConfig, params: Params, text: Text, seq_len: int, batch_tokens: int = 65_536, **how) -> Scored:
     """Scores long rows in which attention stays within documents, and within `seq_len` tokens of longer ones.
 
     It is what a network sees that was trained on documents apart, each target once and nothing padded. A document
@@ -126,7 +163,9 @@ def packed(config: ModelConfig, params: Params, text: Text, seq_len: int, batch_
     longest = max(seq_len, batch_tokens // seq_len * seq_len)
     windows = packed_rows(len(text.tokens), longest)
     how = {"batch_tokens": batch_tokens, "piece_length": seq_len, **how}
-    return _of_windows(config, params, text, windows, int(windows.length[0]), **how)
+    found = _of_windows(config, params, text, windows, int(windows.length[0]), **how)
+    pieces = document_windows(np.union1d(windows.start, text.starts), len(text.tokens), seq_len, seq_len)
+    return found._replace(context=mean_context(pieces))
 
 
 SCORERS: tuple[Scorer, ...] = (rows, sliding, documents, packed)
@@ -143,7 +182,30 @@ def reference_sliding_score(config: ModelConfig, params: Params, text: Text, seq
     started = time.perf_counter()
     windows = sliding_windows(len(text.tokens), seq_len, stride, reference_windows=True)
     nats, target_bytes = gathered(window_nats(config, params, text.tokens, windows, seq_len, **how), text)
-    return summarize(nats, target_bytes, time.perf_counter() - started)
+    return summarize(nats, target_bytes, time.perf_counter() - started, context=mean_context(windows))
+
+
+def reference_packed_score(
+    config: ModelConfig,
+    params: Params,
+    text: Text,
+    seq_len: int,
+    rows_at_once: int,
+    num_ranks: int = 1,
+    **how,
+) -> Score:
+    """The score within documents as the PyTorch scripts take it: each rank drops what does not fill a packed row.
+
+    See `jgolf.evaluate.windows.packed_windows`.
+    """
+    started, num_tokens = time.perf_counter(), len(text.tokens)
+    own = [(seq_len, rows_at_once, rank, num_ranks) for rank in range(num_ranks)]
+    rows = Windows.joined([reference_packed_rows(num_tokens, *what) for what in own])
+    pieces = Windows.joined([packed_windows(text.starts, num_tokens, *what) for what in own])
+    how = {"batch_tokens": rows_at_once * seq_len, "piece_length": seq_len, **how}
+    parts = window_nats(config, params, text.tokens, rows, rows_at_once * seq_len, **how)
+    nats, target_bytes = gathered(parts, text)
+    return summarize(nats, target_bytes, time.perf_counter() - started, context=mean_context(pieces))
 
 
 # --- windows -----------------------------------------------------------------------------------
@@ -162,12 +224,12 @@ def gathered(parts: Iterable[ScoredTargets], text: Text) -> tuple[np.ndarray, np
     return nats, text.target_bytes[targets]
 
 
-def _of_windows(config: ModelConfig, params: Params, text: Text, windows: Windows, seq_len: int, **how) -> Nats:
-    """The nats of windows that score no target twice."""
+def _of_windows(config: ModelConfig, params: Params, text: Text, windows: Windows, seq_len: int, **how) -> Scored:
+    """Windows that score no target twice."""
     nats = np.full(len(text.tokens) - 1, UNSCORED)
     for part in window_nats(config, params, text.tokens, windows, seq_len, **how):
         nats[part.targets] = part.nats
-    return nats
+    return Scored(nats, mean_context(windows))
 
 
 def window_nats(
@@ -181,6 +243,7 @@ def window_nats(
     progress: Progress = unwatched,
     piece_length: int = 0,
     looped: bool = True,
+    full_batches: bool = False,
 ) -> Iterator[ScoredTargets]:
     """Runs windows of a stream of tokens, a batch at a time.
 
@@ -194,6 +257,7 @@ def window_nats(
       mesh: devices to spread over; all of this process's by default.
       progress: see `Progress`.
       piece_length, looped: see `jgolf.model.functional`.
+      full_batches: fill up batches that are all there is of their kind, too, so that they are no program of their own.
 
     Yields:
       The scored targets of each batch, in an order that is not the text's.
@@ -202,8 +266,8 @@ def window_nats(
     mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
     params = jax.device_put(params, NamedSharding(mesh, P()))
     longest_piece = piece_length or seq_len
-    rows_each = max(1, min(batch_tokens // seq_len, _pieces_at_once(config, longest_piece) * longest_piece // seq_len))
-    batches = list(_batches(windows, seq_len, rows_each, mesh.size))
+    rows_each = max(1, min(batch_tokens // seq_len, pieces_at_once(config, longest_piece) * longest_piece // seq_len))
+    batches = list(_batches(windows, seq_len, rows_each, mesh.size, full_batches))
     run = _compiled(config, mesh, piece_length, looped)
     waiting = None  # one batch is on the device while the host takes in the one before it
     for batch in progress(batches, len(batches)):
@@ -223,22 +287,25 @@ class _Batch(NamedTuple):
     """Losses are needed of this many last positions only."""
 
 
-def _pieces_at_once(config: ModelConfig, length: int) -> int:
+def pieces_at_once(config: ModelConfig, length: int) -> int:
     """Pieces whose attention scores there is room for; kernels hold none in memory."""
     return ATTENTION_SCORES_BYTES // (4 * config.num_heads * length**2) if runs_as_written(config) else sys.maxsize
 
 
-def _batches(windows: Windows, seq_len: int, rows_each: int, num_devices: int) -> Iterator[_Batch]:
+def _batches(windows: Windows, seq_len: int, rows_each: int, num_devices: int, full: bool = False) -> Iterator[_Batch]:
     """Windows go together that score as many last positions as most do, or fewer; the rest need all positions.
 
-    Batches of such a group have one shape, up to `rows_each` rows a device and no more than the group fills.
+    Batches of such a group have one shape, up to `rows_each` rows a device and, but for `full` ones, no more than the
+    group fills.
     """
+    if not len(windows.start):
+        return
     needed = seq_len - windows.first_scored
     counts = np.bincount(needed)
     num_last = np.where(needed <= counts.argmax(), counts.argmax(), seq_len)
     for last in np.unique(num_last):
         group = np.flatnonzero(num_last == last)
-        rows = min(rows_each, -(-len(group) // num_devices)) * num_devices
+        rows = (rows_each if full else min(rows_each, -(-len(group) // num_devices))) * num_devices
         for first in range(0, len(group), rows):
             yield _Batch(windows[group[first : first + rows]], rows, int(last))
 

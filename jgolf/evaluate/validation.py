@@ -60,6 +60,19 @@ class Validation:
         _, slid_over = scorers_of(self.config.train.documents)
         return score(slid_over, self.config.model, params, self._first(max_tokens), seq_len, stride, **self._how(how))
 
+    def adapted(self, params: Params, max_tokens: int = 0, **how) -> Score:
+        """Scores with test-time training, as `evaluate.adapted` says.
+
+        Args:
+          params: the weights.
+          max_tokens: score about this many tokens only; 0 for all.
+          **how: options of `jgolf.evaluate.ttt.adapted.adapted`.
+        """
+        from jgolf.evaluate.ttt.adapted import adapted  # most runs never ask for it
+
+        what = self.config.model, params, self._first(max_tokens), self.config.train.seq_len
+        return score(adapted, *what, self.config.evaluate.adapted, **how)
+
     def _first(self, max_tokens: int) -> Text:
         return self.text.first(max(max_tokens, self.config.train.seq_len) + 1) if max_tokens else self.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,17 @@ class Windows(NamedTuple):
 
     def __getitem__(self, index) -> Windows:
         return Windows(*(field[index] for field in tuple(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Windows]) -> Windows:
+        """The windows of all parts."""
+        return cls(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+
+def mean_context(windows: Windows) -> float:
+    """Tokens that the prediction of a scored target sees, on average: its own position in its window, from 1."""
+    length, first = windows.length.astype(np.int64), windows.first_scored.astype(np.int64)
+    return float(np.sum(length * (length + 1) - first * (first + 1)) / 2 / np.sum(length - first))
 
 
 def standard_windows(num_tokens: int, seq_len: int) -> Windows:
@@ -122,19 +134,29 @@ def packed_windows(
     Raises:
       DataError: the rank has not one packed row.
     """
+    packed = reference_packed_rows(num_tokens, seq_len, rows_at_once, rank, num_ranks)
+    first, stop = packed.start[0], packed.start[-1] + packed.length[-1]
+    cuts = np.union1d(packed.start, starts[(starts >= first) & (starts < stop)])
+    segments = document_windows(cuts - first, stop - first + 1, seq_len, seq_len)
+    return segments._replace(start=segments.start + first)
+
+
+def reference_packed_rows(num_tokens: int, seq_len: int, rows_at_once: int, rank: int, num_ranks: int) -> Windows:
+    """The packed rows of `packed_windows`, all scored.
+
+    Raises:
+      DataError: the rank has not one packed row.
+    """
     num_rows = (num_tokens - 1) // seq_len
     first, end = (num_rows * part // num_ranks for part in (rank, rank + 1))
-    packed_tokens = rows_at_once * seq_len
-    packed = first * seq_len + packed_tokens * np.arange((end - first) // rows_at_once)
-    if not len(packed):
+    longest = rows_at_once * seq_len
+    start = first * seq_len + longest * np.arange((end - first) // rows_at_once)
+    if not len(start):
         raise DataError(
             f"the validation tokens are too few: found {num_tokens}, expected at least "
-            f"{num_ranks * packed_tokens + 1}, one packed row of {rows_at_once} × {seq_len} for each of {num_ranks}"
+            f"{num_ranks * longest + 1}, one packed row of {rows_at_once} × {seq_len} for each of {num_ranks}"
         )
-    stop = packed[-1] + packed_tokens
-    cuts = np.union1d(packed, starts[(starts >= packed[0]) & (starts < stop)])
-    segments = document_windows(cuts - packed[0], stop - packed[0] + 1, seq_len, seq_len)
-    return segments._replace(start=segments.start + packed[0])
+    return Windows(start, np.full(len(start), longest), np.zeros(len(start), int))
 
 
 def _num_targets(num_tokens: int, seq_len: int, stride: int) -> int:

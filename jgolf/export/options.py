@@ -35,6 +35,8 @@ class ExportOptions:
     """Quantize, pack and score every average of the run, side by side."""
     max_tokens: int = 0
     """Score about this many validation tokens only; 0 for all (on a CPU, a full-size model takes hours)."""
+    adapted: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also score the artifact with test-time training, as the settings evaluate.adapted say."""
     codec: container.CodecName = "zstd"
     """Coding of the quantized levels; range is smaller and needs the extra entropy."""
     budget: int | None = None

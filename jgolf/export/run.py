@@ -25,11 +25,11 @@ from jgolf.config import Average, Config, QuantizeConfig
 from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
-from jgolf.evaluate.score import bits_per_byte, scorers_of, scoring_model
+from jgolf.evaluate.score import CHALLENGE_SECONDS, Score, bits_per_byte, scorers_of, scoring_model
 from jgolf.evaluate.validation import Validation
 from jgolf.export.options import ExportOptions
 from jgolf.lock import locked
-from jgolf.progress import activity, plain_console, progress_bar
+from jgolf.progress import activity, counting, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
 from jgolf.quantize.calibration import calibration_rows, quantize_run
 from jgolf.quantize.curvature import curvature
@@ -94,6 +94,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         before = _score(validation, "standard", params, options, "before quantization")
         after = _score(validation, "standard", unpacked, options, "after quantization")
         sliding = _score(validation, "sliding", unpacked, options, "sliding")
+    adapted = _adapted_score(validation, unpacked, options, clock) if options.adapted else None
     with clock.lap("account"):
         report = size.measure(stored, len(data), submission.code_bytes(), options.codec)
     result = {
@@ -117,6 +118,9 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "split_tokens": len(validation.text.tokens) - 1,
         "device": jax.devices()[0].device_kind,
     }
+    if adapted is not None:
+        result |= {"adapted_val_loss": adapted.val_loss, "adapted_val_bpb": adapted.val_bpb}
+        result["adapted_challenge_s"] = adapted.challenge_s(jax.local_device_count())
     if budgeted is not None:
         result["budget_bytes"] = options.budget
         result["rate_weight"] = budgeted.rate_weight
@@ -189,8 +193,8 @@ def _compress(
         text = Text.of(stream, validation.tokenizer.bos_id)
         show = progress_bar(f"{average}: comparing on training text")
         scorer, _ = scorers_of(config.train.documents)
-        nats = scorer(config.model, dequantize(stored), text, config.train.seq_len, progress=show)
-        return float(np.mean(nats, dtype=np.float64))
+        found = scorer(config.model, dequantize(stored), text, config.train.seq_len, progress=show)
+        return float(np.mean(found.nats, dtype=np.float64))
 
     with clock.lap("search"):
         found = quantize_to_budget(
@@ -209,6 +213,15 @@ def _compress(
 def _score(validation: Validation, how: str, params: dict[str, np.ndarray], options: ExportOptions, what: str):
     score = getattr(validation, how)
     return score(params, max_tokens=options.max_tokens, progress=progress_bar(f"scoring {what}"))
+
+
+def _adapted_score(
+    validation: Validation, params: dict[str, np.ndarray], options: ExportOptions, clock: _Clock
+) -> Score:
+    num_targets = len(validation.text.tokens) - 1
+    total = min(num_targets, options.max_tokens) if options.max_tokens else num_targets
+    with clock.lap("adapt"), counting("scoring with test-time training", total, "tokens") as tell:
+        return validation.adapted(params, max_tokens=options.max_tokens, tell=tell)
 
 
 # --- averages --------------------------------------------------------------------------------
@@ -283,6 +296,12 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
         f"sliding, stride {result['sliding_stride']:<5}         val_loss:{result['sliding_val_loss']:.5f} "
         f"val_bpb:{result['sliding_val_bpb']:.5f}"
     )
+    if "adapted_val_bpb" in result:
+        share = result["adapted_challenge_s"] / CHALLENGE_SECONDS
+        print(
+            f"with test-time training       val_loss:{result['adapted_val_loss']:.5f} "
+            f"val_bpb:{result['adapted_val_bpb']:.5f}, at {share:.0%} of the challenge's seconds"
+        )
     if "predicted_gap_bpb" in result:
         gap = result["val_bpb"] - result["pre_quantization_val_bpb"]
         print(f"quantization costs            val_bpb:{gap:.5f}, predicted {result['predicted_gap_bpb']:.5f}")

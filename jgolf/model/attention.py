@@ -16,6 +16,7 @@ from jgolf.model.kernels.heads import HeadShape, split_heads
 from jgolf.model.kernels.products import matmul
 from jgolf.model.kernels.rowwise import rowwise
 from jgolf.model.layers import Linear
+from jgolf.model.lora import LowRank, added_together
 
 
 def without_own_value(y: Float[Array, "n G*H"], v: Float[Array, "n H"]) -> tuple[Float[Array, "n G*H"]]:
@@ -69,6 +70,7 @@ class Attention(nnx.Module):
         read: AttentionInput,
         scale: Float[Array, " D"],
         value_embedding: Float[Array, "B T K*H"] | None,
+        additions: dict[str, LowRank],
         last: int,
     ) -> Float[Array, "B S D"]:
         """scale · Attention(norm · x) at the `last` positions."""
@@ -76,6 +78,12 @@ class Attention(nnx.Module):
         projections = (self.q_proj, self.k_proj, self.v_proj)
         # One product instead of three; a slice of the result costs less than reading x again.
         qkv = matmul(x, jnp.concatenate([p.kernel[...] for p in projections], axis=1))
+        # Linear in x, like the product, so norm multiplies them as well, afterwards.
+        more = added_together(additions, "qkvo", x)
+        if more.keys() & set("qkv"):
+            widths = zip("qkv", (p.kernel.shape[1] for p in projections), strict=True)
+            rest = {part: jnp.zeros((*x.shape[:2], width), x.dtype) for part, width in widths}
+            qkv = qkv + jnp.concatenate([more.get(part, rest[part]) for part in "qkv"], axis=2)
         gain = jnp.ones(config.num_heads) if self.q_gain is None else self.q_gain[...]
         shape = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
         uses = 2 if self.removes_own_value else 1
@@ -85,7 +93,8 @@ class Attention(nnx.Module):
         documents = context.segments, context.longest_piece
         y = causal_attention(config.kernels, q[:, -last:], k, values[0], *documents, config.repeatable)
         y = self._after_heads(y, values[-1][:, -last:], None if window is None else (norm * window)[:, -last:])
-        return self.out_proj(y.reshape(*y.shape[:2], -1), scale)
+        y = self.out_proj(y.reshape(*y.shape[:2], -1), scale)
+        return y + (scale * norm * more["o"])[:, -last:].astype(y.dtype) if "o" in more else y
 
     def _after_heads(self, y: Array, v: Array, window: Array | None) -> Float[Array, "B S K G*H"]:
         """The heads' outputs without their own values and gated, as far as either is asked for."""

@@ -16,6 +16,7 @@ from jgolf.model.context import Context
 from jgolf.model.kernels.mlp import mlp
 from jgolf.model.kernels.rowwise import Rows, rowwise
 from jgolf.model.layers import Linear
+from jgolf.model.lora import LowRank, added
 from jgolf.model.norm import factored_norm
 
 Row = Float[Array, "1 D"]
@@ -39,6 +40,8 @@ class Inputs(NamedTuple):
     """The first block's input, handed on from block to block: each adds its part of the gradient to the others'."""
     value_embeddings: dict[int, Float[Array, "B T K*H"]]
     """Additions to attention's values, by layer."""
+    additions: dict[str, LowRank]
+    """Low-rank additions of the block that runs now, by kind."""
 
 
 def normalised(x: Float[Array, "n D"]) -> tuple[Array, Array, Float[Array, "n 1"]]:
@@ -104,10 +107,14 @@ class MLP(nnx.Module):
         self.up_proj = Linear(config.model_dim, config.mlp_dim)
         self.down_proj = Linear(config.mlp_dim, config.model_dim)
 
-    def __call__(self, x: Array, norm: Float[Array, "B T 1"], scale: Float[Array, " D"]) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Array, norm: Float[Array, "B T 1"], scale: Float[Array, " D"], additions: dict[str, LowRank]
+    ) -> Float[Array, "B T D"]:
         """`norm`, a constant, is one number a position: it may as well multiply the product with the kernel."""
         kernels = self.up_proj.kernel[...], self.down_proj.kernel[...] * scale
-        return mlp(self.config.kernels, self.config.activation_slope, x, norm, *kernels)
+        y = mlp(self.config.kernels, self.config.activation_slope, x, norm, *kernels)
+        addition = added(additions, "mlp", x)
+        return y if addition is None else y + (scale * norm * addition).astype(y.dtype)
 
 
 class Block(nnx.Module):
@@ -140,7 +147,7 @@ class Block(nnx.Module):
         x, read, inputs, kept = self._begin(ONE_STREAM, x, skip, inputs, keeps, second_is_first=True)
         x = x[:, -last:], self._attention(read, inputs, last)
         x, read, norm = self._normalised(x)
-        return (x, self.mlp(read, self.norm_scale * norm, self.mlp_scale[...])), inputs, kept
+        return (x, self.mlp(read, self.norm_scale * norm, self.mlp_scale[...], inputs.additions)), inputs, kept
 
     def on_lanes(
         self,
@@ -161,7 +168,8 @@ class Block(nnx.Module):
         f = self._attention(read, inputs, last)
         m, read, norm = self._normalised(lanes[1])
         m = m[:, -last:]
-        h = self.mlp(read[:, -last:], self.norm_scale * norm[:, -last:], self.mlp_scale[...])
+        read, norm = read[:, -last:], self.norm_scale * norm[:, -last:]
+        h = self.mlp(read, norm, self.mlp_scale[...], inputs.additions)
         weights = [jnp.broadcast_to(weight, (1, self.config.model_dim)) for weight in (*keep, *post.reshape(-1))]
         return rowwise(self.config.kernels, lanes_updated, [a[:, -last:], m, f, h], weights), inputs, kept
 
@@ -186,4 +194,5 @@ class Block(nnx.Module):
         return rowwise(self.config.kernels, normalised, [x], second_is_first=True, first_is_input=True)
 
     def _attention(self, read: AttentionInput, inputs: Inputs, last: int) -> Float[Array, "B S D"]:
-        return self.attn(inputs.context, read, self.attn_scale[...], inputs.value_embeddings.get(self.layer), last)
+        value_embedding = inputs.value_embeddings.get(self.layer)
+        return self.attn(inputs.context, read, self.attn_scale[...], value_embedding, inputs.additions, last)

@@ -10,11 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jgolf.config import ModelConfig
 from jgolf.data.shards import BOS_ID
+from jgolf.model.lora import NO_ADDITIONS, Additions
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """Arrays that depend on the tokens only.
+    """What a pass over a batch reads besides the parameters: arrays that depend on the tokens, and additions.
 
     Attributes:
       tokens: ids [B, T].
@@ -23,6 +24,7 @@ class Context:
         within pieces. None: a row is one piece.
       longest_piece: most tokens of a piece; a static number.
       cos, sin: of the rotary angles, [T, r], r = rotated dimensions / 2.
+      additions: low-rank additions to the blocks' matrices.
     """
 
     tokens: Int[Array, "B T"]
@@ -31,9 +33,16 @@ class Context:
     longest_piece: int
     cos: Float[Array, "T r"]
     sin: Float[Array, "T r"]
+    additions: Additions
 
 
-def make_context(config: ModelConfig, tokens: Int[Array, "B T"], piece_length: int = 0) -> Context:
+def make_context(
+    config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    piece_length: int = 0,
+    rotary_length: int = 0,
+    additions: Additions = NO_ADDITIONS,
+) -> Context:
     """The context of rows of tokens.
 
     Args:
@@ -41,12 +50,15 @@ def make_context(config: ModelConfig, tokens: Int[Array, "B T"], piece_length: i
       tokens: ids.
       piece_length: where attention stays within documents, the most tokens of one: longer ones are cut into pieces
         of this length, counted from their own start. 0: every row is a piece.
+      rotary_length: length by which the rotary base is chosen, where rows are cut shorter; 0 for the longest piece.
+      additions: see `Context`.
     """
     begins = tokens == BOS_ID
     length = tokens.shape[1]
     segments = None if piece_length == 0 else jnp.cumsum(piece_starts(tokens, piece_length), axis=1, dtype=jnp.int32)
     longest = min(piece_length or length, length)
-    return Context(tokens, begins, segments, longest, *rotary_tables(config, length, longest))
+    rotary = rotary_tables(config, length, rotary_length or longest)
+    return Context(tokens, begins, segments, longest, *rotary, additions)
 
 
 def piece_starts(tokens: Int[Array, "B T"], piece_length: int) -> Bool[Array, "B T"]:

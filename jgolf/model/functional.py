@@ -2,7 +2,8 @@
 
 Every function takes `looped`, whether the loop's layers run more than once (without such layers it changes
 nothing), and `piece_length`: where it is not 0, attention stays within documents, and within pieces of that many
-tokens of longer ones.
+tokens of longer ones. `additions` are low-rank additions to the matrices, a pair of factors for each row of the batch
+(`jgolf.model.lora`), and `rotary_length` the length by which the rotary base is chosen, 0 for the longest piece.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jgolf.model.context import make_context
 from jgolf.model.kernels import door
 from jgolf.model.kernels.attention import attention_name
 from jgolf.model.kernels.loss import token_nll
+from jgolf.model.lora import NO_ADDITIONS, Additions
 from jgolf.model.network import GPT
 from jgolf.model.plain import Observer, Params
 
@@ -73,6 +75,8 @@ def hidden(
     *,
     looped: bool = True,
     piece_length: int = 0,
+    rotary_length: int = 0,
+    additions: Additions = NO_ADDITIONS,
     last: int = 0,
     observe: Observer = lambda name, value: None,
 ) -> Float[Array, "B S D"]:
@@ -82,13 +86,14 @@ def hidden(
       config: the network.
       params: its parameters.
       tokens: ids.
-      looped, piece_length: see the module.
+      looped, piece_length, rotary_length, additions: see the module.
       last: positions at the end of each row that are asked for; 0 for all.
       observe: is given intermediate results by name, in order; the written network gives it what each kernel is
         multiplied with, too, by the kernel's path.
     """
     config = resolved(config)
-    context, plan = make_context(config, tokens, piece_length), make_plan(config, looped)
+    context = make_context(config, tokens, piece_length, rotary_length, additions)
+    plan = make_plan(config, looped)
     last = last or tokens.shape[1]
     if runs_as_written(config):
         return plain.hidden(config, params, context, plan, observe, last)
@@ -108,16 +113,26 @@ def apply(config: ModelConfig, params: Params, tokens: Int[Array, "B T"], **how:
 
 
 def token_losses(
-    config: ModelConfig, params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B S"], **how: bool | int
+    config: ModelConfig,
+    params: Params,
+    inputs: Int[Array, "B T"],
+    targets: Int[Array, "B S"],
+    positions: Int[Array, "B S"] | None = None,
+    additions: Additions = NO_ADDITIONS,
+    **how: bool | int,
 ) -> Float[Array, "B S"]:
-    """Negative log likelihood in nats of the last S targets of each row, float32.
+    """Negative log likelihood in nats of S targets of each row, float32: the last ones, or those of `positions`.
 
-    The last layer and the head run on these positions only.
+    The head runs on these positions only, and the last layer too where they are the last.
     """
-    x = hidden(config, params, inputs, last=targets.shape[1], **how)
+    if positions is None:
+        x = hidden(config, params, inputs, last=targets.shape[1], additions=additions, **how)
+    else:
+        x = hidden(config, params, inputs, additions=additions, **how)
+        x = jnp.take_along_axis(x, positions[..., None], axis=1, mode="clip")
     if runs_as_written(config):
-        return token_nll(plain.logits(config, params, x), targets)
-    return merge(config, params).losses(x, targets)
+        return token_nll(plain.logits(config, params, x, additions), targets)
+    return merge(config, params).losses(x, targets, additions)
 
 
 def loss(

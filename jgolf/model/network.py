@@ -12,10 +12,11 @@ from jgolf.config.plan import Plan, Visit, kept, num_skips
 from jgolf.model.blocks import Block, Inputs, Skip
 from jgolf.model.context import Context
 from jgolf.model.embeddings import BigramHash, Embedding, GatedSmear, SmearGate, ValueEmbedding, shift_right
-from jgolf.model.kernels.loss import head_losses, softcap
+from jgolf.model.kernels.loss import head_losses, logit_losses, softcap
 from jgolf.model.kernels.products import matmul
 from jgolf.model.kernels.rowwise import Rows, rowwise
 from jgolf.model.layers import Linear
+from jgolf.model.lora import HEAD, Additions, added, additions_of
 from jgolf.model.norm import rms_norm
 from jgolf.model.plain import Observer
 
@@ -76,12 +77,13 @@ class GPT(nnx.Module):
         choice, num_tokens = self.config.kernels, context.tokens.shape[1]
         x0 = self._embedded(context)
         observe("embedding", x0)
-        inputs = Inputs(context, x0, self._value_embeddings(context))
+        inputs = Inputs(context, x0, self._value_embeddings(context), {})
         x: Rows | tuple[Rows, Rows] = (x0,)
         outputs: dict[int, Array] = {}
         split, read_later = False, kept(plan)
         for place, visit in enumerate(plan):
             block, skip = self.blocks[visit.layer], self._skip(place, visit, outputs)
+            inputs = inputs._replace(additions=additions_of(context.additions, visit))
             how = {"last": last if place == len(plan) - 1 else num_tokens}
             how["keeps"] = place - 1 in read_later and visit.reads != place - 1
             if visit.two_lanes:
@@ -101,9 +103,15 @@ class GPT(nnx.Module):
         """Softcapped float32 logits of normalised hidden states."""
         return softcap(matmul(hidden, self._head_kernel()), self.config.logit_softcap)
 
-    def losses(self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    def losses(
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], additions: Additions
+    ) -> Float[Array, "B T"]:
         """Negative log likelihood in nats of each target, float32, of normalised hidden states."""
-        return head_losses(self.config.kernels, self.config.logit_softcap, hidden, self._head_kernel(), targets)
+        choice, cap = self.config.kernels, self.config.logit_softcap
+        addition = added(additions, HEAD, hidden)
+        if addition is None:
+            return head_losses(choice, cap, hidden, self._head_kernel(), targets)
+        return logit_losses(choice, cap, matmul(hidden, self._head_kernel()) + addition, targets)
 
     def _head_kernel(self) -> Float[Array, "D V"]:
         return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]

@@ -21,6 +21,7 @@ from jgolf.model.kernels.heads import rotated
 from jgolf.model.kernels.loss import softcap
 from jgolf.model.kernels.mlp import squared
 from jgolf.model.kernels.products import product
+from jgolf.model.lora import HEAD, NO_ADDITIONS, Additions, added, additions_of, plus
 from jgolf.model.norm import rms_norm
 
 Params = dict[str, Array]
@@ -50,10 +51,12 @@ def hidden(
     return rms_norm(sum(x) / 2 if isinstance(x, tuple) else x)
 
 
-def logits(config: ModelConfig, params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+def logits(
+    config: ModelConfig, params: Params, x: Float[Array, "B T D"], additions: Additions = NO_ADDITIONS
+) -> Float[Array, "B T V"]:
     """Softcapped float32 logits of normalised hidden states."""
     head = params["embed/embedding"].T if config.tie_embeddings else params["head/kernel"]
-    return softcap(product(x, head.astype(x.dtype)), config.logit_softcap)
+    return softcap(plus(product(x, head.astype(x.dtype)), added(additions, HEAD, x)), config.logit_softcap)
 
 
 def embedded(config: ModelConfig, p: Params, context: Context, observe: Observer) -> Float[Array, "B T D"]:
@@ -88,7 +91,7 @@ def block(config, p, context, visit, x, x0, observe, last) -> Float[Array, "B S 
     own, first = p[name + "resid_mix"]
     x = own * x + first * x0
     x = x[:, -last:] + attention_update(config, p, context, visit, x, observe, last)
-    return x + mlp_update(config, p, visit, x, observe)
+    return x + mlp_update(config, p, context, visit, x, observe)
 
 
 def two_lane_block(config, p, context, visit, x, x0, observe, last) -> tuple[Array, Array]:
@@ -97,7 +100,7 @@ def two_lane_block(config, p, context, visit, x, x0, observe, last) -> tuple[Arr
     own, first = p[name + "resid_mix"]
     updates = (
         attention_update(config, p, context, visit, own * a + first * x0, observe, last),
-        mlp_update(config, p, visit, m[:, -last:], observe),
+        mlp_update(config, p, context, visit, m[:, -last:], observe),
     )
     residual, post = p["lanes/residual"][visit.layer], p["lanes/post"][visit.layer]
     return tuple(
@@ -108,16 +111,17 @@ def two_lane_block(config, p, context, visit, x, x0, observe, last) -> tuple[Arr
 
 def attention_update(config, p, context, visit, x, observe, last) -> Float[Array, "B S D"]:
     """What attention adds to a lane, from that lane's mixed x."""
-    update = attention(config, p, context, visit.layer, norm_scale(config, visit.layer) * rms_norm(x), observe, last)
+    update = attention(config, p, context, visit, norm_scale(config, visit.layer) * rms_norm(x), observe, last)
     observe(f"attention of {visit.name}", update)
     return p[f"blocks/{visit.layer}/attn_scale"] * update
 
 
-def mlp_update(config, p, visit, x, observe) -> Float[Array, "B S D"]:
+def mlp_update(config, p, context, visit, x, observe) -> Float[Array, "B S D"]:
     """What the MLP adds to a lane x."""
-    name = f"blocks/{visit.layer}/"
-    inner = through(p, name + "mlp/up_proj/kernel", norm_scale(config, visit.layer) * rms_norm(x), observe)
-    update = through(p, name + "mlp/down_proj/kernel", squared(config.activation_slope, inner), observe)
+    name, own = f"blocks/{visit.layer}/", additions_of(context.additions, visit)
+    x = norm_scale(config, visit.layer) * rms_norm(x)
+    activated = squared(config.activation_slope, through(p, name + "mlp/up_proj/kernel", x, observe))
+    update = plus(through(p, name + "mlp/down_proj/kernel", activated, observe), added(own, "mlp", x))
     observe(f"MLP of {visit.name}", update)
     return p[name + "mlp_scale"] * update
 
@@ -127,10 +131,11 @@ def norm_scale(config: ModelConfig, layer: int) -> float:
     return (layer + 1) ** -0.5 if config.ln_scale else 1.0
 
 
-def attention(config, p, context, layer, x, observe, last) -> Float[Array, "B S D"]:
+def attention(config, p, context, visit, x, observe, last) -> Float[Array, "B S D"]:
     """Grouped-query causal attention of a block on its normalised input, at the `last` positions."""
+    layer, own = visit.layer, additions_of(context.additions, visit)
     name, group = f"blocks/{layer}/attn/", config.num_heads // config.num_kv_heads
-    q, k, v = (through(p, f"{name}{part}_proj/kernel", x, observe) for part in "qkv")
+    q, k, v = (plus(through(p, f"{name}{part}_proj/kernel", x, observe), added(own, part, x)) for part in "qkv")
     if layer in config.value_embedding_layers:
         v = v + value_embedding(config, p, context, layer, observe)
     q, k, v = (part.reshape(*x.shape[:2], -1, config.head_dim) for part in (q, k, v))
@@ -143,7 +148,8 @@ def attention(config, p, context, layer, x, observe, last) -> Float[Array, "B S 
     if config.attention_gate:
         logit = config.attention_gate_scale * product(x[:, -last:, : config.gate_window], p[name + "gate"].T)
         y = y * jax.nn.sigmoid(logit)[..., None]
-    return through(p, name + "out_proj/kernel", y.reshape(*y.shape[:2], -1), observe)
+    y = through(p, name + "out_proj/kernel", y.reshape(*y.shape[:2], -1), observe)
+    return plus(y, added(own, "o", x[:, -last:]))
 
 
 def without_own_value(y: Float[Array, "B S N H"], v: Float[Array, "B S N H"]) -> Float[Array, "B S N H"]:

@@ -16,6 +16,7 @@ from jgolf.errors import DataError
 from jgolf.evaluate.score import (
     SCORERS,
     UNSCORED,
+    Score,
     bits_per_byte,
     documents,
     packed,
@@ -144,12 +145,12 @@ def scorer_options(scorer):
 def test_a_later_token_changes_no_earlier_score(scorer, tiny, random_model, random_text):
     """Whatever it is changed to, the start of a document too."""
     tokens, _ = random_text
-    before = scorer(tiny, random_model, Text.of(tokens, 1), *scorer_options(scorer), batch_tokens=96)
+    before = scorer(tiny, random_model, Text.of(tokens, 1), *scorer_options(scorer), batch_tokens=96).nats
     for position, token in ((20, 5), (90, 1), (101, 7), (150, 1), (190, 2)):
         changed = tokens.copy()
         assert changed[position] != token
         changed[position] = token
-        after = scorer(tiny, random_model, Text.of(changed, 1), *scorer_options(scorer), batch_tokens=96)
+        after = scorer(tiny, random_model, Text.of(changed, 1), *scorer_options(scorer), batch_tokens=96).nats
         np.testing.assert_allclose(after[: position - 1], before[: position - 1], rtol=2e-6)
         later = slice(position - 1, position)  # the changed token's own score, at least
         assert not np.array_equal(after[later], before[later]), "the test looks at nothing"
@@ -159,7 +160,7 @@ def test_a_later_token_changes_no_earlier_score(scorer, tiny, random_model, rand
 def test_scores_do_not_depend_on_the_batch(scorer, tiny, random_model, random_text):
     text = Text.of(random_text[0], 1)
     once, often = (
-        scorer(tiny, random_model, text, *scorer_options(scorer), batch_tokens=batch) for batch in (1024, 24)
+        scorer(tiny, random_model, text, *scorer_options(scorer), batch_tokens=batch).nats for batch in (1024, 24)
     )
     np.testing.assert_array_equal(once == UNSCORED, often == UNSCORED)
     np.testing.assert_allclose(once, often, rtol=2e-6)
@@ -169,10 +170,10 @@ def test_within_documents_each_is_scored_as_if_it_stood_alone(tiny, random_model
     tokens = random_text[0].copy()
     tokens[tokens == 1] = 2
     tokens[[0, 11, 12, 60]] = 1  # one document is nothing but its BOS
-    found = documents(tiny, random_model, Text.of(tokens, 1), 24, 8, batch_tokens=96)
+    found = documents(tiny, random_model, Text.of(tokens, 1), 24, 8, batch_tokens=96).nats
     for start, end in ((0, 11), (11, 12), (12, 60), (60, len(tokens) - 1)):
         alone = sliding(tiny, random_model, Text.of(tokens[start : end + 1], 1), 24, 8, batch_tokens=96)
-        np.testing.assert_allclose(found[start:end], alone, rtol=2e-6)
+        np.testing.assert_allclose(found[start:end], alone.nats, rtol=2e-6)
 
 
 def test_packed_rows_are_what_their_segments_are_alone(tiny, random_model, random_text):
@@ -182,17 +183,47 @@ def test_packed_rows_are_what_their_segments_are_alone(tiny, random_model, rando
     tiny = dataclasses.replace(tiny, bigram_buckets=0, smear_gate=False)  # these look across a document's start
     params = {path: value for path, value in random_model.items() if not path.startswith(("bigram/", "smear/"))}
     text = Text.of(tokens, 1)
-    found = packed(tiny, params, text, 24, batch_tokens=96)
+    found = packed(tiny, params, text, 24, batch_tokens=96).nats
     segments = packed_windows(text.starts, 2 * 96 + 1, 24, 4)
     assert len(segments.start) == 10
     for start, length in zip(segments.start, segments.length, strict=True):
         alone = sliding(tiny, params, Text.of(tokens[start : start + length + 1], 1), 24, 24, batch_tokens=96)
-        np.testing.assert_allclose(found[start : start + length], alone, rtol=2e-5)
+        np.testing.assert_allclose(found[start : start + length], alone.nats, rtol=2e-5)
 
 
 def test_a_stream_shorter_than_a_window(tiny, random_model, random_text):
-    nats = sliding(tiny, random_model, Text.of(random_text[0][:20], 1), 64, 16, batch_tokens=64)
-    assert np.count_nonzero(nats != UNSCORED) == 19
+    found = sliding(tiny, random_model, Text.of(random_text[0][:20], 1), 64, 16, batch_tokens=64)
+    assert np.count_nonzero(found.nats != UNSCORED) == 19
+    assert found.context == 10
+
+
+def test_context_on_average(tiny, random_model, random_text):
+    """Counted target by target: 24 tokens at most, every 8 where windows slide, packed rows of 96."""
+    tokens = random_text[0].copy()
+    tokens[tokens == 1] = 2
+    starts = [0, 11, 60, 130]
+    tokens[starts] = 1
+    text, num_targets = Text.of(tokens, 1), len(tokens) - 1
+
+    def slid(place):
+        return place + 1 if place < 24 else place + 1 - 8 * -(-(place - 23) // 8)
+
+    places = [target - max(start for start in starts if start <= target) for target in range(num_targets)]
+    in_rows = [target - max(start for start in (*starts, 96, 192) if start <= target) for target in range(num_targets)]
+    expected = {
+        rows: np.mean([target % 24 + 1 for target in range(num_targets // 24 * 24)]),
+        sliding: np.mean([slid(target) for target in range(num_targets)]),
+        documents: np.mean([slid(place) for place in places]),
+        packed: np.mean([place % 24 + 1 for place in in_rows]),
+    }
+    for scorer, context in expected.items():
+        found = scorer(tiny, random_model, text, *scorer_options(scorer), batch_tokens=96)
+        assert found.context == pytest.approx(context, rel=1e-12)
+
+
+def test_seconds_on_the_challenge_s_devices():
+    score = Score(1.0, 1.0, 10, 1_511_000, 30.0, compile_s=10.0)
+    assert score.challenge_s(2) == pytest.approx(10 + 20 * 100 * 2 / 8)
 
 
 def test_summarize_adds_up_in_float64():

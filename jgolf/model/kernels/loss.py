@@ -52,7 +52,7 @@ def head_losses(
         "loss",
         partial(plain_head_losses, cap),
         lambda interpret, *arrays: _head_losses(interpret, cap, *arrays),
-        _obstacle(choice, hidden, kernel),
+        _obstacle(choice, hidden.dtype, targets.size, kernel.shape[1]),
         *(hidden, kernel, targets),
     )
 
@@ -62,10 +62,23 @@ def plain_head_losses(cap: float, hidden: Array, kernel: Array, targets: Array) 
     return token_nll(softcap(product(hidden, kernel), cap), targets)
 
 
-def _obstacle(choice: Choice, hidden: Float[Array, "B T D"], kernel: Float[Array, "D V"]) -> str | None:
-    vocab_size, positions = kernel.shape[1], hidden.size // hidden.shape[-1]
-    if choice != "interpret" and hidden.dtype != jnp.bfloat16:
-        return f"it is made for bfloat16, not for {hidden.dtype}"
+def logit_losses(
+    choice: Choice, cap: float, logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """`head_losses` of logits that are there already, not capped yet."""
+    return choose(
+        choice,
+        "loss",
+        lambda logits, targets: token_nll(softcap(logits, cap), targets),
+        lambda interpret, *arrays: _logit_losses(interpret, cap, *arrays),
+        _obstacle(choice, logits.dtype, targets.size, logits.shape[-1]),
+        *(logits, targets),
+    )
+
+
+def _obstacle(choice: Choice, dtype: jnp.dtype, positions: int, vocab_size: int) -> str | None:
+    if choice != "interpret" and dtype != jnp.bfloat16:
+        return f"it is made for bfloat16, not for {dtype}"
     if vocab_size & (vocab_size - 1):
         return f"the vocabulary has to be a power of two, not {vocab_size}"
     if positions % _tile_rows(vocab_size):
@@ -98,9 +111,23 @@ def _backward(interpret, cap, residuals, gradient):
 _head_losses.defvjp(_forward, _backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _logit_losses(interpret: bool, cap: float, logits: Array, targets: Array) -> Array:
+    return _pass_over_logits(interpret, cap, False, logits, targets)[0]
+
+
+def _logits_backward(interpret, cap, logits_gradient, gradient):
+    return (gradient[..., None] * logits_gradient).astype(logits_gradient.dtype), None
+
+
+_logit_losses.defvjp(
+    lambda interpret, cap, logits, targets: _pass_over_logits(interpret, cap, True, logits, targets), _logits_backward
+)
+
+
 def _pass_over_logits(
     interpret: bool, cap: float, with_gradient: bool, logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
-) -> list[Array]:
+) -> tuple[Array, ...]:
     """The losses, and in place of the logits the gradient of each row's loss."""
     vocab_size = logits.shape[-1]
     rows = logits.reshape(-1, vocab_size)
@@ -134,7 +161,8 @@ def _pass_over_logits(
         interpret=interpret,
         name="losses_and_gradients" if with_gradient else "losses",
     )(rows, targets.reshape(-1, 1).astype(jnp.int32))
-    return [result.reshape(*targets.shape, *shape) for result, shape in zip(results, ((), (vocab_size,)), strict=False)]
+    shapes = (targets.shape, logits.shape)
+    return tuple(result.reshape(shape) for result, shape in zip(results, shapes, strict=False))
 
 
 def _softcap_and_slope(logits: Array, cap: float) -> tuple[Array, Array | float]:

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jgolf.model.kernels.door import Choice, choose, is_hopper
-from jgolf.model.kernels.products import kernel_gradient, matmul, matmul_gradients, product
+from jgolf.model.kernels.products import (
+    input_gradient,
+    instantiated,
+    kernel_gradient,
+    matmul,
+    matmul_gradients,
+    product,
+)
 
 SMALLEST = 1e-24
 """The root of 0 is 0; below this its slope no longer grows, so that second derivatives stay finite in float32."""
@@ -55,43 +62,56 @@ def squared(slope: float, inner: Array) -> Array:
 
 @jax.custom_vjp
 def _mlp(x: Array, factor: Array, up: Array, down: Array) -> Array:
-    return _forward(x, factor, up, down)[0]
+    return matmul(product_then(_relu_squared, x, up, factor), down)
 
 
-def _forward(x, factor, up, down):
+def _forward(*primals):
+    x, factor, up, down = (primal.value for primal in primals)
     hidden = product_then(_relu_squared, x, up, factor)
-    return matmul(hidden, down), (x, factor, up, down, hidden)
+    return matmul(hidden, down), (_for_kernels(primals), factor, up, down, hidden)
 
 
 def _backward(residuals, gradient):
     x, factor, up, down, hidden = residuals
+    gradient = instantiated(gradient)
     up_gradient = product_then(_relu_squared_derivative, gradient, down.T, factor, hidden)
     return _gradients(x, factor, up, down, hidden, gradient, up_gradient)
 
 
-_mlp.defvjp(_forward, _backward)
+_mlp.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _for_kernels(primals: tuple) -> Array | None:
+    """The input, which the kernels' gradients need; None where nobody asks for either of them."""
+    x, _, up, down = primals
+    return x.value if up.perturbed or down.perturbed else None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _leaky_mlp(slope: float, x: Array, factor: Array, up: Array, down: Array) -> Array:
-    return _leaky_forward(slope, x, factor, up, down)[0]
+    return matmul(product_then(_leaky_squared(slope, x.dtype), x, up, factor), down)
 
 
-def _leaky_forward(slope, x, factor, up, down):
+def _leaky_forward(slope, *primals):
+    x, factor, up, down = (primal.value for primal in primals)
     hidden = product_then(_leaky_squared(slope, x.dtype), x, up, factor)
-    return matmul(hidden, down), (x, factor, up, down, hidden)
+    return matmul(hidden, down), (_for_kernels(primals), factor, up, down, hidden)
 
 
 def _leaky_backward(slope, residuals, gradient):
     x, factor, up, down, hidden = residuals
-    up_gradient = product_then(_leaky_squared_derivative(slope, x.dtype), gradient, down.T, factor, hidden)
+    gradient = instantiated(gradient)
+    derivative = _leaky_squared_derivative(slope, gradient.dtype)
+    up_gradient = product_then(derivative, gradient, down.T, factor, hidden)
     return _gradients(x, factor, up, down, hidden, gradient, up_gradient)
 
 
-_leaky_mlp.defvjp(_leaky_forward, _leaky_backward)
+_leaky_mlp.defvjp(_leaky_forward, _leaky_backward, symbolic_zeros=True)
 
 
 def _gradients(x, factor, up, down, hidden, gradient, up_gradient):
+    if x is None:
+        return input_gradient(up_gradient, up), None, None, None
     # As in `matmul`: the kernel's gradient now, not at the end of the backward pass.
     up_gradient, down_gradient = jax.lax.optimization_barrier((up_gradient, kernel_gradient(hidden, gradient, down)))
     x_gradient, up_kernel_gradient = matmul_gradients(x, up, up_gradient)

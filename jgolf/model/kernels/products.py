@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 
@@ -19,20 +20,37 @@ def matmul(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array
 
 
 def _matmul_forward(x, kernel):
-    return matmul(x, kernel), (x, kernel)
+    # x is there for the kernel's gradient only: where nobody asks for that, it is not kept.
+    return matmul(x.value, kernel.value), (x.value if kernel.perturbed else None, kernel.value)
+
+
+def _matmul_backward(residuals, gradient):
+    x, kernel = residuals
+    gradient = instantiated(gradient)
+    return (input_gradient(gradient, kernel), None) if x is None else matmul_gradients(x, kernel, gradient)
+
+
+def instantiated(gradient: Array | SymbolicZero) -> Array:
+    """The gradient as an array, where it may be a zero that is none."""
+    return jnp.zeros(gradient.shape, gradient.dtype) if isinstance(gradient, SymbolicZero) else gradient
+
+
+def input_gradient(gradient: Float[Array, "... o"], kernel: Float[Array, "i o"]) -> Float[Array, "... i"]:
+    """The input's part of `matmul`'s derivative."""
+    return jnp.matmul(gradient, kernel.astype(gradient.dtype).T, precision=_precision(gradient))
 
 
 def matmul_gradients(
     x: Float[Array, "... i"], kernel: Float[Array, "i o"], gradient: Float[Array, "... o"]
 ) -> tuple[Float[Array, "... i"], Float[Array, "i o"]]:
     """Both parts of `matmul`'s derivative."""
-    x_gradient = jnp.matmul(gradient, kernel.astype(x.dtype).T, precision=_precision(x))
+    x_gradient = input_gradient(gradient, kernel)
     # Both or neither: left alone, the compiler puts off all kernels' gradients to the end of the backward pass
     # and keeps the activations until then.
     return jax.lax.optimization_barrier((x_gradient, kernel_gradient(x, gradient, kernel)))
 
 
-matmul.defvjp(_matmul_forward, lambda residuals, gradient: matmul_gradients(*residuals, gradient))
+matmul.defvjp(_matmul_forward, _matmul_backward, symbolic_zeros=True)
 
 
 def kernel_gradient(

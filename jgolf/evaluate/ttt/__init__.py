@@ -1,0 +1,1 @@
+"""Score-first test-time training: every token is scored before anything learns from it."""

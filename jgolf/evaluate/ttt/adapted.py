@@ -1,0 +1,291 @@
+"""Scores documents while low-rank additions, and now and then all weights, learn from what has been scored.
+
+The scheme of the challenge's pull request #1855. Every document of a batch has low-rank additions of its own to the
+network's matrices. Its chunks are scored one after the other, and after each, a step of AdamW on that chunk's loss
+adapts them to the document; they are dropped when the batch is done, but for the down-projections, with which the next
+batch begins. A few times, after the longest documents, all weights are trained by SGD on documents already scored.
+So a prediction depends on earlier tokens of its document and on documents scored before, on no later token, and every
+token is scored once, before anything learns from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jgolf.config import AdaptedConfig, ModelConfig, resolved
+from jgolf.config.plan import make_plan
+from jgolf.data.text import Text
+from jgolf.errors import DataError
+from jgolf.evaluate.score import Scored, pieces_at_once, scoring_model
+from jgolf.evaluate.ttt import order
+from jgolf.evaluate.ttt.adapters import (
+    AdapterPrograms,
+    Call,
+    FreshDowns,
+    Shape,
+    calls_of,
+    padded_widths,
+    program_shapes,
+    random_downs,
+)
+from jgolf.evaluate.ttt.kept import Kept, fingerprint
+from jgolf.evaluate.ttt.sgd import Sgd, zeros_like
+from jgolf.evaluate.ttt.tally import Tally
+from jgolf.model.functional import Params, runs_as_written
+from jgolf.watch import Tell, untold
+
+MOST_PENDING = 32
+"""Calls whose scores may still be on the devices."""
+MOST_COUNTED = 64
+"""Batches, or up to twice as many, by which it is estimated how often programs run."""
+FEW_CALLS = 16
+"""A program that would run less often than this is not worth compiling beside one that can do its work."""
+
+Observer = Callable[[str, int, Any], None]
+"""Is given intermediate results: what they are, after which batch in the queue, and they themselves."""
+
+
+def unobserved(what: str, place: int, value: Any) -> None:
+    """The Observer that does not look."""
+
+
+def adapted(
+    config: ModelConfig,
+    params: Params,
+    text: Text,
+    seq_len: int,
+    settings: AdaptedConfig = AdaptedConfig(),  # noqa: B008
+    *,
+    mesh: Mesh | None = None,
+    tell: Tell = untold,
+    resume_file: Path | None = None,
+    fresh_downs: FreshDowns | None = None,
+    looped: bool = True,
+    observe: Observer = unobserved,
+) -> Scored:
+    """Scores every target of a text with test-time training; see the module.
+
+    Args:
+      config: the network.
+      params: its parameters, which stay as they are.
+      text: what to score.
+      seq_len: what `settings.context` and `settings.sgd.row_length` are where they are 0.
+      settings: how to adapt.
+      mesh: devices, which share each batch's documents and change no score; all of this process's by default.
+      tell: is told of the targets scored so far.
+      resume_file: what an interrupted evaluation goes on from, to the same scores; it is written at the ends of
+        batches, every minute at most, and removed at the end. Its size is that of the weights, of a batch's
+        down-projections, and 4 bytes a target.
+      fresh_downs: makes down-projections; `random_downs` by default.
+      looped: see `jgolf.model.functional`.
+      observe: is given, with the batch's place in the queue, "adapters": (chunk, state) after every chunk, and of a
+        phase after it "tokens": what it trained on, "sgd": the reports of its steps, "weights": those after it.
+
+    Raises:
+      DataError: there is nothing to score.
+      JgolfError: the resume file cannot be used.
+    """
+    if len(text.tokens) < 2:
+        raise DataError(f"the validation tokens are too few: found {len(text.tokens)}, expected at least 2")
+    sgd = dataclasses.replace(settings.sgd, row_length=settings.sgd.row_length or seq_len)
+    settings = dataclasses.replace(settings, context=settings.context or seq_len, sgd=sgd)
+    mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
+    config = scoring_model(resolved(config))
+    kept = Kept(None)
+    if resume_file is not None:
+        kept = Kept(resume_file, fingerprint(params, text, config, settings, looped))
+    evaluation = _Evaluation(config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe)
+    try:
+        return evaluation.run()
+    finally:
+        evaluation.programs.close()
+
+
+class _Evaluation:
+    """One run of `adapted` through the queue."""
+
+    def __init__(self, config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe):
+        self.settings, self.text, self.kept, self.observe = settings, text, kept, observe
+        self.config, self.looped, self.num_devices = config, looped, mesh.size
+        self.whole = NamedSharding(mesh, P())
+        self.params: Params = jax.device_put(params, self.whole)
+        self.owns_params = False
+        self.tokens = jax.device_put(np.asarray(text.tokens, np.uint16), self.whole)
+
+        self.documents = order.documents_of(text.starts, len(text.tokens))
+        self.batches = order.batches_of(self.documents, settings.batch_documents)
+        self.queue = order.queue_of(self.documents, self.batches)
+        self.phases = order.phases_of(settings, self.documents, self.batches, self.queue)
+        self.sgd = Sgd(config, settings.sgd, mesh, documents=True, looped=looped) if self.phases else None
+        self.sgd_ready = None
+        places = min(settings.batch_documents, len(self.documents.start))
+        self.shapes, self.calls = self._programs_worth_having(places)
+        how = {"rotary_length": settings.context}
+        self.programs = AdapterPrograms(config, settings, mesh, places, looped, how)
+        self.fresh_downs = fresh_downs or random_downs(config, settings, places, looped)
+
+        self.position = self.draws = 0
+        self.downs: dict[str, jax.Array] | None = None
+        self.tally, self.seen = Tally(text, tell), 0
+        self.pending: deque[tuple[Call, jax.Array]] = deque()
+        self.earlier_s = self.earlier_compile_s = 0.0
+
+    def run(self) -> Scored:
+        """Scores what has not been scored."""
+        began_s = time.perf_counter()
+        self._load()
+        self.programs.prepare(self.calls, self.params, self.tokens)
+        if self.settings.warm_start and self.downs is None:
+            self.downs = self._fresh(self.settings.batch_documents)
+        if any(self._num_sgd_chunks(documents) > 1 for documents in self.phases.values()):
+            self.sgd_ready = self.programs.in_background(self.sgd.compile, self.params)
+        while self.position < len(self.queue):
+            self._batch(self.batches[self.queue[self.position]])
+            if self.position in self.phases:
+                self._phase(self.phases[self.position])
+            self.position += 1
+            if self.position < len(self.queue) and self.kept.is_due:
+                self._save(time.perf_counter() - began_s)
+        self._take(0)
+        self.kept.remove()
+        compile_s = self.programs.waited_s + self.earlier_compile_s
+        return Scored(self.tally.nats, self.seen / self.tally.num_scored, compile_s, self.earlier_s)
+
+    # --- which programs ---------------------------------------------------------------------------
+
+    def _programs_worth_having(self, places: int) -> tuple[list[Shape], list[tuple[Shape, bool]]]:
+        """The shapes to run rows in, and the programs, by shape and whether they train, in the order of need."""
+        slots, settings = len(make_plan(self.config, self.looped)), self.settings
+        each = -(-places // self.num_devices)
+
+        def rows_of(width: int) -> int:
+            most = settings.batch_tokens // width
+            if runs_as_written(self.config):  # the backward pass keeps the attention scores of every block
+                most = min(most, pieces_at_once(self.config, width) // slots)
+            times = -(-each // max(1, most))
+            return -(-each // times)  # so that a full batch leaves no rest
+
+        shapes = program_shapes(padded_widths(settings, settings.context), rows_of)
+        calls = self._count_calls(shapes)
+        widest = max(shapes, key=lambda shape: (shape.width, shape.rows))
+        often = [shape for shape in shapes if calls[shape, True] + calls[shape, False] >= FEW_CALLS]
+        shapes = sorted({*often, widest})
+        calls = self._count_calls(shapes)
+        # A few calls that only score are no reason to compile, either: the program that adapts can do them.
+        rare = {(shape, False) for shape in shapes if calls[shape, False] < FEW_CALLS and calls[shape, True]}
+        return shapes, [call for call in calls if call not in rare]
+
+    def _count_calls(self, shapes: list[Shape]) -> Counter:
+        """How often each program would run, estimated from some batches where there are many."""
+        every = max(1, len(self.queue) // MOST_COUNTED)
+        calls: Counter = Counter()
+        for number in self.queue[::every]:
+            for rows in self._chunks(self.batches[number]):
+                calls.update((call.shape, call.trains) for call in calls_of(rows, shapes, self.num_devices))
+        return Counter({call: every * count for call, count in calls.items()})
+
+    def _chunks(self, batch: np.ndarray) -> Iterator[order.Rows]:
+        own = self.documents[batch]
+        return order.chunk_rows(own, self._chunk_of(own), self.settings.context)
+
+    def _chunk_of(self, own: order.Documents) -> np.ndarray:
+        return order.by_length(own.num_targets, self.settings.chunk_by_length, self.settings.chunk).astype(int)
+
+    # --- a batch ---------------------------------------------------------------------------------
+
+    def _batch(self, batch: np.ndarray) -> None:
+        """Scores a batch of documents and adapts to each of them."""
+        own, settings, programs = self.documents[batch], self.settings, self.programs
+        goes_on = settings.warm_start and len(batch) == settings.batch_documents
+        state = programs.begin(self.downs if goes_on else self._fresh(len(batch)))
+        rates = order.by_length(own.num_targets, settings.learning_rate_by_length, settings.learning_rate)
+        for number, rows in enumerate(self._chunks(batch)):
+            for call in calls_of(rows, self.shapes, self.num_devices):
+                state, scores = programs.run(self.params, state, self.tokens, call, rates, number)
+                scores.copy_to_host_async()
+                self.pending.append((call, scores))
+                self._take(MOST_PENDING)
+            self.observe("adapters", self.position, (number, state))
+        if goes_on:
+            # A document that has ended has no gradient, but its additions decay while others are still adapted to.
+            total = order.num_chunks(own.num_targets, self._chunk_of(own))
+            steps = settings.grad_steps * (total.max() - total)
+            downs = {kind: pair.down for kind, pair in state.values.items()}
+            self.downs = programs.decayed(downs, (1 - rates * settings.weight_decay) ** steps)
+
+    def _fresh(self, count: int) -> dict[str, jax.Array]:
+        self.draws += 1
+        return self.programs.place_downs(self.fresh_downs(self.draws - 1, count))
+
+    def _take(self, most_pending: int) -> None:
+        """Takes in scores, until at most so many calls are not taken in."""
+        while len(self.pending) > most_pending:
+            call, scores = self.pending.popleft()
+            rows, scores = call.rows, np.asarray(scores)
+            place = np.arange(scores.shape[1])
+            scored = (place < rows.count[:, None]) & call.is_row[:, None]
+            self.seen += int((rows.first[:, None] + place + 1)[scored].sum())
+            self.tally.add(((rows.start + rows.first)[:, None] + place)[scored], scores[scored])
+
+    # --- a phase ---------------------------------------------------------------------------------
+
+    def _num_sgd_chunks(self, documents: order.Documents) -> int:
+        return self.sgd.num_chunks(int(np.sum(documents.num_targets + 1)) - 1)
+
+    def _phase(self, documents: order.Documents) -> None:
+        """Trains all weights on scored documents; from there on additions begin afresh."""
+        tokens, num_chunks, reports = order.joined(self.text.tokens, documents), self._num_sgd_chunks(documents), []
+        if num_chunks > 1:
+            self.programs.waited_for(self.sgd_ready)
+            momentum = zeros_like(self.params, self.whole)
+            params = self.params if self.owns_params else jax.tree.map(jnp.copy, self.params)
+            for chunk in range(num_chunks - 1):
+                params, momentum, done = self.sgd.train(params, momentum, tokens, chunk, num_chunks)
+                reports += done
+            self.params, self.owns_params = params, True
+        for what, value in (("tokens", tokens), ("sgd", reports), ("weights", self.params)):
+            self.observe(what, self.position, value)
+        if self.settings.warm_start:
+            self.downs = self._fresh(self.settings.batch_documents)
+
+    # --- an interrupted evaluation ---------------------------------------------------------------
+
+    def _save(self, elapsed_s: float) -> None:
+        self._take(0)
+        arrays = {"nats": self.tally.nats}
+        if self.settings.warm_start:
+            arrays |= {f"downs/{name}": array for name, array in self.programs.gather_downs(self.downs).items()}
+        if self.owns_params:
+            arrays |= {f"params/{path}": np.asarray(value) for path, value in self.params.items()}
+        numbers = {"position": self.position, "draws": self.draws, "seen": self.seen}
+        seconds, compile_s = self.earlier_s + elapsed_s, self.earlier_compile_s + self.programs.waited_s
+        self.kept.save(arrays, **numbers, seconds=seconds, compile_s=compile_s)
+
+    def _load(self) -> None:
+        params_bytes = sum(value.nbytes for value in self.params.values())
+        found = self.kept.load(self.tally.nats.nbytes + self.programs.downs_bytes + params_bytes)
+        if found is None:
+            return
+        arrays, numbers = found
+        self.tally.restore(arrays["nats"])
+        self.position, self.draws, self.seen = (int(numbers[name]) for name in ("position", "draws", "seen"))
+        self.earlier_s, self.earlier_compile_s = numbers["seconds"], numbers["compile_s"]
+        params, downs = (
+            {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            for prefix in ("params/", "downs/")
+        )
+        if params:
+            self.params, self.owns_params = jax.device_put(params, self.whole), True
+        if self.settings.warm_start:
+            self.downs = self.programs.place_downs(downs)

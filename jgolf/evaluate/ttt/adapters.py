@@ -1,0 +1,420 @@
+"""Low-rank additions of a batch of documents on the devices: their state, and the programs that score and adapt.
+
+Every device has its own documents, dealt out in turn, and its own part of the state; nothing is exchanged. A program
+takes some rows of a batch at once: windows of one width, each scored, and most of them adapted to on the same pass.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from jgolf import compiling
+from jgolf.config import AdaptedConfig, ModelConfig
+from jgolf.evaluate.ttt.order import Rows
+from jgolf.evaluate.ttt.sgd import described
+from jgolf.model.functional import Params, token_losses
+from jgolf.model.lora import LowRank, addition_names, addition_outputs, start_bound
+
+Downs = dict[str, Float[Array, "places slots D r"]]
+"""Kind → down-projections of all additions of that kind, one for every execution of a block, or for the head."""
+FreshDowns = Callable[[int, int], dict[str, np.ndarray | Array]]
+"""(how many times it was asked before, documents) → new ones, [documents or more, slots, inputs, rank] each."""
+
+WIDTH_MULTIPLE = 128
+"""What padded widths are a multiple of, unless they are smaller."""
+SMALLER = (4, 16)
+"""Parts of the rows of the longest windows that have programs of their own, for documents that outlive the others."""
+
+
+class Adapters(NamedTuple):
+    """The state of the additions by kind, arrays [places, slots, …] spread over the devices."""
+
+    values: dict[str, LowRank]
+    moments: dict[str, LowRank]
+    """Of the squared gradients."""
+
+
+class Shape(NamedTuple):
+    """A program's rows on each device, and their width."""
+
+    rows: int
+    width: int
+
+
+class Call(NamedTuple):
+    """Rows that are run at once, [devices · rows] each; device d has the d-th part."""
+
+    shape: Shape
+    trains: bool
+    """Whether any of them does."""
+    rows: Rows
+    is_row: np.ndarray
+    """Whether there is one; the rest fills up."""
+
+
+# --- which rows are run together ------------------------------------------------------------------
+
+
+def padded_widths(settings: AdaptedConfig, context: int) -> tuple[int, ...]:
+    """The widths that windows are padded to, rising; the last one holds the context."""
+    eighths = [-(-context * part // 8) for part in (1, 2, 4, 6)]
+    widths = [min(width, context) for width in settings.widths] or eighths
+    return tuple(sorted({_rounded_up(width) for width in (*widths, context)}))
+
+
+def _rounded_up(width: int) -> int:
+    return width if width < WIDTH_MULTIPLE else -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+
+
+def program_shapes(widths: tuple[int, ...], rows_of: Callable[[int], int]) -> list[Shape]:
+    """The shapes that there are programs for: as many rows as are allowed, and fewer ones of the widest."""
+    shapes = {Shape(rows_of(width), width) for width in widths}
+    most = rows_of(widths[-1])
+    return sorted(shapes | {Shape(max(1, most // part), widths[-1]) for part in SMALLER})
+
+
+def calls_of(rows: Rows, shapes: list[Shape], num_devices: int) -> Iterator[Call]:
+    """A chunk's rows as calls of programs; rows that adapt come first, so that most calls without them are spared."""
+    widths = np.array(sorted({shape.width for shape in shapes}))
+    needed = widths[np.searchsorted(widths, rows.length)]
+    for width in np.unique(needed):
+        own = rows[needed == width]
+        own = own[np.argsort(~own.trains, kind="stable")]
+        by_device = [own[own.place % num_devices == device] for device in range(num_devices)]
+        sizes = tuple(shape.rows for shape in shapes if shape.width == width)
+        first = 0
+        for size in _sizes(max(len(part.place) for part in by_device), sizes):
+            yield _call(Shape(size, int(width)), [part[first : first + size] for part in by_device])
+            first += size
+
+
+def _call(shape: Shape, by_device: list[Rows]) -> Call:
+    """The rows of all devices in one call, filled up with rows that do nothing."""
+    filled = [[np.pad(field, (0, shape.rows - len(field))) for field in part] for part in by_device]
+    rows = Rows(*(np.concatenate(fields) for fields in zip(*filled, strict=True)))
+    is_row = np.concatenate([np.arange(shape.rows) < len(part.place) for part in by_device])
+    return Call(shape, bool(rows.trains.any()), rows, is_row)
+
+
+@cache
+def _sizes(count: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The cheapest sizes that together hold `count` rows: a call costs its rows, and an eighth of the largest size."""
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for number in range(1, count + 1):
+        ways = (
+            (cost + size + max(sizes) / 8, (*taken, size))
+            for size in sizes
+            for cost, taken in [best[max(0, number - size)]]
+        )
+        best.append(min(ways))
+    return tuple(sorted(best[count][1], reverse=True))
+
+
+# --- state -------------------------------------------------------------------------------------
+
+
+def random_downs(config: ModelConfig, settings: AdaptedConfig, places: int, looped: bool) -> FreshDowns:
+    """Fresh down-projections of a whole batch, each from the seed, its number, its kind and its place alone."""
+    names, bound = addition_names(config, settings.additions, looped), start_bound(config.model_dim)
+
+    @jax.jit
+    def draw(number: Int[Array, ""]) -> Downs:
+        def one(key: Array, slots: int, place: Int[Array, ""]) -> Float[Array, "slots D r"]:
+            shape = (slots, config.model_dim, settings.rank)
+            return jax.random.uniform(jax.random.fold_in(key, place), shape, minval=-bound, maxval=bound)
+
+        key = jax.random.fold_in(jax.random.key(settings.seed), number)
+        keys = {kind: jax.random.fold_in(key, zlib.crc32(kind.encode())) for kind in names}
+        every = jnp.arange(places)
+        return {kind: jax.vmap(partial(one, keys[kind], len(own)))(every) for kind, own in names.items()}
+
+    return lambda number, documents: draw(number)
+
+
+class AdapterPrograms:
+    """The programs for one network, settings and set of devices, compiled beside one another in the background."""
+
+    def __init__(self, config: ModelConfig, settings: AdaptedConfig, mesh: Mesh, places: int, looped: bool, how: dict):
+        """
+        Args:
+          config: the network.
+          settings: how it is adapted.
+          mesh: devices.
+          places: documents of a batch, at most.
+          looped: see `jgolf.model.functional`.
+          how: more of `jgolf.model.functional.token_losses`'s arguments, by name.
+        """
+        self._settings, self._mesh = settings, mesh
+        self._names = addition_names(config, settings.additions, looped)
+        self._inputs, self._outputs = config.model_dim, {kind: addition_outputs(config, kind) for kind in self._names}
+        self._static = (config, mesh, max(_chunks(settings)), looped, tuple(how.items()), tuple(self._names.items()))
+        self._each = -(-places // mesh.size)
+        self._places, self._sharding = places, NamedSharding(mesh, P(mesh.axis_names[0]))
+        self._whole = NamedSharding(mesh, P())
+        self._compiled: dict[tuple, Future] = {}
+        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="compile")
+        self.waited_s = 0.0
+
+    @property
+    def downs_bytes(self) -> int:
+        """Of the down-projections of a batch."""
+        return 4 * self._places * self._settings.rank * self._inputs * sum(map(len, self._names.values()))
+
+    def place_downs(self, downs: dict[str, np.ndarray | Array]) -> Downs:
+        """Down-projections [documents, …] on the devices; the document of place p is on device p mod their number."""
+        row = np.arange(self._each * self._mesh.size)
+        place = row // self._each + self._mesh.size * (row % self._each)
+        found = {}
+        for kind in self._names:
+            array = jnp.asarray(downs[kind], jnp.float32)
+            found[kind] = jax.device_put(array[np.minimum(place, len(array) - 1)], self._sharding)
+        return found
+
+    def gather_downs(self, downs: Downs) -> dict[str, np.ndarray]:
+        """The inverse of `place_downs`."""
+        place = np.arange(self._places)
+        row = place % self._mesh.size * self._each + place // self._mesh.size
+        return {kind: np.asarray(array)[row] for kind, array in downs.items()}
+
+    def begin(self, downs: Downs) -> Adapters:
+        """The state of a batch at its start; the down-projections are given up."""
+        return _begin(tuple(self._outputs.items()), self._sharding)(downs)
+
+    def decayed(self, downs: Downs, factor: np.ndarray) -> Downs:
+        """Down-projections, which are given up, times a factor for every document of a full batch."""
+        factors = np.ones((self._each, self._mesh.size), np.float32)
+        factors.reshape(-1)[: len(factor)] = factor  # place p is row p // devices of device p mod devices
+        return _decay(self._sharding)(downs, jax.device_put(factors.T.reshape(-1), self._sharding))
+
+    def run(
+        self,
+        params: Params,
+        state: Adapters,
+        tokens: Array,
+        call: Call,
+        rates: Float[np.ndarray, " places"],
+        chunk_number: int,
+    ) -> tuple[Adapters, Float[Array, "rows chunk"]]:
+        """Scores a call's chunks, then adapts to those that train.
+
+        Args:
+          params: the network's, which rest.
+          state: given up where something trains.
+          tokens: the whole stream, on every device.
+          call: what to run.
+          rates: learning rate for each place.
+          chunk_number: from 0; as many times the places that train have been adapted before.
+
+        Returns:
+          The state, and each target's score before the adaptation; behind a row's `count` there are no scores.
+        """
+        rows, settings = call.rows, self._settings
+        trains = rows.trains & call.is_row
+        device_row = np.where(trains, rows.place // self._mesh.size, self._each)
+        fields = np.stack([rows.place // self._mesh.size, device_row, rows.start, rows.first, rows.count], 1)
+        rate = np.where(trains, rates[rows.place], 0)
+        done = chunk_number * settings.grad_steps + np.arange(1, settings.grad_steps + 1)
+        scale = settings.alpha / settings.rank
+        hyper = np.array([scale, settings.weight_decay, settings.beta2, settings.epsilon], np.float32)
+        corrections = (1 - settings.beta2**done).astype(np.float32)
+        batch = jax.device_put(
+            (fields.astype(np.int32), rate.astype(np.float32), corrections, hyper),
+            (self._sharding, self._sharding, self._whole, self._whole),
+        )
+        # A program that adapts can score, too, where there is none that does nothing else.
+        trains = bool(self._names) and (call.trains or (call.shape, False) not in self._compiled)
+        if (call.shape, trains) not in self._compiled:
+            self.prepare([(call.shape, trains)], params, tokens)
+        program = self.waited_for(self._compiled[call.shape, trains])
+        results = program(params, state, tokens, *batch)
+        return results if trains else (state, results)
+
+    def prepare(self, calls: Iterable[tuple[Shape, bool]], params: Params, tokens: Array) -> None:
+        """Begins to compile the programs of calls, by shape and whether something trains, in this order."""
+
+        def of_places(*size: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self._each * self._mesh.size, *size), jnp.float32, sharding=self._sharding)
+
+        rank, inputs = self._settings.rank, self._inputs
+        values = {
+            kind: LowRank(of_places(len(own), inputs, rank), of_places(len(own), rank, self._outputs[kind]))
+            for kind, own in self._names.items()
+        }
+        weights, tokens = jax.tree.map(described, (params, tokens))
+        for shape, trains in calls:
+            rows = self._mesh.size * shape.rows
+            batch = (
+                jax.ShapeDtypeStruct((rows, 5), jnp.int32, sharding=self._sharding),
+                jax.ShapeDtypeStruct((rows,), jnp.float32, sharding=self._sharding),
+                jax.ShapeDtypeStruct((self._settings.grad_steps,), jnp.float32, sharding=self._whole),
+                jax.ShapeDtypeStruct((4,), jnp.float32, sharding=self._whole),
+            )
+            trains = trains and bool(self._names)
+            steps = self._settings.grad_steps if trains else 0
+            if (shape, trains) not in self._compiled:
+                flat, structure = jax.tree.flatten((weights, Adapters(values, values), tokens, *batch))
+                self._compiled[shape, trains] = self.in_background(
+                    _compiled, *self._static, shape.width, steps, tuple(flat), structure
+                )
+
+    def in_background(self, function: Callable, *arguments: object) -> Future:
+        """Has something compiled beside the rest."""
+        return self._pool.submit(function, *arguments)
+
+    def waited_for(self, future: Future) -> Any:
+        """The result of `in_background`; the time until it is there counts as waiting."""
+        began_s = time.perf_counter()
+        try:
+            return future.result()
+        finally:
+            self.waited_s += time.perf_counter() - began_s
+
+    def close(self) -> None:
+        """Gives up what is still to be compiled."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _chunks(settings: AdaptedConfig) -> Iterator[int]:
+    yield settings.chunk
+    yield from (chunk for _, chunk in settings.chunk_by_length)
+
+
+@cache
+def _begin(outputs: tuple[tuple[str, int], ...], sharding: NamedSharding) -> Callable[[Downs], Adapters]:
+    """Nothing is added at first: the other projections are 0, and so are the moments."""
+
+    def begin(downs: Downs) -> Adapters:
+        values = {}
+        for kind, width in outputs:
+            places, slots, _, rank = downs[kind].shape
+            values[kind] = LowRank(downs[kind], jnp.zeros((places, slots, rank, width)))
+        return Adapters(values, jax.tree.map(jnp.zeros_like, values))
+
+    return jax.jit(begin, out_shardings=sharding, donate_argnums=0)
+
+
+@cache
+def _decay(sharding: NamedSharding) -> Callable[[Downs, Array], Downs]:
+    def decay(downs: Downs, factor: Float[Array, " places"]) -> Downs:
+        return {kind: factor[:, None, None, None] * array for kind, array in downs.items()}
+
+    return jax.jit(decay, out_shardings=sharding, donate_argnums=0)
+
+
+# --- programs ----------------------------------------------------------------------------------
+
+
+@cache
+def _compiled(
+    config: ModelConfig,
+    mesh: Mesh,
+    chunk: int,
+    looped: bool,
+    how: tuple[tuple[str, int], ...],
+    names: tuple[tuple[str, tuple[str, ...]], ...],
+    width: int,
+    steps: int,
+    flat: tuple[jax.ShapeDtypeStruct, ...],
+    structure: jax.tree_util.PyTreeDef,
+) -> Callable:
+    """The program for arguments of these shapes: `steps` steps on the rows that train, 0 to score only.
+
+    Args:
+      config, mesh, looped: see `AdapterPrograms`.
+      chunk: most targets of a row.
+      how: more arguments of `token_losses`.
+      names: of the additions, by kind.
+      width: inputs of a row.
+      steps: on each chunk.
+      flat, structure: the arguments' shapes, as a tree is taken apart.
+    """
+    axis, by_kind = P(mesh.axis_names[0]), dict(names)
+    losses_of = partial(token_losses, config, looped=looped, **dict(how))
+
+    def on_each_device(params, state, tokens, rows, rates, corrections, hyper):
+        place, device_row, start, first, count = rows.T
+        inputs, positions, targets = _windows(tokens, start, first, count, width, chunk)
+        own = jax.tree.map(lambda leaf: leaf.at[place].get(mode="clip"), state)
+        trained = device_row < jax.tree.leaves(state)[0].shape[0] if steps else None
+
+        def loss_of(values: dict[str, LowRank]) -> tuple[Float[Array, ""], Float[Array, "rows chunk"]]:
+            additions = {name: LowRank(down, hyper[0] * up) for name, (down, up) in values.items()}
+            nats = losses_of(params, inputs, targets, positions, additions)
+            if not steps:
+                return jnp.zeros(()), nats
+            counted = trained[:, None] & (jnp.arange(chunk) < count[:, None])
+            return jnp.sum(jnp.where(counted, nats, 0) / jnp.maximum(count, 1)[:, None]), nats
+
+        if not steps:
+            return loss_of(_apart(own.values, by_kind))[1]
+        values, moments, scores = own.values, own.moments, None
+        for step in range(steps):
+            grads, nats = jax.grad(loss_of, has_aux=True)(_apart(values, by_kind))
+            grads = _together(grads, by_kind)
+            scores = nats if scores is None else scores
+            update = partial(_adamw, rates, corrections[step], *hyper[1:])
+            values, moments = jax.tree.transpose(
+                jax.tree.structure(values), jax.tree.structure((0, 0)), jax.tree.map(update, values, moments, grads)
+            )
+        new = Adapters(values, moments)
+        # Rows that do not train have a place past the last one, where nothing is written.
+        return jax.tree.map(lambda leaf, rows: leaf.at[device_row].set(rows, mode="drop"), state, new), scores
+
+    specs = (P(), axis, P(), axis, axis, P(), P())
+    results = (axis, axis) if steps else axis
+    sharded = jax.shard_map(on_each_device, mesh=mesh, in_specs=specs, out_specs=results, check_vma=False)
+    program = jax.jit(sharded, donate_argnums=1 if steps else ())
+    return program.lower(*jax.tree.unflatten(structure, flat)).compile(compiler_options=compiling.options())
+
+
+def _apart(stacks: dict[str, LowRank], names: dict[str, tuple[str, ...]]) -> dict[str, LowRank]:
+    """The additions of all kinds by name.
+
+    The gradient is taken behind this: its own derivative would add up as many arrays of a whole stack's size as there
+    are in it.
+    """
+    return {
+        name: jax.tree.map(lambda stack, slot=slot: stack[:, slot], stacks[kind])
+        for kind, own in names.items()
+        for slot, name in enumerate(own)
+    }
+
+
+def _together(additions: dict[str, LowRank], names: dict[str, tuple[str, ...]]) -> dict[str, LowRank]:
+    """The inverse of `_apart`."""
+    return {
+        kind: jax.tree.map(lambda *slots: jnp.stack(slots, axis=1), *(additions[name] for name in own))
+        for kind, own in names.items()
+    }
+
+
+def _windows(
+    tokens: Int[Array, " tokens"], start: Array, first: Array, count: Array, width: int, chunk: int
+) -> tuple[Int[Array, "rows width"], Int[Array, "rows chunk"], Int[Array, "rows chunk"]]:
+    """Inputs, 0 past the window's end, and positions and targets of the chunk, those past its count the last one's."""
+    place = jnp.arange(width)
+    inputs = tokens.at[start[:, None] + place].get(mode="clip").astype(jnp.int32)
+    inputs = jnp.where(place < (first + count)[:, None], inputs, 0)
+    positions = first[:, None] + jnp.minimum(jnp.arange(chunk), jnp.maximum(count - 1, 0)[:, None])
+    return inputs, positions, tokens.at[start[:, None] + positions + 1].get(mode="clip").astype(jnp.int32)
+
+
+def _adamw(
+    rates: Float[Array, " rows"], correction: Array, decay: Array, beta2: Array, epsilon: Array, value, moment, grad
+) -> tuple[Array, Array]:
+    """A step of AdamW whose first moment has no memory: the new value and second moment."""
+    rate = rates[:, None, None, None]
+    moment = beta2 * moment + (1 - beta2) * jnp.square(grad)
+    return value * (1 - rate * decay) - rate * grad / (jnp.sqrt(moment / correction) + epsilon), moment

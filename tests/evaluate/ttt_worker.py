@@ -1,0 +1,30 @@
+"""Scores with test-time training on some of this process's devices: a process of test_ttt_devices.py.
+
+Arguments: numbers of devices joined by commas.
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jgolf.evaluate.ttt.adapted import adapted
+from jgolf.evaluate.ttt.tuned import tuned
+from tests.evaluate.test_ttt import MODEL, SETTINGS, TUNED, make_params, make_text
+
+
+def main(sizes: str) -> None:
+    params, text = make_params(), make_text()
+    for size in map(int, sizes.split(",")):
+        mesh = Mesh(np.array(jax.devices()[:size]), ("data",))
+        found = {
+            "adapted": adapted(MODEL, params, text, 1, SETTINGS, mesh=mesh).nats.tolist(),
+            "tuned": tuned(MODEL, params, text, 12, 4, TUNED, mesh=mesh, batch_tokens=24).nats.tolist(),
+        }
+        print("RESULT", json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
