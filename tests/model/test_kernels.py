@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jgolf.model import attention, blocks, context, network, norm
-from jgolf.model.kernels import heads, mlp, products, rowwise, tables
+from jgolf.model.kernels import heads, loss, mlp, products, rowwise, tables
 from tests.conftest import RECIPE
 
 NUM_ROWS = 1024
@@ -147,3 +147,47 @@ def test_lookup():
     for choice in ("interpret", "plain"):
         looked_up = partial(tables.lookup, choice)
         assert_same_vjp(lambda table, f=looked_up: f(table, index, jnp.float32), lambda table: table[index], table)
+
+
+@pytest.mark.parametrize("cap", [0.0, 30.0, 100.0])
+def test_losses(cap):
+    hidden, kernel = random(0, 2, 64, 16), 4 * random(1, 16, 32)
+    targets = jnp.asarray(np.random.default_rng(2).integers(0, 32, (2, 64)))
+
+    def expected(hidden, kernel):
+        logits = hidden @ kernel
+        logits = cap * jnp.tanh(logits / cap) if cap else logits
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+
+    for choice in ("interpret", "plain"):
+        assert_same_vjp(lambda *arrays, c=choice: loss.head_losses(c, cap, *arrays, targets), expected, hidden, kernel)
+        assert_same_vjp(
+            lambda hidden, kernel, c=choice: loss.logit_losses(c, cap, hidden @ kernel, targets),
+            expected,
+            hidden,
+            kernel,
+        )
+
+
+def test_losses_do_not_vanish_far_below_the_cap():
+    """Where all of a row's logits are near −cap, their exponentials are tiny, but not 0."""
+    logits = jnp.full((1, loss.TILE_VALUES // 8, 8), -1e4, jnp.float32)
+    found = loss.logit_losses("interpret", loss.LARGEST_SHIFT, logits, jnp.zeros(logits.shape[:2], jnp.int32))
+    np.testing.assert_allclose(found, np.log(8), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_number_s_last_bit_can_be_set(dtype):
+    x = jnp.abs(random(0, 4096)) ** 4
+    bit = jnp.asarray(np.random.default_rng(1).random(4096) < 0.5)
+    found = mlp.with_last_bit(x, bit, dtype)
+    np.testing.assert_array_equal(found.astype(dtype).astype(jnp.float32), found)  # the type holds it
+    np.testing.assert_array_equal(mlp.last_bit(found, dtype), bit)
+    np.testing.assert_allclose(found, x, rtol=float(jnp.finfo(dtype).eps))
+    rounded = np.asarray(x.astype(dtype), np.float64).view(np.int64)  # the nearest number has one bit or the other
+    np.testing.assert_array_equal(found == x.astype(dtype).astype(jnp.float32), (rounded >> _place(dtype) & 1) == bit)
+
+
+def _place(dtype):
+    """Where the last bit of a number of this type lies among those of the same float64 number."""
+    return 52 - jnp.finfo(dtype).nmant
