@@ -264,7 +264,7 @@ def test_parts_that_are_left_out(how, params, text, phased):
 
 
 def test_contexts_of_all_chunks():
-    """As B8's rules say them, document by document."""
+    """Against a plain loop, document by document."""
     documents = order.Documents(np.array([0, 100, 200]), np.array([5, 30, 61]))
     seen = {0: [], 1: [], 2: []}
     for rows in order.chunk_rows(documents, np.array([6, 6, 6]), CONTEXT):
