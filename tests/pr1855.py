@@ -22,34 +22,40 @@ FOLDER = Path(__file__).parent / "golden" / "pr1855"
 SETTINGS = json.loads((FOLDER / "config.json").read_text())
 """By the script's own names."""
 
-MODEL = ModelConfig(
-    vocab_size=SETTINGS["vocab_size"],
-    num_layers=SETTINGS["num_layers"],
-    model_dim=SETTINGS["model_dim"],
-    num_heads=SETTINGS["num_heads"],
-    num_kv_heads=SETTINGS["num_kv_heads"],
-    mlp_multiple=SETTINGS["mlp_mult"],
-    activation_slope=0.5,
-    tie_embeddings=True,
-    gated_smear=True,
-    unet_skips=True,
-    skip_gates=True,
-    loop_layers=tuple(range(SETTINGS["loop_start"], SETTINGS["loop_end"] + 1)),
-    num_loops=SETTINGS["num_loops"],
-    lanes_from=SETTINGS["parallel_start_layer"],
-    xsa_layers=tuple(range(SETTINGS["num_layers"] - SETTINGS["xsa_last_n"], SETTINGS["num_layers"])),
-    rope_dims=SETTINGS["rope_dims"],
-    rope_frequency_dtype="bfloat16",
-    attention_gate=True,
-    attention_gate_scale=SETTINGS["sparse_attn_gate_scale"],
-    gate_window=SETTINGS["gate_window"],
-    ln_scale=True,
-    q_gain=SETTINGS["qk_gain_init"],
-    logit_softcap=SETTINGS["logit_softcap"],
-    orthogonal_init=True,
-    compute_dtype="float32",
-    kernels="plain",
-)
+
+def model_of(settings: dict) -> ModelConfig:
+    """The network that the script's own settings make, in float32."""
+    return ModelConfig(
+        vocab_size=settings["vocab_size"],
+        num_layers=settings["num_layers"],
+        model_dim=settings["model_dim"],
+        num_heads=settings["num_heads"],
+        num_kv_heads=settings["num_kv_heads"],
+        mlp_multiple=settings["mlp_mult"],
+        activation_slope=0.5,
+        tie_embeddings=True,
+        gated_smear=True,
+        unet_skips=True,
+        skip_gates=True,
+        loop_layers=tuple(range(settings["loop_start"], settings["loop_end"] + 1)),
+        num_loops=settings["num_loops"],
+        lanes_from=settings["parallel_start_layer"],
+        xsa_layers=tuple(range(settings["num_layers"] - settings["xsa_last_n"], settings["num_layers"])),
+        rope_dims=settings["rope_dims"],
+        rope_frequency_dtype="bfloat16",
+        attention_gate=True,
+        attention_gate_scale=settings["sparse_attn_gate_scale"],
+        gate_window=settings["gate_window"],
+        ln_scale=True,
+        q_gain=settings["qk_gain_init"],
+        logit_softcap=settings["logit_softcap"],
+        orthogonal_init=True,
+        compute_dtype="float32",
+        kernels="plain",
+    )
+
+
+MODEL = model_of(SETTINGS)
 CONFIG = Config(
     model=MODEL,
     optim=OptimConfig(

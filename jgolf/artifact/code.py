@@ -25,7 +25,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 def needed_code(entries: Sequence[str] = SCORING_MODULES, root: str | Path | None = None) -> dict[str, str]:
     """The source that `entries` need, without docstrings and lines of comment: path below `root` → text.
 
-    Only modules of the entries' own packages are followed; all of an entry counts as needed.
+    Only modules of the entries' own packages are followed; all statements of an entry count as needed.
 
     Args:
       entries: dotted names of the modules that load and score an artifact.
@@ -49,7 +49,7 @@ def needed_code(entries: Sequence[str] = SCORING_MODULES, root: str | Path | Non
         for module in [*modules.values()]:
             for part in module.newly_needed(attributes):
                 grown = True
-                attributes |= {name for node in part.walk() for name in _attributes(node)}
+                attributes |= {name for node in part.walk() for name in _attributes(node, module.others)}
                 for imported, names in part.imports(module, root):
                     if imported not in modules:
                         modules[imported] = _Module(imported, root)
@@ -105,12 +105,14 @@ class _Module:
 
     Attributes:
       names: that are used in it or imported from it.
+      others: names in it that are other packages' (modules, or what is imported from one).
     """
 
     def __init__(self, name: str, root: Path, whole: bool = False):
         self.name, self.path, self._whole = name, _source(name, root), whole
         self._text = self.path.read_text(encoding="utf-8")
         self._tree = ast.parse(self._text)
+        self.others = {name for node in ast.walk(self._tree) for name in _imported_from_others(node, self.name)}
         self._parts = [part for statement in self._tree.body for part in _parts(statement)]
         self._needed: set[_Part] = set()
         self.names: set[str] = set()
@@ -123,7 +125,7 @@ class _Module:
         return found
 
     def _may_be_meant(self, part: _Part, attributes: set[str]) -> bool:
-        if part.names is None or (self._whole and not isinstance(part.nodes[0], ast.alias)):
+        if part.names is None or (self._whole and not (part.is_method or isinstance(part.nodes[0], ast.alias))):
             return True
         return not part.names.isdisjoint(attributes if part.is_method else self.names | attributes)
 
@@ -174,10 +176,23 @@ def _parts(statement: ast.stmt) -> list[_Part]:
     return [_Part(frozenset(names) or None, (statement,), statement)]
 
 
-def _attributes(node: ast.AST) -> set[str]:
-    """Names by which `node` may mean a definition of any module."""
+def _imported_from_others(node: ast.AST, module: str) -> set[str]:
+    """Names that an import, of `module`, binds to what is no part of the same package."""
+    own = module.split(".")[0]
+    if isinstance(node, ast.Import):
+        return {alias.asname or alias.name.split(".")[0] for alias in node.names if alias.name.split(".")[0] != own}
+    if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] != own:
+        return {alias.asname or alias.name for alias in node.names}
+    return set()
+
+
+def _attributes(node: ast.AST, others: set[str]) -> set[str]:
+    """Names by which `node` may mean a definition of any module; an attribute of another package's means none."""
     if isinstance(node, ast.Attribute):
-        return {node.attr}
+        of = node.value
+        while isinstance(of, ast.Attribute):
+            of = of.value
+        return set() if isinstance(of, ast.Name) and of.id in others else {node.attr}
     if isinstance(node, ast.keyword) and node.arg:
         return {node.arg}
     return {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()

@@ -17,7 +17,7 @@ import numpy as np
 
 from jgolf import files
 from jgolf.artifact import container
-from jgolf.config import Config, ModelConfig, from_dict, resolved, validate, versions
+from jgolf.config import Config, ModelConfig, from_dict, resolved, validate_model, versions
 from jgolf.data.text import read_text
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, ConfigError, JgolfError
@@ -51,7 +51,7 @@ class Artifact:
     stored: dict[str, StoredTensor]
 
     @classmethod
-    def of(cls, config: Config, stored: dict[str, StoredTensor], tokenizer_fingerprint: str | None) -> Artifact:
+    def of_run(cls, config: Config, stored: dict[str, StoredTensor], tokenizer_fingerprint: str | None) -> Artifact:
         """A run's model as it is stored."""
         train = config.train
         return cls(config.name, config.model, train.seq_len, train.documents, tokenizer_fingerprint, stored)
@@ -111,7 +111,7 @@ def _check_plausible(artifact: Artifact) -> None:
     for name, size in sizes.items():
         if isinstance(size, int) and not 0 <= size <= LARGEST_SIZE:
             raise ValueError(f"{name} is {excerpt(size)}, expected at most {LARGEST_SIZE}")
-    validate(Config(model=artifact.model))
+    validate_model(artifact.model)
     if artifact.seq_len < 1 or artifact.model.num_layers > len(artifact.stored):
         raise ValueError(
             f"seq_len {artifact.seq_len} and num_layers {artifact.model.num_layers} with {len(artifact.stored)} tensors"

@@ -62,7 +62,7 @@ def measure_export(config: Config, runs: int, command: str, compressors: bool = 
     """
     params = _with_spread(random_params(config.model))
     timing, stored = measure_once(lambda: quantize(params, config.quantize), runs)
-    metadata = Artifact.of(config, stored, None).metadata()
+    metadata = Artifact.of_run(config, stored, None).metadata()
     figures = [_seconds("quantize", timing)]
     for codec in available_codecs():
         timing, data = measure_once(lambda codec=codec: container.pack(stored, metadata, codec), runs)

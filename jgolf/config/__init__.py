@@ -4,7 +4,7 @@ A file in configs/ is a function `config()` that returns a `Config`; the command
 leaf by its dotted name; `validate` refuses combinations that make no sense.
 """
 
-from jgolf.config.check import validate
+from jgolf.config.check import validate, validate_model
 from jgolf.config.marks import Mark, marked
 from jgolf.config.resolve import resolved
 from jgolf.config.settings import (
@@ -77,6 +77,7 @@ __all__ = [
     "resolved",
     "to_dict",
     "validate",
+    "validate_model",
     "with_absolute_paths",
     "write_json",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from jgolf.config.marks import bounds
 from jgolf.config.plan import plan_problems
 from jgolf.config.resolve import LAYER_SETTINGS, counted_from_0, layers_from_0
-from jgolf.config.settings import Config
+from jgolf.config.settings import Config, ModelConfig
 from jgolf.config.store import leaves
 from jgolf.errors import ConfigError
 from jgolf.reading import excerpt
@@ -20,8 +21,20 @@ MOST_BLOCKS = 1000  # that run one after the other; each is a part of the progra
 
 def validate(config: Config) -> Config:
     """Returns `config`, or raises one ConfigError that lists every setting that makes no sense."""
-    values = leaves(config)
-    problems = [(name, bound.expected) for name, bound in bounds(Config).items() if not bound.allowed(values[name])]
+    return _checked(config, "", lambda config: (*_model_problems(config.model), *_run_problems(config)))
+
+
+def validate_model(model: ModelConfig) -> ModelConfig:
+    """`validate` of the network's settings alone."""
+    return _checked(model, "model.", _model_problems)
+
+
+def _checked(settings: Any, prefix: str, combination_problems: Callable[[Any], Iterable[tuple[str, str]]]) -> Any:
+    """Returns settings whose names begin with `prefix`, or raises a ConfigError."""
+    values, own_bounds = leaves(settings, prefix), bounds(type(settings)).items()
+    problems = [
+        (prefix + name, bound.expected) for name, bound in own_bounds if not bound.allowed(values[prefix + name])
+    ]
     wrong = {name for name, _ in problems} | {"train.seed"}
     problems += [
         (name, f"below {LARGEST_INTEGER:,}")
@@ -29,16 +42,15 @@ def validate(config: Config) -> Config:
         if name not in wrong and isinstance(value, int) and value >= LARGEST_INTEGER
     ]
     # Combinations are looked at only where each part makes sense.
-    problems = problems or [*_combination_problems(config)]
+    problems = problems or [*combination_problems(settings)]
     if problems:
         lines = (f"  {name} is {excerpt(values[name])}: expected {expected}" for name, expected in problems)
         raise ConfigError("settings that cannot be used:\n" + "\n".join(lines))
-    return config
+    return settings
 
 
-def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
-    """Pairs of a setting's name and what it should have been, given the others."""
-    model, train, average = config.model, config.train, config.average
+def _model_problems(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of a setting's name and what it should have been, given the network's others."""
     if model.model_dim % model.num_heads:
         yield "model.num_heads", _divisor("model_dim", model.model_dim, model.num_heads)
     if model.num_heads % model.num_kv_heads:
@@ -69,6 +81,11 @@ def _combination_problems(config: Config) -> Iterator[tuple[str, str]]:
         yield f"model.{name}", f"at most {MOST_BLOCKS:,} blocks in a row, the loop's runs included; it makes {blocks:,}"
     elif layers_exist:
         yield from plan_problems(layers_from_0(model))
+
+
+def _run_problems(config: Config) -> Iterator[tuple[str, str]]:
+    """The same of the other settings."""
+    train, average = config.train, config.average
     if train.warmdown_fraction and train.warmdown_steps:
         yield "train.warmdown_steps", f"0 (off) where train.warmdown_fraction, {train.warmdown_fraction}, is set"
     muon = config.optim.muon

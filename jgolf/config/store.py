@@ -55,7 +55,7 @@ def load(name: str) -> Config:
         what = "no such function" if found is None else f"one that returns a {type(found).__name__}"
         raise ConfigError(f"{path}: expected a function config() that returns a jgolf.config.Config, found {what}")
     try:
-        return from_dict(to_dict(found))  # types are checked, and lists become tuples
+        return from_dict(to_dict(found), Config)  # types are checked, and lists become tuples
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -121,7 +121,7 @@ def from_written(values: dict[str, Any]) -> Config:
     if isinstance(values, dict):
         said = {name: value for name, value in values.items() if name != versions.KEY}
         values = versions.complete(said, values.get(versions.KEY, 0))
-    return from_dict(values)
+    return from_dict(values, Config)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -129,8 +129,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
-    """The inverse of `to_dict`; unknown names and wrong types raise ConfigError."""
+def from_dict(values: dict[str, Any], kind: type) -> Any:
+    """The inverse of `to_dict`, for settings of a kind; unknown names and wrong types raise ConfigError."""
     if not isinstance(values, dict):
         raise ConfigError(f"expected an object of settings, found a {type(values).__name__}")
     options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _as_float})

@@ -170,7 +170,7 @@ def _compress(
     def pack(stored: dict[str, StoredTensor], zstd_level: int = ZSTD_LEVEL) -> bytes:
         with clock.lap("pack"):
             fingerprint = validation.tokenizer.fingerprint
-            artifact = Artifact.of(config, stored, fingerprint)
+            artifact = Artifact.of_run(config, stored, fingerprint)
             return container.pack(stored, artifact.metadata(), options.codec, zstd_level)
 
     model, wanted = scoring_model(config.model), options.calibration_tokens

@@ -161,7 +161,7 @@ def _value(base: Config, name: str, current: Any, word: str) -> Any:
             value = tuple(kind(part) for part in word.split(",") if part.strip())
         else:
             value = type(current)(word)
-        configs.from_dict(configs.to_dict(configs.replace(base, name, value)))  # one of the allowed words?
+        configs.from_dict(configs.to_dict(configs.replace(base, name, value)), Config)  # one of the allowed words?
     except (ValueError, KeyError, OverflowError, ConfigError):
         words = configs.choices(name)
         expected = f"one of {', '.join(words)}" if words else f"a value such as the present {name}={spelled(current)}"

@@ -201,7 +201,7 @@ def _scores(
         tell(f"seed {config.train.seed}: not scored: {error}")
         return scores, None
     fingerprint = validation.tokenizer.fingerprint
-    return scores, Artifact.of(config, stored, fingerprint)
+    return scores, Artifact.of_run(config, stored, fingerprint)
 
 
 def _write_metrics(folder: Path, history: Sequence[tuple[StepMetrics, float]], index: int, raw: FinalScore) -> None:

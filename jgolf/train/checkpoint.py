@@ -279,7 +279,7 @@ class Checkpoints:
 
     def _config_of(self, record: Record) -> Config | None:
         try:
-            return None if record.settings is None else configs.from_dict(record.settings)
+            return None if record.settings is None else configs.from_dict(record.settings, Config)
         except ConfigError as error:
             path = self._folder / str(record.step)
             raise ArtifactError(f"{path}: made by another version of jgolf, with other settings: {error}") from None

@@ -148,7 +148,7 @@ def prepared_run(
 
 def _agreed_settings(config: Config, peers: Peers) -> tuple[Config, str]:
     """The first process's settings as plain numbers, with the data as they are found here, and their fingerprint."""
-    config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))))
+    config = configs.from_dict(json.loads(peers.agree("config", json.dumps(configs.to_dict(config)))), Config)
     if config.data.build_demo:
         if peers.is_first:
             build_missing_demo(config)

@@ -78,5 +78,5 @@ def _write_reference_artifact(path: Path, model: LoadedModel) -> None:
 def _write_artifact(path: Path, model: LoadedModel) -> None:
     stored = stored_form(model.params, model.stored, model.config.quantize)
     config = model.config
-    artifact = Artifact.of(config, stored, model.tokenizer_fingerprint)
+    artifact = Artifact.of_run(config, stored, model.tokenizer_fingerprint)
     container.write(path, container.pack(stored, artifact.metadata()))

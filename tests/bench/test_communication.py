@@ -27,9 +27,9 @@ def config():
     train = replace(recipe.train, batch_tokens=1024, seq_len=32, num_ranks=8, accumulation=2)
     return replace(recipe, name="nano", model=model, train=train)
 """
-# Matrices that Muon updates, by shape with the short side first: four layers' q and out; k and v; up and down; and
-# the projections of the bigram table and of the value table.
-MUON_MATRICES = {(32, 32): 8, (16, 32): 8 + 1, (32, 96): 8, (8, 16): 1}
+# Matrices that Muon updates, by shape: four layers' q and out; k and v; up; down; and the projections of the bigram
+# table and of the value table.
+MUON_MATRICES = {(32, 32): 8, (32, 16): 8, (32, 96): 4, (96, 32): 4, (16, 32): 1, (8, 16): 1}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jgolf.config import AdaptedConfig, ModelConfig, SGDConfig
+from jgolf.config import AdaptedConfig, SGDConfig
 from jgolf.config.plan import make_plan
 from jgolf.data.text import Text
 from jgolf.evaluate.score import reference_packed_score, summarize
@@ -20,35 +20,11 @@ from jgolf.model.context import piece_starts
 from jgolf.model.lora import HEAD
 from jgolf.torch_bridge.names import from_params
 from tests.conftest import GOLDEN, params_of
+from tests.pr1855 import model_of
 
 FACTS = json.loads((GOLDEN / "ttt" / "ttt.json").read_text())
 SETTINGS = FACTS["settings"]
-MODEL = ModelConfig(
-    vocab_size=SETTINGS["vocab_size"],
-    num_layers=SETTINGS["num_layers"],
-    model_dim=SETTINGS["model_dim"],
-    num_heads=SETTINGS["num_heads"],
-    num_kv_heads=SETTINGS["num_kv_heads"],
-    mlp_multiple=SETTINGS["mlp_mult"],
-    activation_slope=0.5,
-    tie_embeddings=True,
-    gated_smear=True,
-    unet_skips=True,
-    skip_gates=True,
-    loop_layers=tuple(range(SETTINGS["loop_start"], SETTINGS["loop_end"] + 1)),
-    num_loops=SETTINGS["num_loops"],
-    lanes_from=SETTINGS["parallel_start_layer"],
-    xsa_layers=tuple(range(SETTINGS["num_layers"])),
-    rope_dims=SETTINGS["rope_dims"],
-    rope_frequency_dtype="bfloat16",
-    attention_gate=True,
-    attention_gate_scale=SETTINGS["sparse_attn_gate_scale"],
-    gate_window=SETTINGS["gate_window"],
-    ln_scale=True,
-    q_gain=SETTINGS["qk_gain_init"],
-    logit_softcap=SETTINGS["logit_softcap"],
-    compute_dtype="float32",
-)
+MODEL = model_of(SETTINGS)
 PHASED = AdaptedConfig(
     rank=SETTINGS["ttt_lora_rank"],
     alpha=FACTS["alpha"],

@@ -223,6 +223,8 @@ def _load(ref, rows: pl.Slice, width: int) -> Array:
     """Rows of an array of this width; a narrower one is filled up with zeros."""
     if ref.shape[1] == width:
         return ref[rows, :].astype(jnp.float32)
+    from jax.experimental.pallas import triton as backend  # a kernel is being traced: it is there
+
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (rows.size, width), axis) for axis in (0, 1))
     here = ref.at[rows.start + row, jnp.minimum(column, ref.shape[1] - 1)]
-    return triton().load(here, mask=column < ref.shape[1], other=0.0).astype(jnp.float32)
+    return backend.load(here, mask=column < ref.shape[1], other=0.0).astype(jnp.float32)
