@@ -222,18 +222,14 @@ def attention_error(model: ModelConfig, documents: bool) -> float:
 
 def device_memory(config: Config) -> Check:
     """Room for the state on each device; what activations need depends on the batch."""
-    limit, need = device_bytes(), state_bytes(config)
+    limit = device_bytes()
     if limit is None:
-        return _found("device memory", lambda: _in_machines_memory(config))
+        return _found("device memory", lambda: f"the state takes {_gb(check_room(config))} of this machine's memory")
+    need = state_bytes(config)
     text = f"JAX may use {_gb(limit)} of each device; the state takes {_gb(need)}, activations come on top"
     if limit < 2 * need:
         return Check("device memory", "missing", text, "end other programs on the GPU, or make the model smaller")
     return Check("device memory", "ok", text)
-
-
-def _in_machines_memory(config: Config) -> str:
-    check_room(config)
-    return f"the state takes {_gb(state_bytes(config))} of this machine's memory"
 
 
 def data(config: Config) -> Iterator[Check]:

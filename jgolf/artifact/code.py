@@ -2,8 +2,9 @@
 
 Found without running any of it. A statement at the top of a module that binds names (a function, a class, a constant,
 an import) is needed where one of them may be meant: by its name in its own module, imported from it by another, or as
-an attribute of whatever it may be, which a string may name too. So is a method of a class that has no base. Statements
-that bind nothing are always needed. A name that two definitions share may bring in one too many, never one too few.
+an attribute of what is not another package's, which a string may name too. So is a method of a class that has no base.
+Statements that bind nothing are always needed. A name that two definitions share may bring in one too many, never one
+too few.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def _order(classes: np.ndarray) -> np.ndarray:
 
 
 def _write_corrections(writer: ChunkWriter, corrections: list[Correction], codec: str) -> None:
-    factors = [factor for one in corrections for factor in (one.left, one.right)]
+    factors = [factor for one in corrections for factor in one.factors]
     _write_planes(writer, np.concatenate([factor.scales for factor in factors]))
     bits = max(CorrectionSpec.of(one).bits for one in corrections)
     WRITERS[codec](writer, [factor.levels.ravel() for factor in factors], bits)

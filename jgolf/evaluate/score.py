@@ -263,7 +263,7 @@ def window_nats(
       The scored targets of each batch, in an order that is not the text's.
     """
     config = scoring_model(config)
-    mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
+    mesh = mesh or local_mesh()
     params = jax.device_put(params, NamedSharding(mesh, P()))
     longest_piece = piece_length or seq_len
     rows_each = max(1, min(batch_tokens // seq_len, pieces_at_once(config, longest_piece) * longest_piece // seq_len))
@@ -277,6 +277,11 @@ def window_nats(
         waiting = batch.windows, losses
     if waiting is not None:
         yield _scored(*waiting, seq_len)
+
+
+def local_mesh() -> Mesh:
+    """This process's devices, on one axis."""
+    return Mesh(np.array(jax.local_devices()), ("data",))
 
 
 class _Batch(NamedTuple):

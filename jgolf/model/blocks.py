@@ -87,12 +87,10 @@ def beginnings(begin: Callable[..., tuple[Array, ...]]) -> dict[str, Callable[..
     def own_gated(x: Array, *others: Array) -> tuple[Array, ...]:
         return gated(x, x, *others)
 
-    functions = {"none": begin} | {
-        function.__name__: function for function in (kept, added, gated, own_added, own_gated)
-    }
-    for function in (kept, added, gated, own_added, own_gated):
-        function.__name__ = f"{begin.__name__}_{function.__name__}"  # in profiles
-    return functions
+    functions = {function.__name__: function for function in (kept, added, gated, own_added, own_gated)}
+    for name, function in functions.items():
+        function.__name__ = f"{begin.__name__}_{name}"  # in profiles
+    return {"none": begin, **functions}
 
 
 ONE_STREAM = beginnings(mixed)

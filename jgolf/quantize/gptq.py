@@ -88,8 +88,7 @@ class Stack:
         `largest` is the largest level of each matrix, LARGEST_LEVEL by default.
         """
         steps = np.concatenate([_in_parts(rows.astype(np.float32), 1.0) for rows in scales])
-        of_each = np.asarray(largest or [LARGEST_LEVEL] * len(scales), np.float32)
-        of_parts = of_each[np.asarray(self.measure_of)]
+        of_parts = LARGEST_LEVEL if largest is None else np.asarray(largest, np.float32)[np.asarray(self.measure_of)]
         return round_with_feedback(self.weights, steps, self.measure_of, self.feedback, rate_weight, of_parts)
 
     def matrices(self, levels: Int8[Array, "parts rows columns"]) -> Iterator[np.ndarray]:

@@ -44,6 +44,11 @@ class Correction:
     left: Factor
     right: Factor
 
+    @property
+    def factors(self) -> tuple[Factor, Factor]:
+        """Both."""
+        return self.left, self.right
+
     def dequantize(self) -> np.ndarray:
         """Float32 [rows, columns]."""
         return self.left.dequantize() @ self.right.dequantize()
@@ -92,7 +97,7 @@ class StoredTensor:
     @property
     def factors(self) -> tuple[Factor, ...]:
         """Of the correction; none without one."""
-        return () if self.correction is None else (self.correction.left, self.correction.right)
+        return () if self.correction is None else self.correction.factors
 
     def dequantize(self) -> np.ndarray:
         """The parameter as float32, of `shape`: level × step, corrected."""

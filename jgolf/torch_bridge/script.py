@@ -204,10 +204,10 @@ def constructor_arguments(
     if any(parameter.kind is VARIADIC_NAMES for parameter in parameters):
         arguments, rest = settings, {}
     by_main = main_function.arguments_of_model(module) or {}
-    unknown = []
+    takes_all, unknown = main_function.settings_parameter(module), []
     for parameter in (parameter for parameter in named if parameter.name not in arguments):
         name, needed = parameter.name, parameter.default is parameter.empty
-        if name == main_function.settings_parameter(module):
+        if name == takes_all:
             arguments[name], rest = main_function.hyperparameters(module, settings), {}
         elif name in by_main and (needed or by_main[name] != parameter.default):
             arguments[name] = by_main[name]

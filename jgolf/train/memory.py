@@ -30,11 +30,12 @@ def device_bytes() -> int | None:
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
-def check_room(config: Config) -> None:
-    """Raises ConfigError for a state that no device can hold: on a CPU, the system would kill the process."""
+def check_room(config: Config) -> int:
+    """`state_bytes`; raises ConfigError for what no device can hold: on a CPU, the system would kill the process."""
     need, there = state_bytes(config), device_bytes() or machine_bytes()
     if need > there:
         raise ConfigError(
             f"the run's state, its parameters, optimizer and averages, takes {need / 1e9:,.2f} GB, and a device "
             f"here has {there / 1e9:,.2f} GB: make the model smaller"
         )
+    return need

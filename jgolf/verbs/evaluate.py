@@ -28,6 +28,7 @@ from jgolf.evaluate.score import (
     reference_sliding_score,
     rows,
     score,
+    scorers_of,
     sliding,
 )
 from jgolf.evaluate.ttt.adapted import adapted
@@ -38,14 +39,7 @@ from jgolf.progress import counting, progress_bar
 from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE
 
 ScorerName = Literal["rows", "packed", "sliding", "documents", "tuned", "adapted"]
-SCORERS = {
-    "rows": rows,
-    "packed": packed,
-    "sliding": sliding,
-    "documents": documents,
-    "tuned": tuned,
-    "adapted": adapted,
-}
+SCORERS = {scorer.__name__: scorer for scorer in (rows, packed, sliding, documents, tuned, adapted)}
 SLIDE = ("sliding", "documents", "tuned")
 """Scorers whose windows slide."""
 LEARN = ("tuned", "adapted")
@@ -109,8 +103,8 @@ def evaluate(argv: list[str], prog: str = "jgolf evaluate") -> None:
     if options.reference_windows and scorer is None:
         scorer = "sliding"
     if scorer is None:
-        apart = loaded.config.train.documents if options.within_documents is None else options.within_documents
-        scorer = ("documents" if apart else "sliding") if options.stride else ("packed" if apart else "rows")
+        in_a_row, slid_over = scorers_of(_apart(options, loaded))
+        scorer = (slid_over if options.stride else in_a_row).__name__
     missing = [name for name, given in (("--tokenizer", options.tokenizer), ("--tokens", options.tokens)) if not given]
     own_tokenizer = tokenizer_of(loaded, options.tokenizer, missing)
     paths = list(options.tokens) or find_shards(_data_of(loaded, missing).dir, "val")
@@ -206,8 +200,7 @@ def _score(scorer: ScorerName, options: EvaluateOptions, loaded: LoadedModel, te
             how: dict[str, Any] = {"tell": tell, "resume_file": options.resume_file}
             if scorer == "adapted":
                 return score(adapted, *what, options.adapted, **how)
-            apart = loaded.config.train.documents if options.within_documents is None else options.within_documents
-            how |= {"within_documents": apart, "batch_tokens": batch_tokens}
+            how |= {"within_documents": _apart(options, loaded), "batch_tokens": batch_tokens}
             return score(tuned, *what, *stride, options.tuned, **how)
     how = {"batch_tokens": batch_tokens, "progress": progress_bar("scoring")}
     if not options.reference_windows:
@@ -215,6 +208,11 @@ def _score(scorer: ScorerName, options: EvaluateOptions, loaded: LoadedModel, te
     if scorer == "packed":
         return reference_packed_score(*what, max(1, batch_tokens // seq_len), options.reference_ranks, **how)
     return reference_sliding_score(*what, *stride, **how)
+
+
+def _apart(options: EvaluateOptions, loaded: LoadedModel) -> bool:
+    """Whether no context reaches into the document before."""
+    return loaded.config.train.documents if options.within_documents is None else options.within_documents
 
 
 def _windows(scorer: ScorerName, options: EvaluateOptions, seq_len: int) -> str:

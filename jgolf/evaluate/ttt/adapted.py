@@ -27,7 +27,7 @@ from jgolf.config import AdaptedConfig, ModelConfig, resolved
 from jgolf.config.plan import make_plan
 from jgolf.data.text import Text
 from jgolf.errors import DataError
-from jgolf.evaluate.score import Scored, pieces_at_once, scoring_model
+from jgolf.evaluate.score import Scored, local_mesh, pieces_at_once, scoring_model
 from jgolf.evaluate.ttt import order
 from jgolf.evaluate.ttt.adapters import (
     AdapterPrograms,
@@ -100,7 +100,7 @@ def adapted(
         raise DataError(f"the validation tokens are too few: found {len(text.tokens)}, expected at least 2")
     sgd = dataclasses.replace(settings.sgd, row_length=settings.sgd.row_length or seq_len)
     settings = dataclasses.replace(settings, context=settings.context or seq_len, sgd=sgd)
-    mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
+    mesh = mesh or local_mesh()
     config = scoring_model(resolved(config))
     kept = Kept(None)
     if resume_file is not None:
@@ -131,8 +131,7 @@ class _Evaluation:
         self.sgd_ready = None
         places = min(settings.batch_documents, len(self.documents.start))
         self.shapes, self.calls = self._programs_worth_having(places)
-        how = {"rotary_length": settings.context}
-        self.programs = AdapterPrograms(config, settings, mesh, places, looped, how)
+        self.programs = AdapterPrograms(config, settings, mesh, places, looped)
         self.fresh_downs = fresh_downs or random_downs(config, settings, places, looped)
 
         self.position = self.draws = 0

@@ -146,20 +146,19 @@ def random_downs(config: ModelConfig, settings: AdaptedConfig, places: int, loop
 class AdapterPrograms:
     """The programs for one network, settings and set of devices, compiled beside one another in the background."""
 
-    def __init__(self, config: ModelConfig, settings: AdaptedConfig, mesh: Mesh, places: int, looped: bool, how: dict):
+    def __init__(self, config: ModelConfig, settings: AdaptedConfig, mesh: Mesh, places: int, looped: bool):
         """
         Args:
           config: the network.
-          settings: how it is adapted.
+          settings: how it is adapted, with a `context`, whose rotary base windows of any width have.
           mesh: devices.
           places: documents of a batch, at most.
           looped: see `jgolf.model.functional`.
-          how: more of `jgolf.model.functional.token_losses`'s arguments, by name.
         """
         self._settings, self._mesh = settings, mesh
         self._names = addition_names(config, settings.additions, looped)
         self._inputs, self._outputs = config.model_dim, {kind: addition_outputs(config, kind) for kind in self._names}
-        self._static = (config, mesh, max(_chunks(settings)), looped, tuple(how.items()), tuple(self._names.items()))
+        self._static = (config, mesh, max(_chunks(settings)), looped, settings.context, tuple(self._names.items()))
         self._each = -(-places // mesh.size)
         self._places, self._sharding = places, NamedSharding(mesh, P(mesh.axis_names[0]))
         self._whole = NamedSharding(mesh, P())
@@ -322,7 +321,7 @@ def _compiled(
     mesh: Mesh,
     chunk: int,
     looped: bool,
-    how: tuple[tuple[str, int], ...],
+    rotary_length: int,
     names: tuple[tuple[str, tuple[str, ...]], ...],
     width: int,
     steps: int,
@@ -334,14 +333,14 @@ def _compiled(
     Args:
       config, mesh, looped: see `AdapterPrograms`.
       chunk: most targets of a row.
-      how: more arguments of `token_losses`.
+      rotary_length: see `jgolf.model.functional`.
       names: of the additions, by kind.
       width: inputs of a row.
       steps: on each chunk.
       flat, structure: the arguments' shapes, as a tree is taken apart.
     """
     axis, by_kind = P(mesh.axis_names[0]), dict(names)
-    losses_of = partial(token_losses, config, looped=looped, **dict(how))
+    losses_of = partial(token_losses, config, looped=looped, rotary_length=rotary_length)
 
     def on_each_device(params, state, tokens, rows, rates, corrections, hyper):
         place, device_row, start, first, count = rows.T

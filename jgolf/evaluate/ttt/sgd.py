@@ -23,7 +23,7 @@ from jgolf import compiling
 from jgolf.config import ModelConfig, SGDConfig
 from jgolf.errors import ConfigError
 from jgolf.model.functional import Params, token_losses
-from jgolf.optim.optimizer import global_norm
+from jgolf.optim.optimizer import clipped
 
 
 class StepReport(NamedTuple):
@@ -157,9 +157,8 @@ def _program(
         loss, grads = jax.value_and_grad(loss_of)(params, inputs, targets, counts)
         if shared:
             loss, grads = jax.lax.pmean((loss, grads), axis)
-        norm = global_norm(grads)
-        factor = jnp.minimum(1, grad_clip / (norm + 1e-6)) if grad_clip else 1.0
-        momentum = {path: decay * momentum[path] + factor * grad for path, grad in grads.items()}
+        grads, norm = clipped(grads, grad_clip)
+        momentum = {path: decay * momentum[path] + grad for path, grad in grads.items()}
         params = {path: value - learning_rate * momentum[path] for path, value in params.items()}
         return params, momentum, norm, loss
 

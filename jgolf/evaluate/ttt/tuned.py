@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from jgolf.config import EvaluateConfig, ModelConfig, SGDConfig, resolved
 from jgolf.data.text import Text
-from jgolf.evaluate.score import Scored, scoring_model, window_nats
+from jgolf.evaluate.score import Scored, local_mesh, scoring_model, window_nats
 from jgolf.evaluate.ttt.kept import Kept, fingerprint
 from jgolf.evaluate.ttt.sgd import Sgd, zeros_like
 from jgolf.evaluate.ttt.tally import Tally
@@ -70,7 +70,7 @@ def tuned(
     else:
         windows = sliding_windows(num_tokens, seq_len, stride)
     settings = dataclasses.replace(settings, row_length=settings.row_length or seq_len)
-    mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
+    mesh = mesh or local_mesh()
     config, whole = scoring_model(resolved(config)), NamedSharding(mesh, P())
     own = fingerprint(params, text, config, settings, looped, seq_len, stride, within_documents) if resume_file else ""
     kept, tally = Kept(resume_file, own), Tally(text, tell)
