@@ -144,7 +144,7 @@ def test_no_score_depends_on_a_later_token(document, params, text, phased):
     ],
 )
 def test_neither_padding_nor_grouping_matters(how, params, text, phased, monkeypatch):
-    monkeypatch.setattr("jgolf.evaluate.ttt.adapted.FEW_CALLS", 0)  # every shape has its programs
+    monkeypatch.setattr("jgolf.evaluate.ttt.adapted.SPARED_TOKENS_AS_WRITTEN", -1)  # every shape has its programs
     found = adapted(MODEL, params, text, 1, dataclasses.replace(SETTINGS, **how))
     np.testing.assert_allclose(found.nats, phased.nats, rtol=2e-5, atol=2e-5)
     assert found.context == phased.context

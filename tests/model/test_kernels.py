@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from jgolf.model import attention, blocks, context, network, norm
-from jgolf.model.kernels import heads, loss, mlp, products, rowwise, tables
+from jgolf.model.kernels import door, heads, loss, mlp, products, rowwise, tables
 from tests.conftest import RECIPE
 
 NUM_ROWS = 1024
@@ -191,3 +192,30 @@ def test_a_number_s_last_bit_can_be_set(dtype):
 def _place(dtype):
     """Where the last bit of a number of this type lies among those of the same float64 number."""
     return 52 - jnp.finfo(dtype).nmant
+
+
+@pytest.mark.parametrize(
+    ("kind", "in_mesh", "expected"), [("cpu", True, 3.0), ("other", True, 2.0), ("cpu", False, 2.0)]
+)
+def test_within_a_mesh_only_the_form_for_its_devices_is_traced(monkeypatch, kind, in_mesh, expected) -> None:
+    """A GPU that calls itself "cpu" stands for a process's GPU; the kernel triples, the plain form doubles."""
+    monkeypatch.setattr(door, "gpu", lambda: SimpleNamespace(device_kind=kind))
+    traced = []
+
+    def form(factor: float) -> Callable:
+        def multiplied(x: jax.Array) -> jax.Array:
+            traced.append(factor)
+            return factor * x
+
+        return multiplied
+
+    def chosen(x: jax.Array) -> jax.Array:
+        return door.choose("auto", "multiplied", form(2.0), lambda _, x: form(3.0)(x), None, x)
+
+    if in_mesh:
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("devices",))
+        rows = jax.sharding.PartitionSpec("devices")
+        chosen = jax.shard_map(chosen, mesh=mesh, in_specs=rows, out_specs=rows)
+    value, grad = jax.jit(jax.value_and_grad(lambda x: chosen(x)[0]))(jnp.ones(1))
+    assert float(value) == float(grad[0]) == expected
+    assert set(traced) == ({expected} if in_mesh else {2.0, 3.0})

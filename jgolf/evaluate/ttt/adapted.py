@@ -11,6 +11,7 @@ token is scored once, before anything learns from it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from jgolf.evaluate.ttt.adapters import (
     FreshDowns,
     Shape,
     calls_of,
+    kinds_of_calls,
     padded_widths,
     program_shapes,
     random_downs,
@@ -49,8 +51,8 @@ MOST_PENDING = 32
 """Calls whose scores may still be on the devices."""
 MOST_COUNTED = 64
 """Batches, or up to twice as many, by which it is estimated how often programs run."""
-FEW_CALLS = 16
-"""A program that would run less often than this is not worth compiling beside one that can do its work."""
+SPARED_TOKENS, SPARED_TOKENS_AS_WRITTEN = 1 << 23, 1 << 15
+"""Forward passes of a token that a program has to spare to be worth compiling: with kernels, and on a CPU without."""
 
 Observer = Callable[[str, int, Any], None]
 """Is given intermediate results: what they are, after which batch in the queue, and they themselves."""
@@ -175,15 +177,31 @@ class _Evaluation:
             times = -(-each // max(1, most))
             return -(-each // times)  # so that a full batch leaves no rest
 
+        def cost(shapes: list[Shape]) -> int:
+            return sum(count * self._tokens(*call) for call, count in self._count_calls(shapes).items())
+
+        least = SPARED_TOKENS_AS_WRITTEN if runs_as_written(self.config) else SPARED_TOKENS
         shapes = program_shapes(padded_widths(settings, settings.context), rows_of)
+        found = cost(shapes)
+        while len(shapes) > 1:
+            fewer = [[shape for shape in shapes if shape != one] for one in shapes]
+            costs = [cost(some) if some[-1].width == shapes[-1].width else math.inf for some in fewer]
+            best = int(np.argmin(costs))
+            if costs[best] - found > least:
+                break
+            shapes, found = fewer[best], costs[best]
         calls = self._count_calls(shapes)
-        widest = max(shapes, key=lambda shape: (shape.width, shape.rows))
-        often = [shape for shape in shapes if calls[shape, True] + calls[shape, False] >= FEW_CALLS]
-        shapes = sorted({*often, widest})
-        calls = self._count_calls(shapes)
-        # A few calls that only score are no reason to compile, either: the program that adapts can do them.
-        rare = {(shape, False) for shape in shapes if calls[shape, False] < FEW_CALLS and calls[shape, True]}
-        return shapes, [call for call in calls if call not in rare]
+
+        def spares(shape: Shape, trains: bool) -> bool:
+            """Whether a program has work of its own: one that adapts can also only score."""
+            spared = calls[shape, trains] * (self._tokens(shape, True) - self._tokens(shape, False))
+            return trains or not calls[shape, True] or spared > least
+
+        return shapes, [call for call in calls if spares(*call)]
+
+    def _tokens(self, shape: Shape, trains: bool) -> int:
+        """What a call costs, as forward passes of a token: back is twice forth, and starting it takes time, too."""
+        return (3 if trains else 1) * (shape.rows * shape.width + self.settings.batch_tokens // 8)
 
     def _count_calls(self, shapes: list[Shape]) -> Counter:
         """How often each program would run, estimated from some batches where there are many."""
@@ -191,7 +209,7 @@ class _Evaluation:
         calls: Counter = Counter()
         for number in self.queue[::every]:
             for rows in self._chunks(self.batches[number]):
-                calls.update((call.shape, call.trains) for call in calls_of(rows, shapes, self.num_devices))
+                calls.update(kinds_of_calls(rows, shapes, self.num_devices))
         return Counter({call: every * count for call, count in calls.items()})
 
     def _chunks(self, batch: np.ndarray) -> Iterator[order.Rows]:

@@ -6,6 +6,7 @@ takes some rows of a batch at once: windows of one width, each scored, and most 
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,10 @@ WIDTH_MULTIPLE = 128
 """What padded widths are a multiple of, unless they are smaller."""
 SMALLER = (4, 16)
 """Parts of the rows of the longest windows that have programs of their own, for documents that outlive the others."""
+
+
+_TRACING = threading.Lock()
+"""Tracing holds Python's own lock: one after the other, the programs that are needed first are there first."""
 
 
 class Adapters(NamedTuple):
@@ -87,6 +92,17 @@ def program_shapes(widths: tuple[int, ...], rows_of: Callable[[int], int]) -> li
 
 def calls_of(rows: Rows, shapes: list[Shape], num_devices: int) -> Iterator[Call]:
     """A chunk's rows as calls of programs; rows that adapt come first, so that most calls without them are spared."""
+    return (_call(shape, by_device) for shape, by_device in _shares(rows, shapes, num_devices))
+
+
+def kinds_of_calls(rows: Rows, shapes: list[Shape], num_devices: int) -> Iterator[tuple[Shape, bool]]:
+    """Of the same calls the shape, and whether any row adapts."""
+    for shape, by_device in _shares(rows, shapes, num_devices):
+        yield shape, any(part.trains.any() for part in by_device)
+
+
+def _shares(rows: Rows, shapes: list[Shape], num_devices: int) -> Iterator[tuple[Shape, list[Rows]]]:
+    """The shape of each call, and every device's rows in it."""
     widths = np.array(sorted({shape.width for shape in shapes}))
     needed = widths[np.searchsorted(widths, rows.length)]
     for width in np.unique(needed):
@@ -96,7 +112,7 @@ def calls_of(rows: Rows, shapes: list[Shape], num_devices: int) -> Iterator[Call
         sizes = tuple(shape.rows for shape in shapes if shape.width == width)
         first = 0
         for size in _sizes(max(len(part.place) for part in by_device), sizes):
-            yield _call(Shape(size, int(width)), [part[first : first + size] for part in by_device])
+            yield Shape(size, int(width)), [part[first : first + size] for part in by_device]
             first += size
 
 
@@ -375,7 +391,9 @@ def _compiled(
     results = (axis, axis) if steps else axis
     sharded = jax.shard_map(on_each_device, mesh=mesh, in_specs=specs, out_specs=results, check_vma=False)
     program = jax.jit(sharded, donate_argnums=1 if steps else ())
-    return program.lower(*jax.tree.unflatten(structure, flat)).compile(compiler_options=compiling.options())
+    with _TRACING:
+        lowered = program.lower(*jax.tree.unflatten(structure, flat))
+    return lowered.compile(compiler_options=compiling.options())
 
 
 def _apart(stacks: dict[str, LowRank], names: dict[str, tuple[str, ...]]) -> dict[str, LowRank]:

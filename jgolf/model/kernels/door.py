@@ -1,7 +1,8 @@
-"""The door to every operation that has a kernel: which form a program gets is settled when it is lowered.
+"""The door to every operation that has a kernel: which form a program gets depends on what it is lowered for.
 
 A program that is lowered for NVIDIA GPUs gets the kernel, one for anything else the plain form, whatever the
-process's default device is. A process without such a GPU does not trace kernels at all.
+process's default device is. Within a mesh (`jax.shard_map`) that is known while the program is traced; elsewhere both
+forms are, and lowering picks one. A process without such a GPU does not trace kernels at all.
 """
 
 from __future__ import annotations
@@ -61,13 +62,24 @@ def choose(
         return kernel(True, *arguments)
     if choice != "auto" or gpu() is None:
         return plain(*arguments)
+    kind = _kind_of_device()
+    if kind is not None and kind != gpu().device_kind:
+        return plain(*arguments)
     if obstacle is not None:
         note(f"{operation}: without its kernel, since {obstacle}")
         return plain(*arguments)
+    if kind is not None:
+        return kernel(False, *arguments)
     # Both forms' derivatives share what they keep; a checkpoint keeps arguments only, so the kernel's has nothing more.
     return jax.lax.platform_dependent(
         *arguments, default=jax.checkpoint(plain), cuda=lambda *arguments: kernel(False, *arguments)
     )
+
+
+def _kind_of_device() -> str | None:
+    """What the program that is being traced is for; None where no mesh around it tells."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return None if device is None else device.device_kind
 
 
 @cache
