@@ -40,6 +40,11 @@ class Check:
     tolerance: float | None
     note: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "figure", float(self.figure))  # NumPy's numbers are no JSON
+        if self.tolerance is not None:
+            object.__setattr__(self, "tolerance", float(self.tolerance))
+
     @property
     def passed(self) -> bool | None:
         """Whether it holds; None where it was not tried."""
@@ -51,7 +56,7 @@ def rounding(config: ModelConfig, spread: float) -> float:
 
     Each of ROUNDINGS places of every block rounds to a unit u of itself, and these errors add up as in a random walk,
     to u·√(ROUNDINGS · blocks) of the stream and so of the logits. In float32 sums of D products are rounded, too, each
-    as often.
+    as often. The nats themselves are of the size of ln V, and rounded in float32.
 
     Args:
       config: the network.
@@ -60,7 +65,7 @@ def rounding(config: ModelConfig, spread: float) -> float:
     blocks = len(make_plan(config, True))
     unit = float(jnp.finfo(config.compute_dtype).eps) / 2
     sums = config.model_dim if config.compute_dtype == "float32" else 1
-    return unit * math.sqrt(ROUNDINGS * blocks * sums) * spread
+    return math.hypot(unit * math.sqrt(ROUNDINGS * blocks * sums) * spread, _last_place(config))
 
 
 def largest_rounding(config: ModelConfig, spread: float) -> float:
@@ -69,12 +74,17 @@ def largest_rounding(config: ModelConfig, spread: float) -> float:
 
 
 def mean_rounding(config: ModelConfig, spread: float, count: int) -> float:
-    """What the mean of so many targets' nats may differ by: their errors average out, but for half their variance.
+    """What the mean of so many targets' nats may differ by.
 
-    Errors of variance e² in all logits make the expected nats larger by up to e²/2, whichever way they point.
+    Errors average out, but for two parts: errors of variance e² in all logits make the expected nats larger by up to
+    e²/2, whichever way they point, and the last place of the nats may be rounded the same way everywhere.
     """
     error = rounding(config, spread)
-    return DEVIATIONS * error / math.sqrt(count) + error**2 / 2
+    return DEVIATIONS * error / math.sqrt(count) + error**2 / 2 + _last_place(config)
+
+
+def _last_place(config: ModelConfig) -> float:
+    return float(np.finfo(np.float32).eps) * math.log(config.vocab_size)
 
 
 def sum_rounding(every_token: np.ndarray) -> float:
@@ -101,6 +111,11 @@ def print_checks(console: Console, checks: Sequence[Check], title: str) -> None:
     for check in checks:
         if check.note:
             console.print(f"{check.condition}: {check.note}", soft_wrap=True)
+
+
+def times(count: int) -> str:
+    """How often, in words."""
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def number(value: float) -> str:

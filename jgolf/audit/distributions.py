@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jgolf.audit.checks import Check, largest_rounding, mean_rounding, sum_rounding
-from jgolf.audit.scorer import Audited, Told, largest_change
+from jgolf.audit.checks import Check, largest_rounding, mean_rounding, sum_rounding, times
+from jgolf.audit.scorer import Audited, Told, largest, largest_change
 from jgolf.audit.tries import Tried
 from jgolf.data.text import Text
 from jgolf.evaluate.score import UNSCORED
@@ -19,7 +19,7 @@ def normalisation(tried: Tried) -> list[Check]:
     missing = [
         Check(
             "normalisation",
-            "sampled targets that were scored and of which it is not told how they were predicted",
+            f"{len(base.heard.asked)} targets: of how many the scorer does not tell how it predicts them",
             len(base.heard.asked) - len(told),
             0,
         )
@@ -34,14 +34,11 @@ def normalisation(tried: Tried) -> list[Check]:
         if change.target in told and change.target in run.heard.told:
             after = run.heard.told[change.target]
             fixed = max(fixed, largest_change(told[change.target].every_token, after.every_token))
-            scored = max(scored, abs(run.nats[change.target] - _entry(after, run.text, change.target)))
+            scored = max(scored, largest(run.nats[change.target] - _entry(after, run.text, change.target)))
         else:
             fixed = scored = np.inf
     count = len(told)
-    why = (
-        f"rounding in another order, with logits of deviation {deviation:.2f}; the mean of {count} may differ by less, "
-        "and shows what is added to all"
-    )
+    why = f"the tolerances are what rounding in another order makes of logits of standard deviation {deviation:.2f}"
     return [
         *missing,
         Check(
@@ -53,26 +50,26 @@ def normalisation(tried: Tried) -> list[Check]:
         Check(
             "normalisation",
             f"score of {count} targets against their own probability: largest difference, nats",
-            float(np.nan_to_num(np.abs(entries), nan=np.inf).max()),
+            largest(entries),
             largest_rounding(config, deviation),
             why,
         ),
         Check(
             "normalisation",
             "the same: mean difference, nats",
-            float(np.nan_to_num(abs(entries.mean()), nan=np.inf)),
+            largest(entries.mean()),
             mean_rounding(config, deviation, count),
         ),
         Check(
             "normalisation",
-            f"another token in the target's place, {len(tried.changed)} times: change of the probabilities, nats",
+            f"another token in the target's place, {times(len(tried.changed))}: change of the probabilities, nats",
             fixed,
             tried.tolerance,
         ),
         Check(
             "normalisation",
             "the other token's score against its own probability: largest difference, nats",
-            float(np.nan_to_num(scored, nan=np.inf)),
+            scored,
             largest_rounding(config, deviation),
         ),
     ]
@@ -90,14 +87,14 @@ def plain_network(tried: Tried) -> list[Check]:
         Check(
             "plain network",
             f"{len(told)} targets scored again in float32{by}: largest difference, nats",
-            float(np.nan_to_num(np.abs(differences), nan=np.inf).max()),
+            largest(differences),
             largest_rounding(config, deviation),
             f"scored in {config.compute_dtype}",
         ),
         Check(
             "plain network",
             "the same: mean difference, nats",
-            float(np.nan_to_num(abs(differences.mean()), nan=np.inf)),
+            largest(differences.mean()),
             mean_rounding(config, deviation, len(told)),
         ),
     ]
@@ -132,7 +129,7 @@ def whole_vocabulary(audited: Audited, text: Text, bos_id: int, count: int, seed
         return Check("normalisation", tried, np.inf, 0, "the last token of a text was not scored")
     for row in nats:
         figure, tolerance = max(figure, abs(_sum(row) - 1)), max(tolerance, sum_rounding(row))
-    return Check("normalisation", f"{tried}, {count} times: |sum of their probabilities − 1|", figure, tolerance)
+    return Check("normalisation", f"{tried}, {times(count)}: |sum of their probabilities − 1|", figure, tolerance)
 
 
 def _sum(every_token: np.ndarray) -> float:

@@ -71,7 +71,7 @@ class Audit:
     def as_json(self, **more: Any) -> dict[str, Any]:
         """What audit.json says."""
         score = {name: getattr(self.score, name) for name in ("val_loss", "val_bpb", "tokens", "bytes")}
-        rows = [{**asdict(check), "figure": float(check.figure), "passed": check.passed} for check in self.checks]
+        rows = [{**asdict(check), "passed": check.passed} for check in self.checks]
         return {"passed": self.passed, "scorer": self.audited.name, **score, **more, "checks": rows}
 
 

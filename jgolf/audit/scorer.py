@@ -116,4 +116,9 @@ def largest_change(before: np.ndarray, after: np.ndarray) -> float:
     """Of scores; a target that is scored in one of them only, or to NaN, has changed without bound."""
     with np.errstate(invalid="ignore"):
         change = np.where(before == after, 0.0, np.abs(np.float64(after) - before))
-    return float(np.nan_to_num(change, nan=np.inf).max(initial=0.0))
+    return largest(change)
+
+
+def largest(differences: np.ndarray) -> float:
+    """The largest magnitude; infinite where there is a NaN, 0 of nothing."""
+    return float(np.nan_to_num(np.abs(differences), nan=np.inf, posinf=np.inf).max(initial=0.0))

@@ -112,8 +112,7 @@ def _code(artifact: Path) -> tuple[int, str, list[Check]]:
     except zipfile.BadZipFile as error:
         raise ArtifactError(f"{path}: not the code of a submission: {error}") from None
     others = names - {"__main__.py", submission.SOURCES_NAME}
-    outside = [entry for entry in artifact.parent.rglob("*.py") if entry.is_file()]
-    others |= {entry.name for entry in outside}
+    others |= {entry.name for entry in artifact.parent.glob("*.py")}
     listed = ", ".join(sorted(others)[:5])
     check = Check("size", f"code beside {path.name}, or in it under other names: files", len(others), 0, listed)
     return path.stat().st_size, path.name, [check]

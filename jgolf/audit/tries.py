@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jgolf.audit.checks import Check, largest_rounding
+from jgolf.audit.checks import Check, largest_rounding, times
 from jgolf.audit.scorer import Audited, Run, documents_of, heard, largest_change
 from jgolf.data.text import Text
 from jgolf.errors import DataError
 from jgolf.evaluate.score import UNSCORED
+from jgolf.progress import counted
 
 NOISE = 4.0
 """Times the largest difference of two scorings of one text, where these are not the same to the last bit."""
@@ -155,15 +156,8 @@ def may_move(tried: Tried, changed: Changed) -> Bool[np.ndarray, " targets"]:
 
 def causality(tried: Tried) -> list[Check]:
     """Nothing that was scored before a changed token moves; nothing does where the text is cut, either."""
-    checks = [
-        Check(
-            "repeatable",
-            "the same text scored again: largest difference, nats",
-            tried.noise,
-            MOST_NOISE,
-        )
-    ]
-    num_documents = len(tried.base.text.starts)
+    again = "the same text scored again: largest difference, nats"
+    checks = [Check("repeatable", again, tried.noise, MOST_NOISE)]
     for several, what in ((False, "one token"), (True, "all tokens from one on")):
         own = [(change, run) for change, run in tried.changed if (len(change.positions) > 1) == several]
         if not own:
@@ -173,19 +167,12 @@ def causality(tried: Tried) -> list[Check]:
             rest = ~may_move(tried, change)
             held += int(np.count_nonzero(rest))
             figure = max(figure, largest_change(tried.base.nats[rest], run.nats[rest]))
-        told = f"{what} changed, {len(own)} times: largest change of {held:,} scores before, nats"
+        told = f"{what} changed, {times(len(own))}: largest change of {held:,} scores before, nats"
         checks.append(Check("causality", told, figure, tried.tolerance))
-    seen = sum(run.nats[change.target] != tried.base.nats[change.target] for change, run in tried.changed)
-    checks.append(
-        Check(
-            "causality",
-            f"the changed tokens' own scores: how many of {len(tried.changed)} did not move",
-            len(tried.changed) - int(seen),
-            0,
-            f"{len(tried.base.nats):,} targets of {num_documents:,} documents, which keep their lengths; " + tried.why,
-        )
-    )
-    return checks
+    still = sum(run.nats[change.target] == tried.base.nats[change.target] for change, run in tried.changed)
+    told = f"the changed tokens' own scores: how many of {len(tried.changed)} did not move"
+    size = f"{len(tried.base.nats):,} targets of {counted(len(tried.base.text.starts), 'document')}"
+    return [*checks, Check("causality", told, still, 0, f"{size}, which keep their lengths; {tried.why}")]
 
 
 def cut(tried: Tried, bos_id: int) -> Check:
@@ -205,7 +192,7 @@ def cut(tried: Tried, bos_id: int) -> Check:
         both = (found != UNSCORED) & (base.nats[: len(found)] != UNSCORED)
         held += int(np.count_nonzero(both))
         figure = max(figure, largest_change(base.nats[: len(found)][both], found[both]))
-    told += f", {len(ends)} times: largest change of {held:,} scores before, nats"
+    told += f", {times(len(ends))}: largest change of {held:,} scores before, nats"
     why = "a shorter text is scored in batches of another shape, so sums may be rounded in another order"
     return Check("causality", told, figure, largest_rounding(audited.config, tried.spread), why)
 
@@ -216,22 +203,19 @@ def score_before_update(tried: Tried, lessons: int, seed: int) -> list[Check]:
     if not audited.learns:
         return [Check("score before update", "nothing: this scorer does not learn", 0, 0, "trivially true")]
     number = base.heard.number
-    figure, count, learnt = 0.0, 0, 0.0
+    figure, count = 0.0, 0
     for change, run in tried.changed:
         if len(change.positions) > 1:
             continue
         beside = (number == number[change.target]) & ~may_move(tried, change)
-        later = number > number[change.target]
         count += int(np.count_nonzero(beside))
         figure = max(figure, largest_change(base.nats[beside], run.nats[beside]))
-        learnt = max(learnt, largest_change(base.nats[later], run.nats[later]))
     checks = [
         Check(
             "score before update",
             f"a token that is learnt from changed: largest change of {count:,} scores beside it, nats",
             figure,
             tried.tolerance,
-            f"later scores moved by up to {learnt:.2e} nats",
         )
     ]
     random = np.random.default_rng(seed)
@@ -246,15 +230,7 @@ def score_before_update(tried: Tried, lessons: int, seed: int) -> list[Check]:
         until = number <= part
         figure = max(figure, largest_change(base.nats[until], run.nats[until]))
         learnt = max(learnt, largest_change(base.nats[~until], run.nats[~until]))
-    checks.append(
-        Check(
-            "score before update",
-            f"no learning from a part on, {len(parts)} times: largest change of its score and those before, nats",
-            figure,
-            tried.tolerance,
-            f"later scores moved by up to {learnt:.2e} nats; {number.max():,} lessons, {base.heard.phases} phases",
-        )
-    )
-    if not learnt:
-        checks.append(Check("score before update", "how many lessons changed a later score", 0, None, "none did"))
-    return checks
+    what = f"{number.max():,} lessons, {counted(base.heard.phases, 'phase')} of all weights"
+    note = f"{what}; later scores moved by up to {learnt:.2e} nats" if learnt else f"{what}; none moved a later score"
+    told = f"no learning from a part on, {times(len(parts))}: largest change of its score and those before, nats"
+    return [*checks, Check("score before update", told, figure, tried.tolerance if learnt else None, note)]

@@ -181,7 +181,7 @@ def _plan(what: Opened, options: AuditOptions, audited: Audited) -> Plan:
 def _kind(what: Opened, options: AuditOptions, own: EvaluateConfig, claim: Claim) -> str:
     """Which of the scores that are said was taken like this one; "" for none."""
     trained = what.loaded.config.train
-    if what.seq_len != trained.seq_len:
+    if what.seq_len != trained.seq_len or (claim.tokens is None and options.max_tokens):
         return ""
     if what.scorer == "adapted":
         return "adapted" if options.adapted == own.adapted else ""
@@ -213,5 +213,8 @@ def _tell(found: Audit, what: Opened, plan: Plan, options: AuditOptions, out: Pa
     failed = sum(check.passed is False for check in found.checks)
     untried = sum(check.passed is None for check in found.checks)
     made = f"{counted(len(found.checks) - untried, 'check')}, {failed} failed, {untried} not made; {out}"
-    console.print(f"the audit passed: {made}" if found.passed else Text(f"the audit FAILED: {made}", style="bold red"))
+    verdict = Text(f"the audit passed: {made}")
+    if not found.passed:
+        verdict = Text(f"the audit FAILED: {made}", style="bold red")
+    console.print(verdict, soft_wrap=True)
     return EXIT_OK if found.passed else EXIT_CHECK_FAILED
