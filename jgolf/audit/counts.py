@@ -67,7 +67,7 @@ def text_bytes(text: Text, tokenizer: Tokenizer, documents: Sequence[Path], besi
     note = _fewer(excess)
     if excess > CUT_BYTES and beside:
         note = (
-            f"{excess:,} bytes are in no token: where the tokenizer drops some of a text, as white space, only the "
+            f"{excess:,} bytes are in no token; where a tokenizer drops some of a text, as white space, only the "
             "documents tell whether they were there: give --documents FILE…, what the text was packed from"
         )
     told = f"{counted:,} bytes of text, {how}: how many more than the decoded documents have"
@@ -103,14 +103,13 @@ def _bytes_of_files(text: Text, tokenizer: Tokenizer, files: Sequence[Path]) -> 
     for number, document in enumerate(islice(read_documents(files), len(text.starts))):
         start, end = int(text.starts[number]), int(ends[number])
         ids, own = np.array([tokenizer.bos_id, *tokenizer.encode(document)]), text.tokens[start:end]
-        if number == len(text.starts) - 1 and len(own) < len(ids):
-            break  # the text ends in it
-        if not np.array_equal(ids, own):
+        is_cut = number == len(text.starts) - 1 and len(own) < len(ids)  # the text ends in it
+        if not np.array_equal(ids[: len(own)] if is_cut else ids, own):
             raise DataError(
                 f"{names}: document {number + 1:,} is not that of the text: {len(ids):,} tokens, found {len(own):,} at "
                 f"token {start:,}: give the files that the shards were packed from, in their order"
             )
-        found.append(len(document.encode()))
+        found += [] if is_cut else [len(document.encode())]
     if len(found) < len(text.starts) - 1:
         raise DataError(f"{names}: {len(found):,} documents, expected at least {len(text.starts) - 1:,}, the text's")
     return np.array(found, np.int64)

@@ -70,13 +70,15 @@ class Predictions:
         seen = np.zeros((1, self.width), np.int32)
         seen[0, : target + 1 - start] = self.tokens[start : target + 1]
         positions = np.full((1, len(tried)), target - start, np.int32)
+        # One row is one device's work, also where several hold the weights.
+        given = jax.device_put((self.params, dict(self.additions(window))), jax.local_devices()[0])
         run = _losses(config, tuple(sorted(self.how.items())))
-        return np.asarray(run(self.params, seen, tried[None], positions, dict(self.additions(window))))[0]
+        return np.asarray(run(*given, seen, tried[None], positions))[0]
 
 
 @cache
 def _losses(config: ModelConfig, how: tuple[tuple[str, int], ...]) -> Callable:
-    def losses(params, inputs, targets, positions, additions):
+    def losses(params, additions, inputs, targets, positions):
         return token_losses(config, params, inputs, targets, positions, additions, **dict(how)).astype(jnp.float32)
 
     return jax.jit(losses)

@@ -135,8 +135,9 @@ def _settled(options: AuditOptions, own: EvaluateConfig) -> AuditOptions:
 
 
 def audited_scorer(what: Opened, options: ScoringOptions) -> Audited:
-    """The scorer as `jgolf evaluate` would run it, as a function of the text."""
+    """The scorer as `jgolf evaluate` would run it, but that gradients are the same to the bit every time."""
     name, seq_len = what.scorer, what.seq_len
+    model = dataclasses.replace(resolved(what.loaded.config.model), repeatable=True)
     params = jax.device_put(what.loaded.params)
     arguments = [seq_len]
     if name in SLIDE:
@@ -148,7 +149,7 @@ def audited_scorer(what: Opened, options: ScoringOptions) -> Audited:
         how["within_documents"] = what.apart
 
     def score(text, **watch):
-        return SCORERS[name](what.loaded.config.model, params, text, *arguments, **how, **watch)
+        return SCORERS[name](model, params, text, *arguments, **how, **watch)
 
     shortest = seq_len + 1
     if name == "adapted":
@@ -158,7 +159,7 @@ def audited_scorer(what: Opened, options: ScoringOptions) -> Audited:
     return Audited(
         name,
         score,
-        scoring_model(resolved(what.loaded.config.model)),
+        scoring_model(model),
         learns=name in LEARN,
         reorders=name == "adapted",
         row=seq_len if name == "rows" else 1,

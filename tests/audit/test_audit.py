@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from functools import partial
 
@@ -18,9 +19,11 @@ from jgolf.audit.scorer import Audited, documents_of, largest_change
 from jgolf.audit.sizes import Claim
 from jgolf.audit.tries import changed_behind
 from jgolf.config import AdaptedConfig, ModelConfig, SGDConfig
+from jgolf.data.pack import pack_documents
 from jgolf.data.pure_bytes import byte_tokenizer_file
-from jgolf.data.text import Text, table_bytes
+from jgolf.data.text import Text, counted_beside, read_text, table_bytes, without_sidecars
 from jgolf.data.tokenizer import load_tokenizer
+from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.errors import DataError
 from jgolf.evaluate.score import (
     UNSCORED,
@@ -138,6 +141,7 @@ def test_every_scorer_passes(name, params, text):
     if facts.get("learns"):
         switched_off = next(check for check in found.checks if "no learning from" in check.tried)
         assert switched_off.passed and "later scores moved by up to" in switched_off.note
+        assert name != "adapted" or "1 phase of all weights" in switched_off.note
     targets = sum(LENGTHS) // LENGTH * LENGTH if name == "rows" else sum(LENGTHS)
     assert found.score.tokens == targets and found.as_json()["passed"] is True
 
@@ -362,6 +366,27 @@ def test_bytes_by_real_tokenizers(nano_data, tmp_path):
         assert counts.text_bytes(text, tokenizer, (), beside=False).figure == 0
 
 
+def test_bytes_that_were_counted_when_the_text_was_packed(tmp_path):
+    """White space that the tokenizer drops is in the documents, but in no token."""
+    words = [" ".join(word.title() for word in one.split()) for one in random_words(4)]
+    (tmp_path / "case.model").write_bytes(train_tokenizer(words, 320, case_ops=True))
+    told = {}
+    for name, texts in (("kept", words[:20]), ("dropped", [*words[:19], words[19].replace(" ", "  ")])):
+        file, folder = tmp_path / f"{name}.jsonl", tmp_path / name
+        file.write_text("".join(json.dumps({"text": one}) + "\n" for one in texts))
+        pack_documents([file], tmp_path / "case.model", folder, split="val", workers=1)
+        tokenizer = load_tokenizer(folder / "case.model")
+        shards = without_sidecars(folder.glob("*_val_*.bin"))
+        text = read_text(shards, tokenizer)
+        assert int(text.bytes.sum()) == sum(len(one.encode()) for one in texts)
+        beside = counted_beside(shards, tokenizer)
+        for given in ((), (file,)):
+            told[name, len(given)] = counts.text_bytes(text, tokenizer, given, beside)
+    assert told["kept", 0].passed and told["kept", 1].passed and told["dropped", 1].passed
+    assert not told["dropped", 0].passed and told["dropped", 0].figure == 29
+    assert "29 bytes are in no token" in told["dropped", 0].note and "give --documents FILE" in told["dropped", 0].note
+
+
 def test_rounding_against_a_network_in_two_precisions(params, text):
     """What bfloat16 does to a network stays within what is expected of it, and is not far below."""
     tokens = jnp.asarray(text.tokens[None, :200], jnp.int32)
@@ -371,7 +396,7 @@ def test_rounding_against_a_network_in_two_precisions(params, text):
     )
     spread, errors = float(jnp.std(exact, axis=-1).max()), np.asarray(exact - rounded)
     model = dataclasses.replace(MODEL, compute_dtype="bfloat16")
-    assert rounding(model, spread) / 10 < errors.std() < rounding(model, spread)
+    assert rounding(model, spread) / 8 < errors.std() < rounding(model, spread)
     assert np.abs(errors).max() < largest_rounding(model, spread)
     assert abs(errors[:, 3].mean()) < mean_rounding(model, spread, len(errors))
     nats = -np.asarray(exact[0], np.float64)
@@ -419,6 +444,6 @@ def test_a_score_that_is_said(params, text, tmp_path):
         return against_claim(found, claim, kind, dataclasses.replace(MODEL, compute_dtype="bfloat16"))
 
     assert compared(bpb).passed and not compared(bpb - 1e-3).passed
-    assert compared(bpb - 1e-3, device="NVIDIA H100").passed and not compared(bpb - 0.02, device="NVIDIA H100").passed
+    assert compared(bpb - 1e-3, device="NVIDIA H100").passed and not compared(bpb - 0.03, device="NVIDIA H100").passed
     assert compared(bpb, kind="adapted").passed is None and compared(bpb, tokens=tokens + 9).passed is None
     assert isinstance(found.checks[0], Check)
