@@ -87,7 +87,6 @@ def tried(audited: Audited, text: Text, bos_id: int, samples: int, told: int, se
     first = heard(audited, text)
     targets = list(_targets(audited, first, bos_id, samples, random))
     further = random.choice(np.flatnonzero(first.nats != UNSCORED), told).tolist()
-    # The further ones may not be all there are: a text of a few targets has no more.
     base = heard(audited, text, {*targets, *further}, plainly=True)
     changed = []
     for index, target in enumerate(targets):
