@@ -21,6 +21,11 @@ ROUNDINGS = 8
 DEVIATIONS = 6.0
 """Standard deviations of an error that a largest one stays within: some positions are rounded worse than others."""
 
+LARGEST_LOGIT = 32.0
+"""Logits are hardly larger; a scorer that tells of larger ones is granted no more."""
+LARGEST_SPREAD = 8.0
+"""Standard deviation of logits, of which the same holds."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -88,15 +93,13 @@ def _last_place(config: ModelConfig) -> float:
     return float(np.finfo(np.float32).eps) * math.log(config.vocab_size)
 
 
-def sum_rounding(every_token: np.ndarray) -> float:
+def sum_rounding(vocab_size: int) -> float:
     """What the sum of all probabilities may differ from 1 by, where each is given by its float32 nats.
 
-    A logit and the logarithm of the sum are each rounded in float32, to half a unit in the last place of numbers that
-    are hardly larger than the spread of the nats, and so is each of the log₂ V levels on which the sum is taken; their
-    errors may all point the same way.
+    A logit and the logarithm of the sum are each rounded in float32, to half a unit in the last place of numbers up to
+    LARGEST_LOGIT, and so is each of the log₂ V levels on which the sum is taken; all errors may point the same way.
     """
-    size = float(np.max(every_token) - np.min(every_token)) + math.log2(len(every_token))
-    return 4 * float(np.finfo(np.float32).eps) * size
+    return 4 * float(np.finfo(np.float32).eps) * (LARGEST_LOGIT + math.log2(vocab_size))
 
 
 def print_checks(console: Console, checks: Sequence[Check], title: str) -> None:

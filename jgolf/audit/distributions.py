@@ -27,7 +27,7 @@ def normalisation(tried: Tried) -> list[Check]:
     if not told:
         return missing
     deviation = tried.spread
-    sums = [abs(_sum(one.every_token) - 1) for one in told.values()]
+    sums = np.array([_sum(one.every_token) for one in told.values()])
     entries = np.array([base.nats[target] - _entry(one, base.text, target) for target, one in told.items()])
     fixed, scored = 0.0, 0.0
     for change, run in tried.changed:
@@ -44,8 +44,8 @@ def normalisation(tried: Tried) -> list[Check]:
         Check(
             "normalisation",
             f"probabilities of all {config.vocab_size:,} tokens at {count} targets: |sum − 1|",
-            max(sums),
-            max(sum_rounding(one.every_token) for one in told.values()),
+            largest(sums - 1),
+            sum_rounding(config.vocab_size),
         ),
         Check(
             "normalisation",
@@ -118,7 +118,6 @@ def whole_vocabulary(audited: Audited, text: Text, bos_id: int, count: int, seed
     starts = text.starts[text.starts + length <= len(text.tokens)]
     random = np.random.default_rng(seed)
     chosen = random.choice(starts if len(starts) else np.zeros(1, int), count).tolist()
-    figure = tolerance = 0.0
     every = [(start, token) for start in chosen for token in range(size)]
     nats = np.zeros((count, size))
     for index, (start, token) in enumerate(progress(every, len(every))):
@@ -127,9 +126,9 @@ def whole_vocabulary(audited: Audited, text: Text, bos_id: int, count: int, seed
         nats.flat[index] = audited.score(Text.of(tokens, bos_id), observe=unobserved).nats[-1]
     if np.any(nats == UNSCORED):
         return Check("normalisation", tried, np.inf, 0, "the last token of a text was not scored")
-    for row in nats:
-        figure, tolerance = max(figure, abs(_sum(row) - 1)), max(tolerance, sum_rounding(row))
-    return Check("normalisation", f"{tried}, {times(count)}: |sum of their probabilities − 1|", figure, tolerance)
+    figure = largest(np.array([_sum(row) for row in nats]) - 1)
+    told = f"{tried}, {times(count)}: |sum of their probabilities − 1|"
+    return Check("normalisation", told, figure, sum_rounding(size))
 
 
 def _sum(every_token: np.ndarray) -> float:

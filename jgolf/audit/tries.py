@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jgolf.audit.checks import Check, largest_rounding, times
-from jgolf.audit.scorer import Audited, Run, documents_of, heard, largest_change
+from jgolf.audit.checks import LARGEST_SPREAD, Check, largest_rounding, times
+from jgolf.audit.scorer import Audited, Run, documents_of, heard, largest, largest_change
 from jgolf.data.text import Text
 from jgolf.errors import DataError
 from jgolf.evaluate.score import UNSCORED
@@ -59,7 +59,9 @@ class Tried(NamedTuple):
     @property
     def spread(self) -> float:
         """Standard deviation of the logits at a position, the largest of those looked at."""
-        return max((float(np.std(told.every_token)) for told in self.base.heard.told.values()), default=0.0)
+        with np.errstate(invalid="ignore"):
+            found = [largest(np.std(told.every_token)) for told in self.base.heard.told.values()]
+        return min(max(found, default=0.0), LARGEST_SPREAD)
 
     @property
     def why(self) -> str:

@@ -76,6 +76,18 @@ def test_a_submission_is_audited(run, nano_data, tmp_path):
     assert sum(check["passed"] is False for check in json.loads(out.read_text())["checks"]) == 2
 
 
+def test_test_time_training_is_audited(run):
+    settings = {"rank": 2, "chunk": 16, "phases": 0, "learning-rate": 0.01}
+    words = [word for name, value in settings.items() for word in (f"--adapted.{name}", value)]
+    words += ["--max-tokens", 200, "--try-tokens", 150, "--samples", 2]
+    code, shown = call("audit", run, "--scorer", "adapted", *words)
+    assert code == 0, shown
+    found = json.loads((run / "artifact" / "audit.json").read_text())
+    assert found["settings"]["rank"] == 2 and found["tokens"] == 200 and found["try_tokens"] == 150
+    untried = [check["tried"] for check in found["checks"] if check["passed"] is None]
+    assert [words.split()[0] for words in untried] == ["the", "each", f"{found['val_bpb']:.6f}"]
+
+
 def test_sizes_that_are_understated(exported, tmp_path):
     artifact = Path(shutil.copytree(exported / "artifact", tmp_path / "artifact")) / "model.jgolf"
     result = json.loads(artifact.with_name("result.json").read_text())
