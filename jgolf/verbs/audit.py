@@ -22,7 +22,7 @@ from jgolf.data.documents import check_files
 from jgolf.data.text import counted_beside, without_sidecars
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ArtifactError, JgolfError
 from jgolf.evaluate.score import scorers_of, scoring_model
-from jgolf.load import load_model
+from jgolf.load import kind_of, load_model
 from jgolf.progress import activity, counted, progress_bar, table_console
 from jgolf.run_dir import ARTIFACT_FILE, AUDIT_FILE, CONFIG_FILE
 from jgolf.verbs.scoring import (
@@ -84,12 +84,13 @@ def run_audit(argv: list[str], prog: str = "jgolf audit") -> int:
     options, own = read_options(AuditOptions, argv, prog, description)
     options = _settled(options, own)
     model = Path(options.model)
+    is_artifact = kind_of(model) == "jgolf"
     out = options.out or model.with_name(AUDIT_FILE.name)
     if not os.access(out.parent, os.W_OK):
         raise JgolfError(f"{out.parent}: cannot be written to, expected the folder for {out.name}: give --out FILE")
     compiling.keep_programs()
     loaded = load_model(options.model, options.config)
-    claim = read_claim(model) if loaded.stored is not None else None
+    claim = read_claim(model) if is_artifact else None
     what = opened(options, own, loaded, options.scorer)
     audited = audited_scorer(what, options)
     plan = _plan(what, options, audited)
@@ -99,7 +100,7 @@ def run_audit(argv: list[str], prog: str = "jgolf audit") -> int:
         found = audit(audited, what.text, what.tokenizer, plan, options.documents, beside, say, show)
     if claim is not None:
         found = found.plus(against_claim(found, claim, _kind(what, options, own, claim), resolved(loaded.config.model)))
-    if loaded.stored is not None:
+    if is_artifact:
         found = found.plus(*sizes(model, claim))
     return _tell(found, what, plan, options, out)
 

@@ -133,6 +133,11 @@ def test_bad_options(words, told, exported):
     assert code == 2 and told in shown
 
 
+def test_no_model(tmp_path):
+    code, shown = call("audit", tmp_path / "nowhere" / "model.jgolf")
+    assert code == 2 and "nowhere/model.jgolf: cannot be read: No such file" in shown
+
+
 def test_a_run_that_was_not_exported(exported, tmp_path):
     shutil.copy(exported / "config.json", tmp_path)
     code, shown = call("audit", tmp_path)
