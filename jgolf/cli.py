@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("jgolf.verbs.train:train", "train a model"),
     "export": ("jgolf.verbs.export:export", "quantize a run, pack it into an artifact and score that"),
     "evaluate": ("jgolf.verbs.evaluate:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),
+    "audit": ("jgolf.verbs.audit:run_audit", "try whether a score needs no trust: causality, probabilities, bytes"),
     "sweep": ("jgolf.sweep.cli:sweep", "train many runs at once: seeds, learning rates, any setting"),
     "report": ("jgolf.report.cli:report", "draw runs, the PyTorch reference's too, on one page"),
     "compare": ("jgolf.compare:compare", "test whether runs beat others by the challenge's rule for a record"),

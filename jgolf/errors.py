@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 
 EXIT_OK = 0
-EXIT_CHECK_FAILED = 1  # a check that the user asked for did not hold: cross-check, size budget
+EXIT_CHECK_FAILED = 1  # a check that the user asked for did not hold: cross-check, audit, size budget
 EXIT_BAD_INPUT = 2  # a file, an option or a setting that cannot be used
 EXIT_DIVERGED = 3  # training stopped on a loss that is not finite
 EXIT_PROCESS_LOST = 4  # another process of the same run ended, so this one did too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 Progress = Callable[[Iterable, int], Iterable]
 """Passes on an iterable of that many steps, and may show how far it has come, or end it by an exception."""
@@ -19,3 +20,11 @@ def unwatched(steps: Iterable, total: int) -> Iterable:
 
 def untold(done: int, how: str) -> None:
     """The Tell that keeps it to itself."""
+
+
+Observer = Callable[[str, int, Any], None]
+"""Is given what happens inside: what it is, a number that says when, and the thing itself."""
+
+
+def unobserved(what: str, number: int, value: Any) -> None:
+    """The Observer that does not look."""

@@ -1,10 +1,11 @@
 """A submission to the challenge: a folder that holds the artifact, the code that scores it, and its story.
 
-    README.md  submission.json  train.log  model.jgolf  score.pyz
+    README.md  submission.json  train.log  model.jgolf  score.pyz  audit.json
 
 `python score.pyz --tokens SHARD… --tokenizer T.model` in that folder scores the artifact, with this package's
 dependencies installed and the package itself not. Python runs a zip; this one holds what scoring needs of our source
-files, compressed together, which is what the challenge counts beside the artifact.
+files, compressed together, which is what the challenge counts beside the artifact. `audit.json` is there where the
+artifact was audited.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any
 from jgolf import files
 from jgolf.artifact.code import needed_code
 from jgolf.errors import JgolfError
+from jgolf.reading import read_json
+from jgolf.run_dir import AUDIT_FILE
 
 ARTIFACT_NAME = "model.jgolf"
 LOG_NAME = "train.log"
@@ -120,6 +123,18 @@ def check_folder(folder: Path, run_dir: Path) -> None:
         raise JgolfError(f"{run_dir}: has no {LOG_NAME}, which a submission needs: expected the folder of a run")
 
 
+def missing(run_dir: Path) -> list[str]:
+    """What a submission of a run would be without, and how to make it."""
+    path, how = run_dir / AUDIT_FILE, f"jgolf audit {run_dir} tries what the score is worth; then export the same again"
+    if not path.is_file():
+        return [f"{AUDIT_FILE.name}: {how}"]
+    try:
+        passed = read_json(path)["passed"] is True
+    except (ValueError, KeyError, TypeError):
+        passed = False
+    return [] if passed else [f"an {AUDIT_FILE.name} that says that every check holds: {how}"]
+
+
 def write(folder: Path, submitter: Submitter, result: Mapping[str, Any], run_dir: Path, artifact: bytes) -> None:
     """Writes the folder, whole or not at all.
 
@@ -127,7 +142,7 @@ def write(folder: Path, submitter: Submitter, result: Mapping[str, Any], run_dir
       folder: to be made; it may exist if it is empty.
       submitter: who and what.
       result: the export's result.json.
-      run_dir: the run, for its log.
+      run_dir: the run, for its log, and the audit of its artifact where there was one.
       artifact: the packed model.
 
     Raises:
@@ -142,6 +157,8 @@ def write(folder: Path, submitter: Submitter, result: Mapping[str, Any], run_dir
         "README.md": _readme(submitter, result).encode(),
         "submission.json": (json.dumps(_summary(submitter, result), indent=2, ensure_ascii=False) + "\n").encode(),
     }
+    if (run_dir / AUDIT_FILE).is_file():
+        contents[AUDIT_FILE.name] = (run_dir / AUDIT_FILE).read_bytes()
     with files.atomic_folder(folder) as temporary:
         for name, data in contents.items():
             files.write_bytes(temporary / name, data)

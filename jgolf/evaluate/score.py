@@ -2,6 +2,10 @@
 
 A scorer is a function `(config, params, text, …) → Scored`: the negative log likelihood of each of the text's
 N − 1 targets, and what else there is to say. A target's score depends on the tokens before it only.
+
+Whoever wants to look is handed everything as it happens, by the option `observe`: "predictions", the `Predictions`
+that some targets are about to be scored by, and "scored", their `ScoredTargets`. The number with them says how often
+the scorer had learnt from the text, 0 for those that do not.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from jgolf import compiling
 from jgolf.config import ModelConfig
 from jgolf.data.text import Text
 from jgolf.errors import DataError
+from jgolf.evaluate.predictions import Predictions
 from jgolf.evaluate.windows import (
     Windows,
     document_windows,
@@ -36,7 +41,7 @@ from jgolf.evaluate.windows import (
     standard_windows,
 )
 from jgolf.model.functional import Params, runs_as_written, token_losses
-from jgolf.watch import Progress, unwatched
+from jgolf.watch import Observer, Progress, unobserved, unwatched
 
 ATTENTION_SCORES_BYTES = 2**29
 """Room for one layer's float32 attention scores where the written model runs, which holds them in memory."""
@@ -224,11 +229,20 @@ def gathered(parts: Iterable[ScoredTargets], text: Text) -> tuple[np.ndarray, np
     return nats, text.target_bytes[targets]
 
 
-def _of_windows(config: ModelConfig, params: Params, text: Text, windows: Windows, seq_len: int, **how) -> Scored:
+def _of_windows(
+    config: ModelConfig,
+    params: Params,
+    text: Text,
+    windows: Windows,
+    seq_len: int,
+    observe: Observer = unobserved,
+    **how,
+) -> Scored:
     """Windows that score no target twice."""
     nats = np.full(len(text.tokens) - 1, UNSCORED)
-    for part in window_nats(config, params, text.tokens, windows, seq_len, **how):
+    for part in window_nats(config, params, text.tokens, windows, seq_len, observe=observe, **how):
         nats[part.targets] = part.nats
+        observe("scored", 0, part)
     return Scored(nats, mean_context(windows))
 
 
@@ -244,6 +258,7 @@ def window_nats(
     piece_length: int = 0,
     looped: bool = True,
     full_batches: bool = False,
+    observe: Observer = unobserved,
 ) -> Iterator[ScoredTargets]:
     """Runs windows of a stream of tokens, a batch at a time.
 
@@ -258,6 +273,7 @@ def window_nats(
       progress: see `Progress`.
       piece_length, looped: see `jgolf.model.functional`.
       full_batches: fill up batches that are all there is of their kind, too, so that they are no program of their own.
+      observe: is given the "predictions" of each batch; see the module.
 
     Yields:
       The scored targets of each batch, in an order that is not the text's.
@@ -269,8 +285,10 @@ def window_nats(
     rows_each = max(1, min(batch_tokens // seq_len, pieces_at_once(config, longest_piece) * longest_piece // seq_len))
     batches = list(_batches(windows, seq_len, rows_each, mesh.size, full_batches))
     run = _compiled(config, mesh, piece_length, looped)
+    how = {"piece_length": piece_length, "looped": looped}
     waiting = None  # one batch is on the device while the host takes in the one before it
     for batch in progress(batches, len(batches)):
+        observe("predictions", 0, Predictions(config, params, tokens, batch.windows, seq_len, how))
         losses = run(params, *_inputs_and_targets(mesh, tokens, batch, seq_len))
         if waiting is not None:
             yield _scored(*waiting, seq_len)

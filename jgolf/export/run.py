@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -34,7 +35,8 @@ from jgolf.quantize.budget import Budgeted, quantize_to_budget
 from jgolf.quantize.calibration import calibration_rows, quantize_run
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.stored import StoredTensor, dequantize
-from jgolf.run_dir import ARTIFACT_FILE, RESULT_FILE
+from jgolf.reading import read_json
+from jgolf.run_dir import ARTIFACT_FILE, AUDIT_FILE, RESULT_FILE
 from jgolf.train.averages import averaged_params
 from jgolf.train.checkpoint import load_state
 from jgolf.train.step import TrainState
@@ -70,7 +72,8 @@ def export_and_tell(config: Config, options: ExportOptions) -> int:
         submitter = submission.Submitter(options.author, options.github_id, options.name, options.blurb)
         data = (options.run_dir / ARTIFACT_FILE).read_bytes()
         submission.write(options.submission, submitter, result, options.run_dir, data)
-        print(f"{options.submission}: ready to submit")
+        missing = submission.missing(options.run_dir)
+        print(f"{options.submission}: ready to submit" + "".join(f"\nmissing: {what}" for what in missing))
     return EXIT_OK
 
 
@@ -133,10 +136,19 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
     if text is not None:
         result["compressors_bpb"] = compressor_bits_per_byte(text[: sliding.bytes] if options.max_tokens else text)
     result["seconds"] = clock.seconds
-    with files.all_or_nothing((options.run_dir / ARTIFACT_FILE).parent, "export") as new:
+    stale = [] if _is_audited(options.run_dir, data) else [AUDIT_FILE.name]
+    with files.all_or_nothing((options.run_dir / ARTIFACT_FILE).parent, "export", gone=stale) as new:
         files.write_text(new / RESULT_FILE.name, json.dumps(result, indent=1) + "\n")
         os.replace(options.run_dir / UNSCORED_FILE, new / ARTIFACT_FILE.name)
     return result, dataclasses.replace(report, limit_bytes=options.limit_bytes)
+
+
+def _is_audited(run_dir: Path, artifact: bytes) -> bool:
+    """Whether the audit in a run's folder is of this artifact."""
+    try:
+        return read_json(run_dir / AUDIT_FILE)["model_sha256"] == hashlib.sha256(artifact).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 class _Clock:

@@ -12,7 +12,7 @@ from jgolf.errors import JgolfError
 from jgolf.evaluate.sample import continuations
 from jgolf.load import load_model
 from jgolf.options import PathText
-from jgolf.verbs.evaluate import tokenizer_of
+from jgolf.verbs.scoring import tokenizer_of
 
 
 def sample(

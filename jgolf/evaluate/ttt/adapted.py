@@ -14,9 +14,8 @@ import dataclasses
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +27,12 @@ from jgolf.config import AdaptedConfig, ModelConfig, resolved
 from jgolf.config.plan import make_plan
 from jgolf.data.text import Text
 from jgolf.errors import DataError
-from jgolf.evaluate.score import Scored, local_mesh, pieces_at_once, scoring_model
+from jgolf.evaluate.predictions import Predictions
+from jgolf.evaluate.score import Scored, ScoredTargets, local_mesh, pieces_at_once, scoring_model
 from jgolf.evaluate.ttt import order
 from jgolf.evaluate.ttt.adapters import (
     AdapterPrograms,
+    Adapters,
     Call,
     FreshDowns,
     Shape,
@@ -44,8 +45,9 @@ from jgolf.evaluate.ttt.adapters import (
 from jgolf.evaluate.ttt.kept import Kept, fingerprint
 from jgolf.evaluate.ttt.sgd import Sgd, zeros_like
 from jgolf.evaluate.ttt.tally import Tally
+from jgolf.evaluate.windows import Windows
 from jgolf.model.functional import Params, runs_as_written
-from jgolf.watch import Tell, untold
+from jgolf.watch import Observer, Tell, unobserved, untold
 
 MOST_PENDING = 32
 """Calls whose scores may still be on the devices."""
@@ -53,13 +55,6 @@ MOST_COUNTED = 64
 """Batches, or up to twice as many, by which it is estimated how often programs run."""
 SPARED_TOKENS, SPARED_TOKENS_AS_WRITTEN = 1 << 23, 1 << 15
 """Forward passes of a token that a program has to spare to be worth compiling: with kernels, and on a CPU without."""
-
-Observer = Callable[[str, int, Any], None]
-"""Is given intermediate results: what they are, after which batch in the queue, and they themselves."""
-
-
-def unobserved(what: str, place: int, value: Any) -> None:
-    """The Observer that does not look."""
 
 
 def adapted(
@@ -75,6 +70,7 @@ def adapted(
     fresh_downs: FreshDowns | None = None,
     looped: bool = True,
     observe: Observer = unobserved,
+    lessons: float = math.inf,
 ) -> Scored:
     """Scores every target of a text with test-time training; see the module.
 
@@ -91,8 +87,10 @@ def adapted(
         down-projections, and 4 bytes a target.
       fresh_downs: makes down-projections; `random_downs` by default.
       looped: see `jgolf.model.functional`.
-      observe: is given, with the batch's place in the queue, "adapters": (chunk, state) after every chunk, and of a
-        phase after it "tokens": what it trained on, "sgd": the reports of its steps, "weights": those after it.
+      observe: see `jgolf.evaluate.score`; the number is that of the call of a program, which scores and then learns. It
+        is given, with the batch's place in the queue, "adapters": (chunk, state) after every chunk, too, and of a phase
+        after it "tokens": what it trained on, "sgd": the reports of its steps, "weights": those after it.
+      lessons: learn from the first so many calls only, to see what the others' lessons change.
 
     Raises:
       DataError: there is nothing to score.
@@ -107,7 +105,7 @@ def adapted(
     kept = Kept(None)
     if resume_file is not None:
         kept = Kept(resume_file, fingerprint(params, text, config, settings, looped))
-    evaluation = _Evaluation(config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe)
+    evaluation = _Evaluation(config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe, lessons)
     try:
         return evaluation.run()
     finally:
@@ -117,8 +115,8 @@ def adapted(
 class _Evaluation:
     """One run of `adapted` through the queue."""
 
-    def __init__(self, config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe):
-        self.settings, self.text, self.kept, self.observe = settings, text, kept, observe
+    def __init__(self, config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe, lessons):
+        self.settings, self.text, self.kept, self.observe, self.lessons = settings, text, kept, observe, lessons
         self.config, self.looped, self.num_devices = config, looped, mesh.size
         self.whole = NamedSharding(mesh, P())
         self.params: Params = jax.device_put(params, self.whole)
@@ -136,10 +134,10 @@ class _Evaluation:
         self.programs = AdapterPrograms(config, settings, mesh, places, looped)
         self.fresh_downs = fresh_downs or random_downs(config, settings, places, looped)
 
-        self.position = self.draws = 0
+        self.position = self.draws = self.num_calls = 0
         self.downs: dict[str, jax.Array] | None = None
         self.tally, self.seen = Tally(text, tell), 0
-        self.pending: deque[tuple[Call, jax.Array]] = deque()
+        self.pending: deque[tuple[int, Call, jax.Array]] = deque()
         self.earlier_s = self.earlier_compile_s = 0.0
 
     def run(self) -> Scored:
@@ -153,7 +151,7 @@ class _Evaluation:
             self.sgd_ready = self.programs.in_background(self.sgd.compile, self.params)
         while self.position < len(self.queue):
             self._batch(self.batches[self.queue[self.position]])
-            if self.position in self.phases:
+            if self.position in self.phases and self.num_calls <= self.lessons:
                 self._phase(self.phases[self.position])
             self.position += 1
             if self.position < len(self.queue) and self.kept.is_due:
@@ -229,9 +227,13 @@ class _Evaluation:
         rates = order.by_length(own.num_targets, settings.learning_rate_by_length, settings.learning_rate)
         for number, rows in enumerate(self._chunks(batch)):
             for call in calls_of(rows, self.shapes, self.num_devices):
+                if self.num_calls >= self.lessons:
+                    call = call._replace(rows=call.rows._replace(trains=np.zeros_like(call.rows.trains)))
+                self.observe("predictions", self.num_calls, self._predictions(state, call))
                 state, scores = programs.run(self.params, state, self.tokens, call, rates, number)
                 scores.copy_to_host_async()
-                self.pending.append((call, scores))
+                self.pending.append((self.num_calls, call, scores))
+                self.num_calls += 1
                 self._take(MOST_PENDING)
             self.observe("adapters", self.position, (number, state))
         if goes_on:
@@ -241,6 +243,16 @@ class _Evaluation:
             downs = {kind: pair.down for kind, pair in state.values.items()}
             self.downs = programs.decayed(downs, (1 - rates * settings.weight_decay) ** steps)
 
+    def _predictions(self, state: Adapters, call: Call) -> Predictions:
+        rows, programs = call.rows[call.is_row], self.programs
+        windows = Windows(rows.start, rows.length, rows.first)
+        how = {"looped": self.looped, "rotary_length": self.settings.context}
+        width = max(shape.width for shape in self.shapes)  # one for all, so that few programs are needed
+        return Predictions(
+            *(self.config, self.params, self.text.tokens, windows, width, how),
+            lambda window: programs.additions(state, int(rows.place[window])),
+        )
+
     def _fresh(self, count: int) -> dict[str, jax.Array]:
         self.draws += 1
         return self.programs.place_downs(self.fresh_downs(self.draws - 1, count))
@@ -248,12 +260,14 @@ class _Evaluation:
     def _take(self, most_pending: int) -> None:
         """Takes in scores, until at most so many calls are not taken in."""
         while len(self.pending) > most_pending:
-            call, scores = self.pending.popleft()
+            number, call, scores = self.pending.popleft()
             rows, scores = call.rows, np.asarray(scores)
             place = np.arange(scores.shape[1])
             scored = (place < rows.count[:, None]) & call.is_row[:, None]
             self.seen += int((rows.first[:, None] + place + 1)[scored].sum())
-            self.tally.add(((rows.start + rows.first)[:, None] + place)[scored], scores[scored])
+            found = ScoredTargets(((rows.start + rows.first)[:, None] + place)[scored], scores[scored])
+            self.tally.add(*found)
+            self.observe("scored", number, found)
 
     # --- a phase ---------------------------------------------------------------------------------
 

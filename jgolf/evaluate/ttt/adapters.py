@@ -26,7 +26,7 @@ from jgolf.config import AdaptedConfig, ModelConfig
 from jgolf.evaluate.ttt.order import Rows
 from jgolf.evaluate.ttt.sgd import described
 from jgolf.model.functional import Params, token_losses
-from jgolf.model.lora import LowRank, addition_names, addition_outputs, start_bound
+from jgolf.model.lora import Additions, LowRank, addition_names, addition_outputs, start_bound
 
 Downs = dict[str, Float[Array, "places slots D r"]]
 """Kind → down-projections of all additions of that kind, one for every execution of a block, or for the head."""
@@ -171,7 +171,7 @@ class AdapterPrograms:
           places: documents of a batch, at most.
           looped: see `jgolf.model.functional`.
         """
-        self._settings, self._mesh = settings, mesh
+        self._settings, self._mesh, self._scale = settings, mesh, settings.alpha / settings.rank
         self._names = addition_names(config, settings.additions, looped)
         self._inputs, self._outputs = config.model_dim, {kind: addition_outputs(config, kind) for kind in self._names}
         self._static = (config, mesh, max(_chunks(settings)), looped, settings.context, tuple(self._names.items()))
@@ -202,6 +202,12 @@ class AdapterPrograms:
         place = np.arange(self._places)
         row = place % self._mesh.size * self._each + place // self._mesh.size
         return {kind: np.asarray(array)[row] for kind, array in downs.items()}
+
+    def additions(self, state: Adapters, place: int) -> Additions:
+        """What the document of a place is scored with, as the network takes it."""
+        row, scale = place % self._mesh.size * self._each + place // self._mesh.size, self._scale
+        own = jax.tree.map(lambda leaf: leaf[row : row + 1], state.values)
+        return {name: LowRank(down, scale * up) for name, (down, up) in _apart(own, self._names).items()}
 
     def begin(self, downs: Downs) -> Adapters:
         """The state of a batch at its start; the down-projections are given up."""
@@ -241,8 +247,7 @@ class AdapterPrograms:
         fields = np.stack([rows.place // self._mesh.size, device_row, rows.start, rows.first, rows.count], 1)
         rate = np.where(trains, rates[rows.place], 0)
         done = chunk_number * settings.grad_steps + np.arange(1, settings.grad_steps + 1)
-        scale = settings.alpha / settings.rank
-        hyper = np.array([scale, settings.weight_decay, settings.beta2, settings.epsilon], np.float32)
+        hyper = np.array([self._scale, settings.weight_decay, settings.beta2, settings.epsilon], np.float32)
         corrections = (1 - settings.beta2**done).astype(np.float32)
         batch = jax.device_put(
             (fields.astype(np.int32), rate.astype(np.float32), corrections, hyper),

@@ -8,6 +8,7 @@ chunk's targets are scored before the weights see them, and those of the last ch
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from jgolf.evaluate.ttt.sgd import Sgd, zeros_like
 from jgolf.evaluate.ttt.tally import Tally
 from jgolf.evaluate.windows import document_windows, mean_context, sliding_windows
 from jgolf.model.functional import Params
-from jgolf.watch import Tell, untold
+from jgolf.watch import Observer, Tell, unobserved, untold
 
 
 def tuned(
@@ -42,6 +43,8 @@ def tuned(
     tell: Tell = untold,
     resume_file: Path | None = None,
     looped: bool = True,
+    observe: Observer = unobserved,
+    lessons: float = math.inf,
 ) -> Scored:
     """Scores every target with up to `seq_len` tokens of context, with weights trained on those before; see the module.
 
@@ -59,6 +62,8 @@ def tuned(
       resume_file: what an interrupted evaluation goes on from, to the same scores; it is written after a chunk, every
         minute at most, and removed at the end. Its size is twice that of the weights, and 4 bytes a target.
       looped: see `jgolf.model.functional`.
+      observe: see `jgolf.evaluate.score`; the number is that of the chunk.
+      lessons: learn from the first so many chunks only, to see what the others' lessons change.
 
     Raises:
       DataError: there is nothing to score, or the stride is longer than the window.
@@ -91,10 +96,14 @@ def tuned(
     for chunk in range(first, num_chunks):
         batch = windows[chunk_of == chunk]
         how = {"batch_tokens": batch_tokens, "mesh": mesh, "looped": looped, "full_batches": True}
+        how["observe"] = lambda what, _, value, chunk=chunk: observe(what, chunk, value)
         for part in window_nats(config, params, text.tokens, batch, seq_len, **how):
             tally.add(part.targets, part.nats)
+            observe("scored", chunk, part)
         if chunk == num_chunks - 1:
             break
+        if chunk >= lessons:
+            continue
         params, momentum, _ = sgd.train(params, momentum, text.tokens, chunk, num_chunks)
         if kept.is_due:
             arrays = {f"params/{path}": np.asarray(value) for path, value in params.items()}

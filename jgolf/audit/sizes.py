@@ -1,0 +1,118 @@
+"""Bytes of an artifact and its code, counted from the files, against what is said of them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jgolf.artifact import submission
+from jgolf.artifact.size import LIMIT_BYTES
+from jgolf.audit.checks import Check
+from jgolf.errors import ArtifactError
+from jgolf.reading import read_json
+from jgolf.run_dir import RESULT_FILE
+
+SUMMARY_FILE = "submission.json"
+"""What a submission says of itself."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said of an artifact.
+
+    Attributes:
+      path: the file that says it.
+      sizes: "artifact", "code", "total" → bytes.
+      scores: name of a kind of scoring, as in result.json → bits per byte.
+      tokens: that were scored; None where it does not say.
+      stride: of the sliding score; None where it does not say.
+      device: that scored it; "" where it does not say.
+    """
+
+    path: Path
+    sizes: Mapping[str, int]
+    scores: Mapping[str, float]
+    tokens: int | None = None
+    stride: int | None = None
+    device: str = ""
+
+
+def read_claim(artifact: Path) -> Claim | None:
+    """What the file beside an artifact says: a run's result.json, or a submission's submission.json.
+
+    Raises:
+      ArtifactError: the file is damaged or says no such thing.
+    """
+    for name, read in ((RESULT_FILE.name, _of_result), (SUMMARY_FILE, _of_summary)):
+        path = artifact.with_name(name)
+        if not path.is_file():
+            continue
+        try:
+            claim = read(path, read_json(path))
+            numbers = [*claim.sizes.values(), *claim.scores.values(), claim.tokens or 0, claim.stride or 0]
+            if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers):
+                raise ValueError("a size or a score is not a number")
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            raise ArtifactError(f"{path}: says no sizes and scores, or is damaged: {error!s:.200}") from None
+        return claim
+    return None
+
+
+def _of_result(path: Path, found: Mapping[str, Any]) -> Claim:
+    sizes = {name: found[f"{name}_bytes"] for name in ("artifact", "code", "total")}
+    scores = {"standard": found["val_bpb"], "sliding": found["sliding_val_bpb"]}
+    if "adapted_val_bpb" in found:
+        scores["adapted"] = found["adapted_val_bpb"]
+    return Claim(path, sizes, scores, found["tokens"], found["sliding_stride"], str(found.get("device", "")))
+
+
+def _of_summary(path: Path, found: Mapping[str, Any]) -> Claim:
+    sizes = {name: found[f"bytes_{own}"] for name, own in (("artifact", "model"), ("code", "code"), ("total", "total"))}
+    return Claim(path, sizes, {"standard": found["standard_val_bpb"], "sliding": found["val_bpb"]})
+
+
+def sizes(artifact: Path, claim: Claim | None) -> list[Check]:
+    """The files' bytes, against what is said and against the limit."""
+    code, where, extra = _code(artifact)
+    counted = {"artifact": artifact.stat().st_size, "code": code}
+    counted["total"] = sum(counted.values())
+    checks = []
+    for name, num_bytes in counted.items():
+        if claim is None:
+            break
+        note = ""
+        if name == "code" and claim.sizes[name] != num_bytes:
+            note = f"{claim.path.name} says {claim.sizes[name]:,}, {where} has {num_bytes:,}: export again"
+        told = f"{num_bytes:,} bytes of {name if name != 'total' else 'both'}: difference to {claim.path.name}"
+        checks.append(Check("size", told, abs(num_bytes - claim.sizes[name]), 0, note))
+    if claim is None:
+        note = f"neither {RESULT_FILE.name} nor {SUMMARY_FILE} is beside {artifact.name}"
+        checks.append(Check("size", "what is said of the size", 0, None, note))
+    told = f"{artifact.name} and {where}, bytes"
+    return [*checks, *extra, Check("size", told, counted["total"], LIMIT_BYTES)]
+
+
+def _code(artifact: Path) -> tuple[int, str, list[Check]]:
+    """Bytes of the code beside an artifact, or of this package's; what it is; and whether it is what it says.
+
+    Raises:
+      ArtifactError: the code beside it is no zip.
+    """
+    path = artifact.with_name(submission.SCORE_NAME)
+    if not path.is_file():
+        return len(submission.code()), "the code of this package", []
+    data = path.read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = {entry.filename for entry in archive.infolist()}
+    except zipfile.BadZipFile as error:
+        raise ArtifactError(f"{path}: not the code of a submission: {error}") from None
+    others = names - {"__main__.py", submission.SOURCES_NAME}
+    others |= {entry.name for entry in artifact.parent.glob("*.py")}
+    listed = ", ".join(sorted(others)[:5])
+    check = Check("size", f"code beside {path.name}, or in it under other names: files", len(others), 0, listed)
+    return path.stat().st_size, path.name, [check]

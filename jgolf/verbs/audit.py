@@ -1,0 +1,222 @@
+"""`jgolf audit`: whether a score is what the challenge means by one, tried and not asserted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from rich.text import Text
+
+from jgolf import compiling, files
+from jgolf.artifact.submission import ARTIFACT_NAME
+from jgolf.audit.checks import print_checks
+from jgolf.audit.run import Audit, Plan, against_claim, audit
+from jgolf.audit.scorer import Audited
+from jgolf.audit.sizes import Claim, read_claim, sizes
+from jgolf.config import EvaluateConfig, resolved
+from jgolf.data.documents import check_files
+from jgolf.data.text import counted_beside, without_sidecars
+from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ArtifactError, JgolfError
+from jgolf.evaluate.score import scorers_of, scoring_model
+from jgolf.load import kind_of, load_model
+from jgolf.progress import activity, counted, progress_bar, table_console
+from jgolf.run_dir import ARTIFACT_FILE, AUDIT_FILE, CONFIG_FILE
+from jgolf.verbs.scoring import (
+    LEARN,
+    SCORERS,
+    SLIDE,
+    Opened,
+    ScoringOptions,
+    at_least,
+    check_options,
+    opened,
+    read_options,
+)
+
+SMALL_VOCABULARY = 2048
+"""Tokens up to which every one of them is tried in a target's place without being asked for."""
+TRIED_TOKENS = 16_384
+"""Tokens that changed texts have, where the scorer does not learn."""
+CONTEXTS, CHUNKS = 16, 4
+"""Contexts that they have with adapted, and chunks with tuned."""
+LEARNT_TOKENS = 262_144
+"""Tokens that are scored and counted, where the scorer learns."""
+
+
+@dataclass(frozen=True)
+class AuditOptions(ScoringOptions):
+    """Options of an audit. MODEL may be a submission's folder, too; of a run its artifact is audited."""
+
+    max_tokens: int | None = None
+    """Score and count the first tokens only; 0 for all. By default all, with tuned and adapted 262,144."""
+    try_tokens: int = 0
+    """Tokens, the first ones, of the text that is changed and scored again and again; 0 for 16,384, with adapted 16
+    contexts, with tuned four chunks."""
+    samples: int = 8
+    """How often it is changed; of four times as many targets the probabilities of all tokens are looked at."""
+    every_token: int | None = None
+    """Short texts as whose last token every token of the vocabulary is tried; by default 1, and 0 for vocabularies of
+    more than 2,048 tokens or scorers that learn."""
+    documents: tuple[Path, ...] = ()
+    """Files that the shards were packed from, .jsonl or .txt: their bytes are counted, and their tokens compared."""
+    seed: int = 0
+    """Seed of what is changed, and of what is looked at."""
+    out: Path | None = None
+    """File to write what was found to, as JSON; audit.json beside the model by default."""
+
+
+def run_audit(argv: list[str], prog: str = "jgolf audit") -> int:
+    """Parses the command line, tries everything and prints a table; returns the exit code.
+
+    Raises:
+      JgolfError: an option makes no sense, or the model or the text cannot be used.
+    """
+    description = (
+        "Try whether a score needs no trust: no later token moves it, probabilities sum to one, nothing is learnt "
+        "before it is scored, every token is scored once, and the bytes are those of text, artifact and code. The exit "
+        f"status is 1 where a check fails. Examples: {prog} runs/demo; {prog} model.jgolf --tokenizer T.model --tokens "
+        f"val_*.bin --stride 64; {prog} runs/demo --scorer adapted"
+    )
+    options, own = read_options(AuditOptions, argv, prog, description)
+    options = _settled(options, own)
+    model = Path(options.model)
+    is_artifact = kind_of(model) == "jgolf"
+    out = options.out or model.with_name(AUDIT_FILE.name)
+    if not os.access(out.parent, os.W_OK):
+        raise JgolfError(f"{out.parent}: cannot be written to, expected the folder for {out.name}: give --out FILE")
+    compiling.keep_programs()
+    loaded = load_model(options.model, options.config)
+    claim = read_claim(model) if is_artifact else None
+    what = opened(options, own, loaded, options.scorer)
+    audited = audited_scorer(what, options)
+    plan = _plan(what, options, audited)
+    beside = counted_beside(without_sidecars(what.shards), what.tokenizer)
+    with activity("auditing") as say:
+        show = progress_bar("every token of the vocabulary")
+        found = audit(audited, what.text, what.tokenizer, plan, options.documents, beside, say, show)
+    if claim is not None:
+        found = found.plus(against_claim(found, claim, _kind(what, options, own, claim), resolved(loaded.config.model)))
+    if is_artifact:
+        found = found.plus(*sizes(model, claim))
+    return _tell(found, what, plan, options, out)
+
+
+run_audit.parse_and_call = lambda prog, argv: run_audit(argv, prog)
+
+
+def _settled(options: AuditOptions, own: EvaluateConfig) -> AuditOptions:
+    """The options with the artifact of a folder, checked; raises JgolfError before any work."""
+    learns = options.scorer in LEARN
+    most = (LEARNT_TOKENS if learns else 0) if options.max_tokens is None else options.max_tokens
+    options = dataclasses.replace(options, max_tokens=most)
+    check_options(options, own)
+    every_token = options.every_token or 0
+    at_least(
+        ("--try-tokens", options.try_tokens, 0),
+        ("--samples", options.samples, 2),
+        ("--every-token", every_token, 0),
+        ("--seed", options.seed, 0),
+    )
+    if options.documents:
+        check_files(options.documents)
+    model = Path(options.model)
+    if not model.is_dir():
+        return options
+    inside = model / (ARTIFACT_FILE if (model / CONFIG_FILE).is_file() else ARTIFACT_NAME)
+    if not inside.is_file():
+        raise ArtifactError(
+            f"{model}: has no {inside.relative_to(model)}, expected the folder of a run that was exported, or of a "
+            "submission: python export.py makes either"
+        )
+    return dataclasses.replace(options, model=str(inside))
+
+
+def audited_scorer(what: Opened, options: ScoringOptions) -> Audited:
+    """The scorer as `jgolf evaluate` would run it, but that gradients are the same to the bit every time."""
+    name, seq_len = what.scorer, what.seq_len
+    model = dataclasses.replace(resolved(what.loaded.config.model), repeatable=True)
+    params = jax.device_put(what.loaded.params)
+    arguments = [seq_len]
+    if name in SLIDE:
+        arguments.append(what.stride)
+    if name in LEARN:
+        arguments.append(getattr(options, name))
+    how = {} if name == "adapted" else {"batch_tokens": options.batch_tokens}
+    if name == "tuned":
+        how["within_documents"] = what.apart
+
+    def score(text, **watch):
+        return SCORERS[name](model, params, text, *arguments, **how, **watch)
+
+    shortest = seq_len + 1
+    if name == "adapted":
+        shortest = 2 * options.adapted.chunk + 2
+    elif name == "tuned":
+        shortest = options.tuned.chunk_tokens + 2
+    return Audited(
+        name,
+        score,
+        scoring_model(model),
+        learns=name in LEARN,
+        reorders=name == "adapted",
+        row=seq_len if name == "rows" else 1,
+        shortest=shortest,
+    )
+
+
+def _plan(what: Opened, options: AuditOptions, audited: Audited) -> Plan:
+    """How much is tried, by the options or by what the scorer costs."""
+    tokens, every_token = TRIED_TOKENS, options.every_token
+    if audited.name == "tuned":
+        tokens = CHUNKS * options.tuned.chunk_tokens
+    elif audited.name == "adapted":
+        tokens = CONTEXTS * (options.adapted.context or what.seq_len)
+    if every_token is None:
+        every_token = int(audited.config.vocab_size <= SMALL_VOCABULARY and not audited.learns)
+    return Plan(options.try_tokens or tokens, options.samples, every_token, options.seed)
+
+
+def _kind(what: Opened, options: AuditOptions, own: EvaluateConfig, claim: Claim) -> str:
+    """Which of the scores that are said was taken like this one; "" for none."""
+    trained = what.loaded.config.train
+    if what.seq_len != trained.seq_len or (claim.tokens is None and options.max_tokens):
+        return ""
+    if what.scorer == "adapted":
+        return "adapted" if options.adapted == own.adapted else ""
+    standard, slid = (scorer.__name__ for scorer in scorers_of(trained.documents))
+    same_stride = claim.stride in (None, what.stride)
+    return {standard: "standard", slid: "sliding" if same_stride else ""}.get(what.scorer, "")
+
+
+def _tell(found: Audit, what: Opened, plan: Plan, options: AuditOptions, out: Path) -> int:
+    """Prints and writes what was found; returns the exit code."""
+    model, settings = Path(options.model), getattr(options, what.scorer, None)
+    score, stride = found.score, f", stride {what.stride}" if what.stride else ""
+    title = (
+        f"{model.name}: {what.scorer}, {what.seq_len:,} tokens of context{stride}: {score.val_bpb:.6f} bits per byte"
+    )
+    console = table_console()
+    print_checks(console, found.checks, f"{title} of {score.tokens:,} tokens")
+    said = {
+        "model": model.name,
+        "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "tokenizer_sha256": what.tokenizer.fingerprint,
+        "seq_len": what.seq_len,
+        "stride": what.stride,
+        **dataclasses.asdict(plan),
+        "device": jax.devices()[0].device_kind,
+        **({"settings": dataclasses.asdict(settings)} if what.scorer in LEARN else {}),
+    }
+    files.write_text(out, files.json_text(found.as_json(**said), indent=1) + "\n")
+    failed = sum(check.passed is False for check in found.checks)
+    untried = sum(check.passed is None for check in found.checks)
+    made = f"{counted(len(found.checks) - untried, 'check')}, {failed} failed, {untried} not made; {out}"
+    verdict = Text(f"the audit passed: {made}")
+    if not found.passed:
+        verdict = Text(f"the audit FAILED: {made}", style="bold red")
+    console.print(verdict, soft_wrap=True)
+    return EXIT_OK if found.passed else EXIT_CHECK_FAILED
