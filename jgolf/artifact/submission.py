@@ -64,8 +64,9 @@ README_TEXT = """# {name}
 
 Scored on {tokens:,} validation tokens, {bytes:,} bytes of text as the challenge counts them{original}.
 
-{total_bytes:,} bytes of {limit_bytes:,}: {artifact_bytes:,} of the artifact `model.jgolf` and {code_bytes:,} of the code, `score.pyz`: a zip that Python runs,
-with the sources that it needs, without their comments, in its `sources.tar.xz`.
+{total_bytes:,} bytes of {limit_bytes:,}: {artifact_bytes:,} of the artifact `model.jgolf` and {code_bytes:,} of the
+code, `score.pyz`: a zip that Python runs, with the sources that it needs, without their comments, in its
+`sources.tar.xz`.
 
 Weights: {average} of step {step} of the config `{config}`; `train.log` tells how they were trained.
 

@@ -32,8 +32,8 @@ def lost(text: str, kept: str) -> dict[str, int]:
         for character in characters:
             if (count := text.count(character)) and (fewer := count - kept.count(character)) > 0:
                 found[kind] += fewer * len(character.encode())
-    words, kept_words = text.split(), kept.split()
-    if words != kept_words:
+    words = text.split()
+    if " ".join(words) != kept and words != (kept_words := kept.split()):
         found.update(_lost_characters(Counter(words), Counter(kept_words)))
     return dict(+found) or {ADDED_SPACE: max(0, len(kept.encode()) - len(text.encode()))}
 

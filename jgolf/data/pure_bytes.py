@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class ByteTokenizer:
         ids = self.encode(text)
         return ids, [1] * len(ids)
 
-    def written_and_kept(self, text: str, ids: Sequence[int]) -> tuple[str, str]:
+    def written_and_kept(self, text: str, ids: list[int]) -> tuple[str, str]:
         return text, self.decode(ids)
 
     def decode(self, ids: Iterable[int]) -> str:

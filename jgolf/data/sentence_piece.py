@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -86,11 +86,14 @@ class SentencePieceTokenizer:
         found = self._processor.encode(text, out_type="offset_mapping", return_bytes=True)
         return found["ids"], found["offsets"]
 
-    def written_and_kept(self, text: str, ids: Sequence[int]) -> tuple[str, str]:
-        return text, SentencePieceTokenizer.decode(self, ids)
+    def written_and_kept(self, text: str, ids: list[int]) -> tuple[str, str]:
+        return text, self._decoded(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        text = self._processor.decode([int(token) for token in ids])
+        return self._decoded([int(token) for token in ids])
+
+    def _decoded(self, ids: list[int]) -> str:
+        text = self._processor.decode(ids)
         return text.replace(SPACE, " ") if self._marks_spaces else text  # bytes may spell the mark
 
     def target_bytes(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -134,6 +137,9 @@ class SentencePieceTokenizer:
         return ByteTables(base_bytes, has_leading_space, is_boundary)
 
 
+_written = functools.lru_cache(maxsize=1)(case_ops.encode)  # one text is asked for several times in a row
+
+
 class CaseOpsTokenizer(SentencePieceTokenizer):
     """A SentencePiece model over CaseOps texts: each operator is a piece of its own."""
 
@@ -145,10 +151,10 @@ class CaseOpsTokenizer(SentencePieceTokenizer):
         return {self._pieces.index(operator): operator for operator in case_ops.OPERATORS}
 
     def encode(self, text: str) -> list[int]:
-        return super().encode(case_ops.encode(text))
+        return super().encode(_written(text))
 
     def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
-        ids, stretches = self._stretches(case_ops.encode(text))
+        ids, stretches = self._stretches(_written(text))
         num_bytes = [end - start for start, end in stretches]
         is_escaped = False
         for index, token in enumerate(ids):
@@ -160,8 +166,8 @@ class CaseOpsTokenizer(SentencePieceTokenizer):
                 is_escaped = operator == case_ops.ESC
         return ids, num_bytes
 
-    def written_and_kept(self, text: str, ids: Sequence[int]) -> tuple[str, str]:
-        return super().written_and_kept(case_ops.encode(text), ids)
+    def written_and_kept(self, text: str, ids: list[int]) -> tuple[str, str]:
+        return super().written_and_kept(_written(text), ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         return case_ops.decode(super().decode(ids), strict=False)

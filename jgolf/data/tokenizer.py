@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -56,7 +56,7 @@ class Tokenizer(Protocol):
     def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
         """The same ids, and how many bytes of `text` itself each stands for, what got lost of it included."""
 
-    def written_and_kept(self, text: str, ids: Sequence[int]) -> tuple[str, str]:
+    def written_and_kept(self, text: str, ids: list[int]) -> tuple[str, str]:
         """`text` as it is written to be cut into pieces, and that as its ids tell it: equal where nothing is lost."""
 
     def decode(self, ids: Iterable[int]) -> str:

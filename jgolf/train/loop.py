@@ -139,7 +139,7 @@ class Loop:
         asked = self._asked_to_stop
         reason = "asked to stop" if asked else "time cap reached" if self._cap_reached else "all steps done"
         self._run.log.line(f"stopping: {reason} train_time:{1000 * elapsed_s:.0f}ms step:{self._started}/{train.steps}")
-        if self._scored:
+        if self._scored and self._validated_step == self._started:
             self._run.log.line(f"validated over {self._scored}")
         peak_bytes = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         if peak_bytes:
