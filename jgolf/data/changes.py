@@ -130,19 +130,21 @@ class Changes:
         if self.changed.documents:
             lines += [f"{tokenizer.path} does not keep every document as it is: {self._differ(self.changed)}"]
             ranked = sorted(self.kinds.items(), key=lambda item: -item[1].bytes)
-            lines += [f"  {kind}: {affected.bytes:,} bytes, {self._differ(affected)}" for kind, affected in ranked]
+            lines += [
+                f"  {kind}: {counted(affected.bytes, 'byte')}, {self._differ(affected)}" for kind, affected in ranked
+            ]
         if self.miscounted.documents:
-            table_bytes = self.text_bytes + self.miscounted.bytes
+            fault = f"the tables of {tokenizer.path}, not believed because it {tokenizer.table_fault}, count"
             share = f" ({self.miscounted.bytes / self.text_bytes:+.2%})" if self.text_bytes else ""
-            who = f"its tables count, but it {tokenizer.table_fault}:" if tokenizer.table_fault else "val_bpb counts"
             lines.append(
-                f"{who} {table_bytes:,} bytes for the {self.text_bytes:,} of the documents{share}: "
-                f"{self._differ(self.miscounted)}"
+                f"{fault if tokenizer.table_fault else 'val_bpb counts'} "
+                f"{counted(self.text_bytes + self.miscounted.bytes, 'byte')} for the {self.text_bytes:,} of the "
+                f"documents{share}: {self._differ(self.miscounted)}"
             )
         if self.uncounted.documents:
             lines.append(
-                f"stripped at the ends of documents, and counted for no token: {self.uncounted.bytes:,} bytes, "
-                f"{self._differ(self.uncounted)}"
+                "stripped at the ends of documents, and counted for no token: "
+                f"{counted(self.uncounted.bytes, 'byte')}, {self._differ(self.uncounted)}"
             )
         return lines
 

@@ -74,8 +74,8 @@ def test_a_space_that_is_no_piece_is_counted_beside_the_tokens_or_not_at_all(tmp
     tokenizer = trained(tmp_path / "words.model", words)
     summary = packed(tmp_path, texts, tokenizer)
     num_bytes, num_spaces = sum(map(len, texts)), sum(text.count(" ") for text in texts)
-    told = f"no piece ▁ for a space, which it writes as other bytes or as unknown: {num_bytes + 2 * num_spaces:,} bytes"
-    assert told in str(summary)
+    told = "because it has no piece ▁ for a space, which it writes as other bytes or as unknown, count "
+    assert f"{told}{num_bytes + 2 * num_spaces:,} bytes for the {num_bytes:,} of the documents" in str(summary)
     text = read_text(summary.paths, tokenizer)
     assert bytes_of_documents(text, text.bytes) == list(map(len, texts))
     assert tokenizer.decode(text.tokens[: text.starts[1]]) == texts[0]
