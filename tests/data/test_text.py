@@ -57,6 +57,16 @@ def test_packing_writes_the_golden_shard_and_sidecar(case_ops_dir):
         np.testing.assert_array_equal(np.concatenate([open_shard(path) for path in paths]), golden[kind])
 
 
+def test_what_the_challenge_leaves_out_at_the_ends_of_documents_is_said(tmp_path):
+    """Over CaseOps the sidecar is the challenge's, which has no token for it."""
+    path = tmp_path / "docs.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["Kept.", "  Two before, one after\n", " "]))
+    summary = pack_documents([path], MODEL, tmp_path / "out", "val", workers=1)
+    assert f"counted for no token: 4 bytes, 2 of 3 documents (66.7%), the first {path}:2" in str(summary)
+    text = read_text(summary.paths, load_tokenizer(MODEL))
+    assert np.add.reduceat(text.bytes, text.starts, dtype=int).tolist() == [5, 21, 0]
+
+
 def test_training_shards_have_no_sidecar(tmp_path, golden_documents):
     pack_documents([golden_documents], MODEL, tmp_path, "train", workers=1)
     assert {path.name for path in tmp_path.iterdir()} == {"fineweb_train_000000.bin", MODEL.name}
