@@ -278,7 +278,13 @@ def _training_text(config: Config, tokens: TokenStream) -> str:
 
 
 def _validation_text(config: Config, validation: Validation) -> str:
-    return f"{config.data.dir}: {len(validation.text.tokens):,}"
+    text = validation.text
+    told = (
+        f"{config.data.dir}: {len(text.tokens):,}, {text.target_bytes.sum(dtype=int):,} bytes as the challenge counts"
+    )
+    if text.original is None:
+        return f"{told}; how many of the original text is not known"
+    return f"{told}, {text.target_original.sum(dtype=int):,} of the original text"
 
 
 def run_folder(run_dir: Path, resume: bool) -> Check:

@@ -115,8 +115,13 @@ def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir, tmp_pa
     given += ("--max-tokens", MAX_TOKENS, "--batch-tokens", 2048)
     score = json.loads(run("-m", "jgolf", "evaluate", artifact, *given, "--json").stdout)
     facts = {"seconds", "context", "compile_s", "scorer", "devices", "bytes_per_s", "challenge_s"}
-    assert score.keys() == {"val_loss", "val_bpb", "tokens", "bytes"} | facts
+    assert score.keys() == {"val_loss", "val_bpb", "tokens", "bytes", "original_bpb", "original_bytes"} | facts
     assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-6)
+    assert score["original_bpb"] == score["val_bpb"]  # the demo's tokenizer keeps its text
+    assert result["original_bpb"] == result["val_bpb"] and result["original_bytes"] == result["bytes"]
+    last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["original_bpb"] == last["val_bpb"]
+    assert "bytes, those of the original text" in (run_dir / "train.log").read_text()
     sliding = json.loads(run_here("-m", "jgolf", "evaluate", artifact, *given, "--stride", "64", "--json").stdout)
     assert sliding["val_bpb"] == pytest.approx(result["sliding_val_bpb"], rel=1e-6)
     assert sliding["tokens"] == result["tokens"]

@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _score(options: argparse.Namespace) -> dict[str, float]:
+def _score(options: argparse.Namespace) -> dict[str, float | None]:
     artifact = read_artifact(options.artifact)
     tokenizer = load_tokenizer(options.tokenizer, artifact.model.vocab_size)
     artifact.check_tokenizer(tokenizer)
@@ -154,7 +154,8 @@ def _score(options: argparse.Namespace) -> dict[str, float]:
     rest = artifact.model, artifact.params(), text, artifact.seq_len
     in_a_row, slid_over = scorers_of(artifact.documents)
     standard, slid = score(in_a_row, *rest), score(slid_over, *rest, min(options.stride, artifact.seq_len))
-    return {**dataclasses.asdict(standard), "sliding_val_loss": slid.val_loss, "sliding_val_bpb": slid.val_bpb}
+    slid_scores = {f"sliding_{name}": getattr(slid, name) for name in ("val_loss", "val_bpb", "original_bpb")}
+    return {**dataclasses.asdict(standard), **slid_scores}
 
 
 if __name__ == "__main__":

@@ -65,9 +65,11 @@ README_TEXT = """# {name}
 | rows of the sequence length | {val_loss:.6f} | {val_bpb:.6f} |
 | before quantization, rows of the sequence length | {pre_quantization_val_loss:.6f} | {pre_quantization_val_bpb:.6f} |
 
-Scored on {tokens:,} validation tokens, {bytes:,} bytes of text. {total_bytes:,} bytes of {limit_bytes:,}:
-{artifact_bytes:,} of the artifact `model.jgolf` and {code_bytes:,} of the code, `score.pyz`: a zip that Python runs,
-with the sources that it needs, without their comments, in its `sources.tar.xz`.
+Scored on {tokens:,} validation tokens, {bytes:,} bytes of text as the challenge counts them{original}.
+
+{total_bytes:,} bytes of {limit_bytes:,}: {artifact_bytes:,} of the artifact `model.jgolf` and {code_bytes:,} of the
+code, `score.pyz`: a zip that Python runs, with the sources that it needs, without their comments, in its
+`sources.tar.xz`.
 
 Weights: {average} of step {step} of the config `{config}`; `train.log` tells how they were trained.
 
@@ -179,6 +181,7 @@ def _summary(submitter: Submitter, result: Mapping[str, Any]) -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "val_loss": result["sliding_val_loss"],
         "val_bpb": result["sliding_val_bpb"],
+        "original_bpb": result.get("sliding_original_bpb"),
         "standard_val_loss": result["val_loss"],
         "standard_val_bpb": result["val_bpb"],
         "pre_quant_val_loss": result["pre_quantization_val_loss"],
@@ -192,4 +195,10 @@ def _summary(submitter: Submitter, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _readme(submitter: Submitter, result: Mapping[str, Any]) -> str:
     words = {**result, "config": result["name"], "name": submitter.name, "blurb": submitter.blurb}
-    return README_TEXT.format(**words, extra=" constriction" if result["codec"] == "range" else "")
+    words["extra"] = " constriction" if result["codec"] == "range" else ""
+    original, bpb = result.get("original_bytes"), result.get("sliding_original_bpb")
+    differs = original not in (None, result["bytes"])
+    words["original"] = (
+        f" ({original:,} of the original text: {bpb:.6f} bits per byte of it, sliding)" if differs else ""
+    )
+    return README_TEXT.format(**words)

@@ -122,7 +122,7 @@ def audit(
     say(f"the score of all {len(text.tokens) - 1:,} tokens")
     run = heard(audited, text)
     checks += [*updates, *counts.one_pass(audited, run), text_bytes]
-    return Audit(audited, summarize(run.nats, text.target_bytes), tried.spread, tuple(checks))
+    return Audit(audited, summarize(run.nats, text.target_bytes, text.target_original), tried.spread, tuple(checks))
 
 
 def against_claim(audit: Audit, claim: Claim, kind: str, model: ModelConfig) -> Check:

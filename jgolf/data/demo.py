@@ -90,6 +90,7 @@ def _fill(folder: Path, train: list[str], validation: list[str]) -> None:
     paths = [folder / "train.txt", folder / "val.txt", folder / _TOKENIZER]
     for split in ("train", "val"):
         paths += pack_documents([folder / f"{split}.txt"], folder / _TOKENIZER, folder, split).paths
+    paths += folder.glob("*_val_bytes_*.bin")
     sizes = {path.name: path.stat().st_size for path in paths}
     manifest = {"format": _FORMAT, "python": sys.version.split()[0], "files": sizes}
     files.write_text(folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")

@@ -23,8 +23,8 @@ def inspect(
 ) -> None:
     """Show what shards hold: header, tokens, documents, bytes a token, and an excerpt.
 
-    Bytes are those that bits per byte counts: by the shard's sidecar where it has one, and otherwise those of the text
-    as the tokenizer keeps it, which makes one space of several.
+    Bytes are those that the challenge counts, of the text as the tokenizer keeps it, and, where a sidecar counts them,
+    those of the original text, too.
 
     Args:
       shards: Shard files, or folders of them.
@@ -74,16 +74,21 @@ def _figures(path: Path, tokens: np.ndarray, tokenizer: Tokenizer | None) -> dic
         return figures
     figures["ids"] = f"{tokens.min()} to {tokens.max()}"
     if tokenizer:
-        text_bytes = _text_bytes(path, tokens, tokenizer)
-        figures["bytes a token"] = text_bytes if isinstance(text_bytes, str) else f"{text_bytes / len(tokens):.4f}"
+        figures |= _bytes_a_token(path, tokens, tokenizer)
     return figures
 
 
-def _text_bytes(path: Path, tokens: np.ndarray, tokenizer: Tokenizer) -> int | str:
-    """Bytes that the tokens stand for, or why nobody knows."""
-    sidecar = sidecar_of(path)
-    if sidecar is not None and sidecar.is_file():
-        return int(sidecar_bytes(path, tokenizer.bos_id).sum(dtype=np.int64))
-    if tokenizer.table_fault:
-        return f"not known without byte counts beside the shard: the tokenizer {tokenizer.table_fault}"
-    return int(table_bytes(tokens, tokenizer).sum(dtype=np.int64))
+def _bytes_a_token(path: Path, tokens: np.ndarray, tokenizer: Tokenizer) -> dict[str, str]:
+    """Bytes that a token stands for, as the challenge counts them and of the original text, where they are known."""
+    sidecar, fault = sidecar_of(path), tokenizer.table_fault
+    has_sidecar = sidecar is not None and sidecar.is_file()
+    original = _mean(sidecar_bytes(path, tokenizer.bos_id)) if has_sidecar else ""
+    if fault:
+        unknown = f"not known without byte counts beside the shard: the tokenizer {fault}"
+        return {"bytes a token": original or unknown}
+    counted = {"bytes a token": _mean(table_bytes(tokens, tokenizer))}
+    return counted | ({"original bytes a token": original} if has_sidecar else {})
+
+
+def _mean(counts: np.ndarray) -> str:
+    return f"{counts.sum(dtype=np.int64) / len(counts):.4f}"

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,8 +22,10 @@ import numpy as np
 import tyro
 
 from jgolf import files
+from jgolf.data.changes import Changes
 from jgolf.data.documents import check_files, parse_document, read_lines
 from jgolf.data.shards import TOKEN_TYPE, create_shard, is_sidecar, sidecar_of
+from jgolf.data.text import table_bytes
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer, tokenizers_in
 from jgolf.errors import DataError, JgolfError
 from jgolf.progress import byte_progress, counted
@@ -43,13 +45,16 @@ class PackSummary:
     tokens: int
     text_bytes: int
     elapsed_s: float
+    tokenizer: Tokenizer
+    changes: Changes
 
     def __str__(self) -> str:
-        return (
+        packed = (
             f"{self.documents:,} documents, {self.tokens:,} tokens, {self.text_bytes:,} bytes of text, "
             f"{self.text_bytes / self.tokens:.4f} bytes a token, {self.elapsed_s:.1f} s; "
             f"{counted(len(self.paths), 'shard')} in {self.paths[0].parent}"
         )
+        return "\n".join([packed, *self.changes.told(self.tokenizer)])
 
 
 def pack(
@@ -61,7 +66,7 @@ def pack(
     overwrite: bool = False,
     byte_counts: bool | None = None,
 ) -> None:
-    """Pack documents into token shards.
+    """Pack documents into token shards, and say what of the documents their tokens do not keep.
 
     Args:
       documents: Text files: .jsonl, with {"text": …} a line, or .txt, with one document a line, of at most 16 MB;
@@ -72,7 +77,7 @@ def pack(
       shard_tokens: Tokens in a shard; the last may hold fewer.
       overwrite: Replace the shards of this split that are already there.
       byte_counts: Write a sidecar beside each shard that counts the bytes of the original text which each token
-        stands for, for bits per byte; by default only for validation, and where the tokenizer's own tables miscount.
+        stands for, for bits per byte of that; by default for validation only.
     """
     print(pack_documents(documents, tokenizer, out, split, shard_tokens, overwrite, byte_counts))
 
@@ -105,7 +110,7 @@ def pack_documents(
         raise DataError(f"--shard-tokens {shard_tokens}: expected at least 1")
     files.settle(out_dir)
     if byte_counts is None:
-        byte_counts = split == "val" and bool(tokenizer.table_fault)
+        byte_counts = split == "val"
     old_shards = sorted(out_dir.glob(f"*_{split}_*.bin"))  # and their sidecars
     if old_shards and not overwrite:
         raise DataError(
@@ -126,7 +131,8 @@ def pack_documents(
         if not has_tokenizer:
             files.write_bytes(staging / tokenizer.path.name, tokenizer.model_bytes)
     paths = tuple(out_dir / name for name in names if not is_sidecar(name))
-    return PackSummary(paths, totals.documents, totals.tokens, totals.text_bytes, time.monotonic() - start_s)
+    elapsed_s, changes = time.monotonic() - start_s, totals.changes
+    return PackSummary(paths, changes.documents, totals.tokens, changes.text_bytes, elapsed_s, tokenizer, changes)
 
 
 def _usable_cores() -> int:
@@ -151,9 +157,8 @@ def _holds_tokenizer(out_dir: Path, tokenizer: Tokenizer) -> bool:
 
 @dataclass
 class _Totals:
-    documents: int = 0
     tokens: int = 0
-    text_bytes: int = 0
+    changes: Changes = field(default_factory=Changes)
 
 
 class _Lines(NamedTuple):
@@ -177,8 +182,7 @@ class _Piece(NamedTuple):
 
 class _Encoded(NamedTuple):
     piece: _Piece
-    documents: int
-    text_bytes: int
+    changes: Changes
 
 
 def _line_groups(paths: Sequence[str | Path]) -> Iterator[_Lines]:
@@ -199,24 +203,39 @@ def _line_groups(paths: Sequence[str | Path]) -> Iterator[_Lines]:
 def _encode(tokenizer_path: Path, byte_counts: bool, group: _Lines) -> _Encoded:
     """Runs in a worker process."""
     tokenizer = _worker_tokenizer(tokenizer_path)
-    ids: list[int] = []
-    num_bytes: list[int] = []
-    documents = text_bytes = 0
+    changes = Changes()
+    pieces: list[_Piece] = []
     for number, line in enumerate(group.lines, start=group.first_number):
         text = parse_document(line, group.path, number)
         if text is not None:
-            own, counts = tokenizer.encode_with_bytes(text) if byte_counts else (tokenizer.encode(text), [])
-            if max(counts, default=0) > _MOST_COUNTED:
-                raise DataError(
-                    f"{group.path}:{number}: one token stands for {max(counts):,} bytes, mostly white space, but a "
-                    f"sidecar counts up to {_MOST_COUNTED:,}: shorten that white space"
-                )
-            ids += [tokenizer.bos_id, *own]
-            num_bytes += [0, *counts]
-            documents += 1
-            text_bytes += len(text.encode())
-    counted = np.array(num_bytes, TOKEN_TYPE) if byte_counts else None
-    return _Encoded(_Piece(np.array(ids, TOKEN_TYPE), counted), documents, text_bytes)
+            pieces.append(_document(tokenizer, text, f"{group.path}:{number}", byte_counts, changes))
+    if not pieces:
+        return _Encoded(_Piece(np.empty(0, TOKEN_TYPE), None), changes)
+    tokens, counts = zip(*pieces, strict=True)
+    return _Encoded(_Piece(np.concatenate(tokens), np.concatenate(counts) if byte_counts else None), changes)
+
+
+def _document(tokenizer: Tokenizer, text: str, where: str, byte_counts: bool, changes: Changes) -> _Piece:
+    """The tokens of a document, and their bytes if they are to be counted; `changes` learns what becomes of it."""
+    text_bytes = len(text.encode())
+    ids, counts = tokenizer.encode_with_bytes(text) if byte_counts else (tokenizer.encode(text), [])
+    tokens = np.array([tokenizer.bos_id, *ids], TOKEN_TYPE)
+    changes.look(where, text_bytes, *tokenizer.written_and_kept(text, ids))
+    changes.count("miscounted", where, int(table_bytes(tokens, tokenizer).sum(dtype=np.int64)) - text_bytes)
+    if not byte_counts:
+        return _Piece(tokens, None)
+    uncounted = text_bytes - sum(counts)
+    if tokenizer.counts_ends:
+        counts = [uncounted, *counts]  # of a document without a piece, which BOS alone stands for
+    else:
+        changes.count("uncounted", where, uncounted)
+        counts = [0, *counts]
+    if max(counts) > _MOST_COUNTED:
+        raise DataError(
+            f"{where}: one token stands for {max(counts):,} bytes, mostly white space, but a sidecar counts up to "
+            f"{_MOST_COUNTED:,}: shorten that white space, or leave the counts out with --byte-counts False"
+        )
+    return _Piece(tokens, np.array(counts, TOKEN_TYPE))
 
 
 _worker_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
@@ -250,9 +269,8 @@ def _tokenized(
             file_bytes, encoding = pending.popleft()
             encoded = encoding.result()
             advance(file_bytes)
-            totals.documents += encoded.documents
             totals.tokens += len(encoded.piece.tokens)
-            totals.text_bytes += encoded.text_bytes
+            totals.changes.add(encoded.changes)
             yield encoded.piece
     except BrokenProcessPool:
         raise JgolfError("a tokenizing process was killed, probably for lack of memory; nothing was packed") from None

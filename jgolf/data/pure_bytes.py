@@ -26,6 +26,7 @@ class ByteTokenizer:
     """Text as its UTF-8 bytes; see `jgolf.data.tokenizer.Tokenizer`."""
 
     table_fault = ""
+    counts_ends = True
 
     def __init__(self, path: str | Path, model_bytes: bytes):
         self.path = Path(path)
@@ -45,6 +46,9 @@ class ByteTokenizer:
     def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
         ids = self.encode(text)
         return ids, [1] * len(ids)
+
+    def written_and_kept(self, text: str, ids: list[int]) -> tuple[str, str]:
+        return text, self.decode(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         values = (int(token) - self._offset for token in ids)

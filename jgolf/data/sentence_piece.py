@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ SPACE = "▁"  # how SentencePiece writes a space
 @dataclass(frozen=True)
 class ByteTables:
     """What a target token counts for in the challenge's bits per byte: bytes of the text as it is normalised.
+
+    The challenge counts three bytes for a space that is not a piece's first character, these tables the one it has.
 
     `base_bytes` int16[vocab]: bytes of the piece's text without its leading space.
     `has_leading_space` bool[vocab]: the piece starts with a space.
@@ -38,6 +41,8 @@ class ByteTables:
 
 class SentencePieceTokenizer:
     """A SentencePiece model; see `jgolf.data.tokenizer.Tokenizer`."""
+
+    counts_ends = True
 
     def __init__(self, path: str | Path, model_bytes: bytes):
         self.path = Path(path)
@@ -66,59 +71,91 @@ class SentencePieceTokenizer:
         return self._processor.encode(text)
 
     def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
-        # White space that is dropped or joined lies in some piece's stretch; at the text's ends in none.
+        ids, stretches = self._stretches(text)
+        ends = [end for _, end in stretches]
+        if ends:
+            ends[-1] = len(text.encode())  # what was stripped at the end
+        return ids, [end - start for start, end in pairwise([0, *ends])]
+
+    def _stretches(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids, and where in the text's UTF-8 bytes what each stands for begins and ends.
+
+        White space that is dropped or joined lies in some piece's stretch; at the text's ends in none. A character
+        of several pieces lies in that of the last.
+        """
         found = self._processor.encode(text, out_type="offset_mapping", return_bytes=True)
-        return found["ids"], [end - start for start, end in found["offsets"]]
+        return found["ids"], found["offsets"]
+
+    def written_and_kept(self, text: str, ids: list[int]) -> tuple[str, str]:
+        return text, self._decoded(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode([int(token) for token in ids])
+        return self._decoded([int(token) for token in ids])
+
+    def _decoded(self, ids: list[int]) -> str:
+        text = self._processor.decode(ids)
+        return text.replace(SPACE, " ") if self._marks_spaces else text  # bytes may spell the mark
 
     def target_bytes(self, previous: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return self.byte_tables.target_bytes(previous, targets)
 
     @functools.cached_property
     def table_fault(self) -> str:
-        if SPACE not in self._pieces:
+        if self._marks_spaces and not self._is_text(self._processor.piece_to_id(SPACE)):
             return f"has no piece {SPACE} for a space, which it writes as other bytes or as unknown"
-        odd = next((piece for token, piece in enumerate(self._pieces) if self._hides_space(token, piece)), None)
-        return "" if odd is None else f"has pieces with a space inside, such as {odd}, each counted as three bytes"
+        if self._processor.normalize("a").endswith(SPACE):
+            return "adds a space to the end of every text, which is counted"
+        return ""
 
-    def _hides_space(self, token: int, piece: str) -> bool:
+    @functools.cached_property
+    def _marks_spaces(self) -> bool:
+        """Whether it writes a space as ▁, which then stands for nothing else."""
+        return SPACE in self._processor.normalize("a a")
+
+    def _is_text(self, token: int) -> bool:
+        """Whether an id stands for the text of its piece."""
         processor = self._processor
-        return SPACE in piece[1:] and not (processor.is_control(token) or processor.is_unknown(token))
+        is_other = processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)
+        return not is_other and not processor.is_byte(token)
 
     @functools.cached_property
     def byte_tables(self) -> ByteTables:
         """The challenge's byte counts of its pieces."""
-        processor = self._processor
         base_bytes = np.zeros(self.vocab_size, np.int16)
         has_leading_space = np.zeros(self.vocab_size, bool)
         is_boundary = np.zeros(self.vocab_size, bool)
         for token, piece in enumerate(self._pieces):
-            if processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token):
-                is_boundary[token] = True
-            elif processor.is_byte(token):
+            if self._processor.is_byte(token):
                 base_bytes[token] = 1
-            else:
+            elif not self._is_text(token):
+                is_boundary[token] = True
+            elif self._marks_spaces:
                 has_leading_space[token] = piece.startswith(SPACE)
-                base_bytes[token] = len(piece.removeprefix(SPACE).encode())
+                base_bytes[token] = len(piece.removeprefix(SPACE).replace(SPACE, " ").encode())
+            else:
+                base_bytes[token] = len(piece.encode())
         return ByteTables(base_bytes, has_leading_space, is_boundary)
+
+
+_written = functools.lru_cache(maxsize=1)(case_ops.encode)  # one text is asked for several times in a row
 
 
 class CaseOpsTokenizer(SentencePieceTokenizer):
     """A SentencePiece model over CaseOps texts: each operator is a piece of its own."""
 
     table_fault = "writes capitals as operators, which stand for no text but have three bytes each"
+    counts_ends = False
 
     @functools.cached_property
     def _operators(self) -> dict[int, str]:
         return {self._pieces.index(operator): operator for operator in case_ops.OPERATORS}
 
     def encode(self, text: str) -> list[int]:
-        return super().encode(case_ops.encode(text))
+        return super().encode(_written(text))
 
     def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
-        ids, num_bytes = super().encode_with_bytes(case_ops.encode(text))
+        ids, stretches = self._stretches(_written(text))
+        num_bytes = [end - start for start, end in stretches]
         is_escaped = False
         for index, token in enumerate(ids):
             operator = self._operators.get(token)
@@ -128,6 +165,9 @@ class CaseOpsTokenizer(SentencePieceTokenizer):
                 num_bytes[index] -= case_ops.OPERATOR_BYTES
                 is_escaped = operator == case_ops.ESC
         return ids, num_bytes
+
+    def written_and_kept(self, text: str, ids: list[int]) -> tuple[str, str]:
+        return super().written_and_kept(_written(text), ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         return case_ops.decode(super().decode(ids), strict=False)

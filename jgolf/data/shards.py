@@ -2,7 +2,8 @@
 
 A shard is 256 little-endian int32, `[20240520, 1, number of tokens, 0, …]`, then the tokens as
 little-endian uint16. Beside the validation shard `NAME_val_000000.bin` may lie its sidecar
-`NAME_val_bytes_000000.bin`, of the same form: how many bytes of text each of the shard's tokens stands for.
+`NAME_val_bytes_000000.bin`, of the same form: how many bytes of the original text each of the shard's tokens
+stands for.
 """
 
 from __future__ import annotations

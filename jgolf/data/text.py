@@ -24,38 +24,55 @@ class Text:
       tokens: their ids.
       starts: positions at which a document begins, rising; the first is 0, also where a text begins in the
         middle of a document.
-      bytes: what each token stands for, BOS for 0; None for training text, whose bytes nobody counts.
+      bytes: what each token stands for as the challenge counts it, BOS for 0: what `val_bpb` is over. None for
+        training text, whose bytes nobody counts.
+      original: what each token stands for of the documents as they were before a tokenizer changed them; None where
+        nobody counted that when the text was packed.
     """
 
     tokens: UInt16[np.ndarray, " tokens"]
     starts: Int[np.ndarray, " documents"]
     bytes: UInt16[np.ndarray, " tokens"] | None = None
+    original: UInt16[np.ndarray, " tokens"] | None = None
 
     @classmethod
-    def of(cls, tokens: np.ndarray, bos_id: int, num_bytes: np.ndarray | None = None) -> Text:
+    def of(
+        cls,
+        tokens: np.ndarray,
+        bos_id: int,
+        num_bytes: np.ndarray | None = None,
+        original: np.ndarray | None = None,
+    ) -> Text:
         """The text of a stream of tokens, whose documents begin with BOS."""
         starts = np.flatnonzero(tokens == bos_id)
         if not len(starts) or starts[0]:
             starts = np.concatenate([[0], starts])
-        return cls(tokens, starts, num_bytes)
+        return cls(tokens, starts, num_bytes, original)
 
     @property
     def target_bytes(self) -> UInt16[np.ndarray, " targets"]:
-        """Bytes of each of the N − 1 targets."""
+        """Bytes of each of the N − 1 targets, as the challenge counts them."""
         if self.bytes is None:
             raise ValueError("the bytes of this text were not counted")
         return self.bytes[1:]
 
+    @property
+    def target_original(self) -> UInt16[np.ndarray, " targets"] | None:
+        """Bytes of the documents as they were that each of the N − 1 targets stands for, where that is known."""
+        return None if self.original is None else self.original[1:]
+
     def first(self, count: int) -> Text:
         """Its first tokens, or all if it has fewer."""
         starts = self.starts[: np.searchsorted(self.starts, count)]
-        return Text(self.tokens[:count], starts, None if self.bytes is None else self.bytes[:count])
+        counts = (None if counts is None else counts[:count] for counts in (self.bytes, self.original))
+        return Text(self.tokens[:count], starts, *counts)
 
 
 def read_text(paths: Sequence[str | Path], tokenizer: Tokenizer, max_tokens: int = 0) -> Text:
-    """Reads shards, and the sidecars beside them that count the bytes of each token.
+    """Reads shards, and the sidecars beside them that count the original's bytes of each token.
 
-    Without sidecars the tokenizer's tables count, as the challenge does.
+    The challenge counts by the tokenizer's tables, whether there are sidecars or not; where these cannot be believed,
+    as over CaseOps, it counts by the sidecars.
 
     Args:
       paths: the shards, in order. A sidecar among them goes with its shard.
@@ -64,19 +81,25 @@ def read_text(paths: Sequence[str | Path], tokenizer: Tokenizer, max_tokens: int
 
     Raises:
       DataError: a shard or a sidecar cannot be used or does not belong to the other; some shards have sidecars
-        and some have not; none has, and the tokenizer's tables cannot be believed.
+        and some have not; none has, and the tokenizer's tables cannot be believed; the tokens stand for no text.
     """
     shards = without_sidecars(paths)
     stream = TokenStream(shards, tokenizer.vocab_size)
     tokens = stream.take(0, min(len(stream), max_tokens) if max_tokens else len(stream))
-    if not counted_beside(shards, tokenizer):
-        return Text.of(tokens, tokenizer.bos_id, table_bytes(tokens, tokenizer))
-    counts = [sidecar_bytes(path, tokenizer.bos_id) for path in shards]
-    return Text.of(tokens, tokenizer.bos_id, np.concatenate(counts)[: len(tokens)])
+    original = None
+    if counted_beside(shards, tokenizer):
+        original = np.concatenate([sidecar_bytes(path, tokenizer.bos_id) for path in shards])[: len(tokens)]
+    counted = original if tokenizer.table_fault else table_bytes(tokens, tokenizer)
+    if len(tokens) > 1 and not counted[1:].any():
+        raise DataError(
+            f"{shards[0]}: its {len(tokens):,} tokens stand for no byte of text, so they cannot be scored: pack "
+            "documents that hold text"
+        )
+    return Text.of(tokens, tokenizer.bos_id, counted, original)
 
 
 def counted_beside(shards: Sequence[Path], tokenizer: Tokenizer) -> bool:
-    """Whether the bytes of the shards' tokens are counted in sidecars beside them, rather than by the tokenizer.
+    """Whether the original's bytes of the shards' tokens are counted in sidecars beside them.
 
     Raises:
       DataError: only some have sidecars; or none has, and the tokenizer's tables cannot be believed.
@@ -127,7 +150,9 @@ def sidecar_bytes(path: Path, bos_id: int) -> np.ndarray:
         )
     for start in range(0, len(tokens), _COUNTED_AT_ONCE):
         piece = slice(start, start + _COUNTED_AT_ONCE)
-        wrong = np.flatnonzero((tokens[piece] == bos_id) & (counts[piece] > 0))
+        following = np.append(tokens[start + 1 : start + _COUNTED_AT_ONCE + 1], bos_id)[: len(tokens[piece])]
+        # BOS stands for a whole document that has no piece, being white space: then another BOS or the end follows.
+        wrong = np.flatnonzero((tokens[piece] == bos_id) & (following != bos_id) & (counts[piece] > 0))
         if len(wrong):
             raise DataError(
                 f"{sidecar}: token {start + wrong[0]:,} of {path} begins a document, expected 0 bytes for it, found "

@@ -28,6 +28,8 @@ class Tokenizer(Protocol):
       bos_id: the id that stands before every document.
       table_fault: why `target_bytes` cannot be believed, to go on from the tokenizer's name ("has no piece …");
         empty where it can. Text of such a tokenizer is scored only with its bytes counted when it was packed.
+      counts_ends: whether `encode_with_bytes` counts what is stripped at a text's ends, too. The challenge's counts
+        of CaseOps texts leave it out.
     """
 
     path: Path
@@ -45,11 +47,17 @@ class Tokenizer(Protocol):
     @property
     def table_fault(self) -> str: ...
 
+    @property
+    def counts_ends(self) -> bool: ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without BOS."""
 
     def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
-        """The same ids, and how many bytes of `text` itself each stands for."""
+        """The same ids, and how many bytes of `text` itself each stands for, what got lost of it included."""
+
+    def written_and_kept(self, text: str, ids: list[int]) -> tuple[str, str]:
+        """`text` as it is written to be cut into pieces, and that as its ids tell it: equal where nothing is lost."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of any ids, as far as they tell it; BOS and its like have none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import tyro
 from jgolf import files
 from jgolf.data import case_ops as cases
 from jgolf.data.documents import check_files, read_documents
+from jgolf.data.literal_spaces import with_literal_spaces
 from jgolf.data.pure_bytes import byte_tokenizer_file
 from jgolf.data.sentence_piece import SentencePieceTokenizer
 from jgolf.errors import DataError
@@ -35,6 +37,13 @@ _TRAINER_SETTINGS = {
     "unk_id": 3,
     "hard_vocab_limit": False,
 }
+# What differs where every text is to come back as it was.
+_LOSSLESS_SETTINGS = {
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+}
+_NOT_LEARNT = re.compile("[\\0\\t▁▅]+")  # what SentencePiece's trainer keeps for itself: bytes in every text
 _LONGEST_SENTENCE = 4192  # bytes; SentencePiece leaves out longer ones
 _QUIET = 2  # SentencePiece's log level: errors only
 
@@ -46,9 +55,10 @@ def tokenizer(
     max_documents: int = 1_000_000,
     max_chars: int = 4000,
     case_ops: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    lossless: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     pure_bytes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Train a SentencePiece BPE tokenizer with the challenge's settings.
+    """Train a SentencePiece BPE tokenizer with the challenge's settings, or one that keeps every text as it is.
 
     Args:
       documents: Text files: .jsonl, with {"text": …} a line, or .txt, with one document a line; also as .zst or .gz.
@@ -58,11 +68,15 @@ def tokenizer(
       max_chars: Learn from this many characters of a document, the first ones; 0 takes whole documents, of which
         SentencePiece leaves out those of more than 4,192 bytes. The trainer holds all that it learns from in memory.
       case_ops: Learn from CaseOps text, in which capitals are operators before small letters.
+      lossless: Keep everything: line breaks, runs of spaces, characters that the challenge's settings replace by
+        others. The bytes that the challenge counts are then those of the text. For code, verse, and tables.
       pure_bytes: Learn nothing: write the tokenizer whose pieces are the 256 bytes. It needs no documents.
     """
     if pure_bytes:
-        if documents or case_ops:
-            raise DataError("--pure-bytes: expected without documents and --case-ops: there is nothing to learn")
+        if documents or case_ops or lossless:
+            raise DataError(
+                "--pure-bytes: expected without documents, --case-ops and --lossless: there is nothing to learn"
+            )
         files.write_bytes(out, byte_tokenizer_file())
         print(f"{out}: 260 pieces")
         return
@@ -78,19 +92,22 @@ def tokenizer(
                     yield text[: max_chars or None]
             learning.enter_context(activity(f"learning {vocab_size:,} pieces"))  # the trainer has read all by now
 
-        model_bytes = train_tokenizer(texts(), vocab_size, case_ops, cut=max_chars > 0)
+        model_bytes = train_tokenizer(texts(), vocab_size, case_ops, cut=max_chars > 0, lossless=lossless)
     files.write_bytes(out, model_bytes)
     print(f"{out}: {vocab_size} pieces, {time.monotonic() - start_s:.1f} s")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = False, cut: bool = False) -> bytes:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, case_ops: bool = False, cut: bool = False, lossless: bool = False
+) -> bytes:
     """Learns a tokenizer of exactly `vocab_size` pieces; the bytes of its model file.
 
     Args:
       texts: what to learn from.
       vocab_size: number of pieces.
       case_ops: learn from CaseOps text, with a piece for each operator.
-      cut: of a CaseOps text that its operators made too long for SentencePiece, learn from the start.
+      cut: of a CaseOps or lossless text that is too long for SentencePiece, learn from the start.
+      lossless: every text comes back from its ids as it was, and the challenge's tables count its bytes.
 
     Raises:
       DataError: the text has too few, or too many, different characters and pairs for that many pieces.
@@ -99,11 +116,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = Fals
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts, case_ops, cut, error_while_reading),
+            sentence_iterator=_sentences(texts, case_ops, cut, lossless, error_while_reading),
             model_writer=model,
             vocab_size=vocab_size,
             minloglevel=_QUIET,
-            **_TRAINER_SETTINGS,
+            **_TRAINER_SETTINGS | (_LOSSLESS_SETTINGS if lossless else {}),
             **({"user_defined_symbols": list(cases.OPERATORS)} if case_ops else {}),
         )
     except RuntimeError as error:
@@ -119,19 +136,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, case_ops: bool = Fals
         raise DataError(
             f"the text yields only {found} of {vocab_size} pieces: give more text, or a smaller --vocab-size"
         )
-    return model.getvalue()
+    return with_literal_spaces(model.getvalue()) if lossless else model.getvalue()
 
 
-def _sentences(texts: Iterable[str], case_ops: bool, cut: bool, errors: list[BaseException]) -> Iterator[str]:
+def _sentences(
+    texts: Iterable[str], case_ops: bool, cut: bool, lossless: bool, errors: list[BaseException]
+) -> Iterator[str]:
     """The documents as the challenge gives them to the trainer, which cannot carry an exception out."""
     try:
         for text in texts:
-            sentence = text.replace("\0", " ").strip()
+            sentence = text if lossless else text.replace("\0", " ").strip()
             if case_ops:
                 sentence = cases.encode(sentence)
-                if cut:
-                    sentence = sentence.encode()[:_LONGEST_SENTENCE].decode(errors="ignore")
-            if sentence:
-                yield sentence
+            if cut and (case_ops or lossless):
+                sentence = sentence.encode()[:_LONGEST_SENTENCE].decode(errors="ignore")
+            yield from filter(None, _NOT_LEARNT.split(sentence) if lossless else [sentence])
     except BaseException as error:  # noqa: BLE001 – Ctrl-C has to get past the trainer too
         errors.append(error)

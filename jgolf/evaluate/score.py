@@ -75,17 +75,33 @@ class Score:
     val_loss: float
     """Mean negative log likelihood in nats a token."""
     val_bpb: float
-    """Bits per byte of text."""
+    """Bits per byte as the challenge counts them: see `jgolf.data.text.Text.bytes`."""
     tokens: int
     """Tokens that were scored."""
     bytes: int
-    """Bytes of text that they stand for."""
+    """Bytes that they stand for, as the challenge counts them."""
     seconds: float
     """What the scoring took."""
+    original_bpb: float | None = None
+    """Bits per byte of the documents as they were before a tokenizer changed them, where these were counted."""
+    original_bytes: int | None = None
+    """Those bytes."""
     context: float = math.nan
     """Tokens that a prediction saw, on average."""
     compile_s: float = 0.0
     """Of `seconds`, what was spent waiting for the compiler, where that is known."""
+
+    @property
+    def bytes_text(self) -> str:
+        """Bytes that were scored, and those of the original text with their bits."""
+        if self.original_bytes is None:
+            return f"{self.bytes:,} bytes as the challenge counts, those of the original text are not known"
+        if self.original_bytes == self.bytes:
+            return f"{self.bytes:,} bytes, those of the original text"
+        return (
+            f"{self.bytes:,} bytes as the challenge counts; original_bpb {self.original_bpb:.6f} over the "
+            f"{self.original_bytes:,} of the original text"
+        )
 
     def challenge_s(self, num_devices: int) -> float:
         """Seconds that the challenge's text would take on its GPUs, if these were like the `num_devices` used here."""
@@ -108,13 +124,18 @@ def bits_per_byte(mean_nll: float, tokens: int, num_bytes: int) -> float:
 
 
 def summarize(
-    nats: Float[np.ndarray, " targets"], target_bytes: Int[np.ndarray, " targets"], seconds: float = 0.0, **more: float
+    nats: Float[np.ndarray, " targets"],
+    target_bytes: Int[np.ndarray, " targets"],
+    target_original: Int[np.ndarray, " targets"] | None = None,
+    seconds: float = 0.0,
+    **more: float,
 ) -> Score:
     """Adds up what was scored, in float64.
 
     Args:
       nats: of each target, UNSCORED where it was not scored.
-      target_bytes: bytes that each of them stands for.
+      target_bytes: bytes that each of them stands for, as the challenge counts them.
+      target_original: bytes of the original text that each of them stands for, where they are known.
       seconds: what the scoring took.
       **more: other fields of the score.
 
@@ -127,6 +148,9 @@ def summarize(
         raise DataError(f"none of the {len(nats):,} targets was scored: give more tokens, or a shorter sequence length")
     mean = float(np.sum(nats, where=scored, dtype=np.float64)) / num_tokens
     num_bytes = int(np.sum(target_bytes, where=scored, dtype=np.int64))
+    if target_original is not None and np.any(target_original, where=scored):
+        num_original = int(np.sum(target_original, where=scored, dtype=np.int64))
+        more |= {"original_bpb": bits_per_byte(mean, num_tokens, num_original), "original_bytes": num_original}
     return Score(mean, bits_per_byte(mean, num_tokens, num_bytes), num_tokens, num_bytes, seconds, **more)
 
 
@@ -135,7 +159,8 @@ def score(scorer: Scorer, config: ModelConfig, params: Params, text: Text, *args
     started = time.perf_counter()
     found = scorer(config, params, text, *args, **how)
     seconds = time.perf_counter() - started + found.earlier_s
-    return summarize(found.nats, text.target_bytes, seconds, context=found.context, compile_s=found.compile_s)
+    counts = text.target_bytes, text.target_original
+    return summarize(found.nats, *counts, seconds, context=found.context, compile_s=found.compile_s)
 
 
 # --- scorers -----------------------------------------------------------------------------------
@@ -186,8 +211,8 @@ def reference_sliding_score(config: ModelConfig, params: Params, text: Text, seq
     """The sliding score as the PyTorch reference takes it: its last windows score the same targets again."""
     started = time.perf_counter()
     windows = sliding_windows(len(text.tokens), seq_len, stride, reference_windows=True)
-    nats, target_bytes = gathered(window_nats(config, params, text.tokens, windows, seq_len, **how), text)
-    return summarize(nats, target_bytes, time.perf_counter() - started, context=mean_context(windows))
+    found = gathered(window_nats(config, params, text.tokens, windows, seq_len, **how), text)
+    return summarize(*found, time.perf_counter() - started, context=mean_context(windows))
 
 
 def reference_packed_score(
@@ -209,8 +234,7 @@ def reference_packed_score(
     pieces = Windows.joined([packed_windows(text.starts, num_tokens, *what) for what in own])
     how = {"batch_tokens": rows_at_once * seq_len, "piece_length": seq_len, **how}
     parts = window_nats(config, params, text.tokens, rows, rows_at_once * seq_len, **how)
-    nats, target_bytes = gathered(parts, text)
-    return summarize(nats, target_bytes, time.perf_counter() - started, context=mean_context(pieces))
+    return summarize(*gathered(parts, text), time.perf_counter() - started, context=mean_context(pieces))
 
 
 # --- windows -----------------------------------------------------------------------------------
@@ -223,10 +247,11 @@ class ScoredTargets(NamedTuple):
     nats: Float32[np.ndarray, " scored"]
 
 
-def gathered(parts: Iterable[ScoredTargets], text: Text) -> tuple[np.ndarray, np.ndarray]:
+def gathered(parts: Iterable[ScoredTargets], text: Text) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """All scores, a target's as often as it was scored, and the bytes of each: what `summarize` takes."""
     targets, nats = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return nats, text.target_bytes[targets]
+    original = text.target_original
+    return nats, text.target_bytes[targets], None if original is None else original[targets]
 
 
 def _of_windows(

@@ -118,11 +118,16 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "pre_quantization_val_bpb": before.val_bpb,
         "tokens": sliding.tokens,
         "bytes": sliding.bytes,
+        "original_bpb": after.original_bpb,
+        "sliding_original_bpb": sliding.original_bpb,
+        "pre_quantization_original_bpb": before.original_bpb,
+        "original_bytes": sliding.original_bytes,
         "split_tokens": len(validation.text.tokens) - 1,
         "device": jax.devices()[0].device_kind,
     }
     if adapted is not None:
-        result |= {"adapted_val_loss": adapted.val_loss, "adapted_val_bpb": adapted.val_bpb}
+        for name in ("val_loss", "val_bpb", "original_bpb"):
+            result[f"adapted_{name}"] = getattr(adapted, name)
         result["adapted_challenge_s"] = adapted.challenge_s(jax.local_device_count())
     if budgeted is not None:
         result["budget_bytes"] = options.budget
@@ -317,8 +322,22 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
     if "predicted_gap_bpb" in result:
         gap = result["val_bpb"] - result["pre_quantization_val_bpb"]
         print(f"quantization costs            val_bpb:{gap:.5f}, predicted {result['predicted_gap_bpb']:.5f}")
+    print(_bytes_text(result))
     for name, bits in result.get("compressors_bpb", {}).items():
         print(f"the same text by {name:<12} {bits:.5f} bits per byte")
+
+
+def _bytes_text(result: dict[str, Any]) -> str:
+    """Which bytes the scores are over."""
+    counted = f"sliding over {result['bytes']:,} bytes as the challenge counts"
+    if result["original_bytes"] is None:
+        return f"{counted}; those of the original text are not known"
+    if result["original_bytes"] == result["bytes"]:
+        return f"{counted}, those of the original text"
+    return (
+        f"{counted}; over the {result['original_bytes']:,} of the original text original_bpb:"
+        f"{result['sliding_original_bpb']:.5f}"
+    )
 
 
 def _demo_text(data_dir: str) -> bytes | None:

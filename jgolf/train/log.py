@@ -83,10 +83,19 @@ class RunLog:
         if step <= ALWAYS_LOGGED_STEPS or (every and step % every == 0):
             self.line(f"step:{step}/{steps} train_loss:{loss:.4f} {_times(step, elapsed_s)}")
 
-    def validation(self, step: int, steps: int, val_loss: float, val_bpb: float, elapsed_s: float) -> None:
-        """The challenge's line for a validation."""
+    def validation(
+        self,
+        step: int,
+        steps: int,
+        val_loss: float,
+        val_bpb: float,
+        elapsed_s: float,
+        original_bpb: float | None = None,
+    ) -> None:
+        """The challenge's line for a validation; the metrics have the bits per byte of the original text, too."""
         self.line(f"step:{step}/{steps} val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f} {_times(step, elapsed_s)}")
-        self.metrics(step=step, val_loss=val_loss, val_bpb=val_bpb, train_time_s=elapsed_s)
+        original = {} if original_bpb is None else {"original_bpb": original_bpb}
+        self.metrics(step=step, val_loss=val_loss, val_bpb=val_bpb, **original, train_time_s=elapsed_s)
         self._validated.add(step)
         self.last_bpb = val_bpb
 

@@ -89,6 +89,7 @@ class Loop:
         self._state = run.state
         self._started = run.first_step
         self._validated_step = run.first_step if run.first_is_validated else None
+        self._scored = ""  # which bytes the last validation was over
         self._in_flight: deque[StepReport] = deque()
         self._undecided: deque[StepReport] = deque()
         self._looped = self._loop_is_on(max(run.first_step - 1, 0), run.clock.elapsed_s)
@@ -138,6 +139,8 @@ class Loop:
         asked = self._asked_to_stop
         reason = "asked to stop" if asked else "time cap reached" if self._cap_reached else "all steps done"
         self._run.log.line(f"stopping: {reason} train_time:{1000 * elapsed_s:.0f}ms step:{self._started}/{train.steps}")
+        if self._scored and self._validated_step == self._started:
+            self._run.log.line(f"validated over {self._scored}")
         peak_bytes = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         if peak_bytes:
             self._run.log.line(f"peak memory allocated: {peak_bytes / 1e9:.2f} GB")
@@ -171,8 +174,8 @@ class Loop:
                 self._asked_to_stop = True
                 return
         steps, elapsed_s = self._config.train.steps, self._run.clock.elapsed_s
-        self._run.log.validation(self._started, steps, score.val_loss, score.val_bpb, elapsed_s)
-        self._validated_step = self._started
+        self._run.log.validation(self._started, steps, score.val_loss, score.val_bpb, elapsed_s, score.original_bpb)
+        self._validated_step, self._scored = self._started, score.bytes_text
 
     def _until_asked_to_stop(self, batches: Iterable, total: int) -> Iterator:
         """Passes validation batches on, until any process is asked to stop; then all leave at the same one."""

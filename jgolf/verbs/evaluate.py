@@ -80,7 +80,7 @@ def evaluate(argv: list[str], prog: str = "jgolf evaluate") -> None:
     challenge_s = found.challenge_s(num_devices)
     print(
         f"{options.model}{_weights(loaded, options.average)}: val_loss {found.val_loss:.6f} nats, val_bpb "
-        f"{found.val_bpb:.6f} over {found.tokens:,} tokens ({found.bytes:,} bytes), "
+        f"{found.val_bpb:.6f} over {found.tokens:,} tokens ({found.bytes_text}), "
         f"{_windows(what, options)}, {found.context:,.0f} tokens of context on average, "
         f"{found.seconds:.1f} s\n"
         f"{found.bytes / found.seconds:,.0f} bytes a second; the challenge's text on {CHALLENGE_DEVICES} such devices: "

@@ -19,6 +19,7 @@ FILES = {
     "demo_1024_bpe.model",
     "fineweb_train_000000.bin",
     "fineweb_val_000000.bin",
+    "fineweb_val_bytes_000000.bin",
 }
 
 

@@ -1,19 +1,17 @@
 """Texts: tokens with the bytes they stand for, by sidecars or by the tokenizer's tables."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 
 from jgolf.data.documents import read_documents
 from jgolf.data.inspect import inspect
 from jgolf.data.pack import pack_documents
 from jgolf.data.pure_bytes import byte_tokenizer_file
 from jgolf.data.shards import TokenStream, find_shards, open_shard, sidecar_of, write_shard
-from jgolf.data.text import Text, read_text, table_bytes
+from jgolf.data.text import Text, read_text
 from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
 from jgolf.data.train_tokenizer import tokenizer as tokenizer_verb
 from jgolf.errors import DataError
@@ -59,6 +57,16 @@ def test_packing_writes_the_golden_shard_and_sidecar(case_ops_dir):
         np.testing.assert_array_equal(np.concatenate([open_shard(path) for path in paths]), golden[kind])
 
 
+def test_what_the_challenge_leaves_out_at_the_ends_of_documents_is_said(tmp_path):
+    """Over CaseOps the sidecar is the challenge's, which has no token for it."""
+    path = tmp_path / "docs.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["Kept.", "  Two before, one after\n", " "]))
+    summary = pack_documents([path], MODEL, tmp_path / "out", "val", workers=1)
+    assert f"counted for no token: 4 bytes, 2 of 3 documents (66.7%), the first {path}:2" in str(summary)
+    text = read_text(summary.paths, load_tokenizer(MODEL))
+    assert np.add.reduceat(text.bytes, text.starts, dtype=int).tolist() == [5, 21, 0]
+
+
 def test_training_shards_have_no_sidecar(tmp_path, golden_documents):
     pack_documents([golden_documents], MODEL, tmp_path, "train", workers=1)
     assert {path.name for path in tmp_path.iterdir()} == {"fineweb_train_000000.bin", MODEL.name}
@@ -97,10 +105,15 @@ def test_without_a_sidecar_the_tables_count(demo_dir, tokenizer):
     assert len(text.starts) == len(lines)
 
 
-def test_a_sidecar_wins_over_the_tables(tmp_path, tokenizer):
+def test_a_sidecar_of_ordinary_tokens_is_the_original_s_and_not_the_challenge_s(tmp_path, tokenizer):
     write_shard(tmp_path / "x_val_000000.bin", [1, 300, 301])
+    alone = read_text([tmp_path / "x_val_000000.bin"], tokenizer)
+    assert alone.original is None and alone.target_original is None
     write_shard(tmp_path / "x_val_bytes_000000.bin", [0, 70, 80])
-    assert read_text([tmp_path / "x_val_000000.bin"], tokenizer).target_bytes.tolist() == [70, 80]
+    text = read_text([tmp_path / "x_val_000000.bin"], tokenizer)
+    assert text.target_bytes.tolist() == alone.target_bytes.tolist() != [70, 80]
+    assert text.target_original.tolist() == [70, 80]
+    assert text.first(2).original.tolist() == [0, 70]
 
 
 def test_text_that_begins_inside_a_document():
@@ -157,44 +170,6 @@ def test_more_bytes_than_a_sidecar_can_count(tmp_path):
     path.write_text(json.dumps({"text": "short"}) + "\n" + json.dumps({"text": "a" + 70_000 * " " + "b"}) + "\n")
     with pytest.raises(DataError, match=r"docs\.jsonl:2: one token stands for 70,00\d bytes"):
         pack_documents([path], MODEL, tmp_path / "out", "val", workers=1)
-
-
-# --- tokenizers whose tables miscount ----------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["no piece for a space", "pieces with spaces inside"])
-def test_tables_that_lie_are_not_believed(tmp_path, kind, capsys):
-    """The true bytes are counted when the text is packed; without these the text is refused."""
-    words = sorted(set(re.findall(r"\w+", "now is the time for all good men to come to the aid of the party")))
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(words, 40)) for _ in range(200)]
-    learnt = ["".join(text.split()) for text in texts] if kind == "no piece for a space" else texts
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(learnt),
-        model_prefix=str(tmp_path / "t"),
-        vocab_size=330,
-        model_type="bpe",
-        byte_fallback=True,
-        add_dummy_prefix=False,
-        split_by_whitespace=False,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    docs = tmp_path / "docs.txt"
-    docs.write_text("\n".join(texts) + "\n")
-    tokenizer = load_tokenizer(tmp_path / "t.model")
-    assert tokenizer.table_fault
-    (shard,) = pack_documents([docs], tmp_path / "t.model", tmp_path / "out", "val", workers=1).paths
-    text = read_text([shard], tokenizer)
-    assert text.bytes.sum(dtype=int) == sum(map(len, texts))
-    assert table_bytes(text.tokens, tokenizer).sum(dtype=int) > 1.01 * sum(map(len, texts))
-    inspect((shard,))
-    assert f"{sum(map(len, texts)) / len(text.tokens):.4f}" in capsys.readouterr().out
-    sidecar_of(shard).unlink()
-    with pytest.raises(DataError, match=r"cannot be counted without fineweb_val_bytes_000000\.bin"):
-        read_text([shard], tokenizer)
-    inspect((shard,))
-    assert "not known without byte counts" in " ".join(capsys.readouterr().out.split())
 
 
 # --- bytes -------------------------------------------------------------------------------------
