@@ -41,37 +41,38 @@ def one_pass(audited: Audited, run: Run) -> list[Check]:
     ]
 
 
-def text_bytes(text: Text, tokenizer: Tokenizer, documents: Sequence[Path], beside: bool) -> Check:
-    """The bytes by which a score is divided: not more than the documents have, which would make it better.
+def text_bytes(text: Text, tokenizer: Tokenizer, documents: Sequence[Path]) -> list[Check]:
+    """The bytes by which scores are divided: not more than the documents have, which would make them better.
 
     Args:
       text: that is scored, with its counts.
       tokenizer: the text's.
       documents: files that the text was packed from; without them the tokenizer decodes the text.
-      beside: the bytes were counted when the text was packed, and lie beside it.
 
     Raises:
       DataError: the files cannot be read, or the text is not theirs.
     """
-    by_document = _counted_by_document(text)
-    how = "counted beside the shards" if beside else "by the tokenizer's tables"
-    if documents:
-        found = _bytes_of_files(text, tokenizer, documents)
-        counted = int(by_document[: len(found)].sum())
-        told = f"{counted:,} bytes of text, {how}: how many more than the {len(found):,} documents packed have"
-        excess = counted - int(found.sum())
-        return Check("bytes", told, max(excess, 0), 0, _fewer(excess))
-    found = decoded_bytes(text, tokenizer)
-    counted = int(by_document.sum())
-    excess = counted - int(found.sum())
-    note = _fewer(excess)
-    if excess > CUT_BYTES and beside:
-        note = (
-            f"{excess:,} bytes are in no token; where a tokenizer drops some of a text, as white space, only the "
-            "documents tell whether they were there: give --documents FILE…, what the text was packed from"
-        )
-    told = f"{counted:,} bytes of text, {how}: how many more than the decoded documents have"
-    return Check("bytes", told, max(excess, 0), CUT_BYTES, note)
+    by_files = _bytes_of_files(text, tokenizer, documents) if documents else None
+    found = decoded_bytes(text, tokenizer) if by_files is None else by_files
+    whose = "decoded documents" if by_files is None else f"{len(by_files):,} documents packed"
+    beside, checks = bool(tokenizer.table_fault), []
+    accounts = [(text.bytes, "counted beside the shards" if beside else "by the tokenizer's tables", beside)]
+    if text.original is not None and not beside:
+        accounts.append((text.original, "counted beside the shards as the original's", True))
+    for counts, how, when_packed in accounts:
+        counted = int(_by_document(counts, text.starts)[: len(found)].sum())
+        told = f"{counted:,} bytes of text, {how}: how many more than the {whose} have"
+        excess, note = counted - int(found.sum()), ""
+        room = CUT_BYTES if by_files is None else 0
+        if excess < 0:
+            note = f"{-excess:,} fewer are counted, which makes no score better"
+        if excess > room and by_files is None and when_packed:
+            note = (
+                f"{excess:,} bytes are in no token; where a tokenizer drops some of a text, as white space, only the "
+                "documents tell whether they were there: give --documents FILE…, what the text was packed from"
+            )
+        checks.append(Check("bytes", told, max(excess, 0), room, note))
+    return checks
 
 
 def decoded_bytes(text: Text, tokenizer: Tokenizer) -> Int[np.ndarray, " documents"]:
@@ -85,11 +86,11 @@ def _decoded(ids: np.ndarray, tokenizer: Tokenizer) -> int:
     return whole if ids[0] == tokenizer.bos_id else whole - len(tokenizer.decode(ids[:1]).encode())
 
 
-def _counted_by_document(text: Text) -> Int[np.ndarray, " documents"]:
-    """Bytes as they are counted for the score; a BOS, the last target of a document, has none."""
-    counts = np.array(text.bytes, np.int64)
+def _by_document(counts: np.ndarray, starts: np.ndarray) -> Int[np.ndarray, " documents"]:
+    """Bytes as they are counted for the score; the text's first token is no target."""
+    counts = np.array(counts, np.int64)
     counts[0] = 0
-    return np.add.reduceat(counts, text.starts)
+    return np.add.reduceat(counts, starts)
 
 
 def _bytes_of_files(text: Text, tokenizer: Tokenizer, files: Sequence[Path]) -> Int[np.ndarray, " documents"]:
@@ -113,7 +114,3 @@ def _bytes_of_files(text: Text, tokenizer: Tokenizer, files: Sequence[Path]) -> 
     if len(found) < len(text.starts) - 1:
         raise DataError(f"{names}: {len(found):,} documents, expected at least {len(text.starts) - 1:,}, the text's")
     return np.array(found, np.int64)
-
-
-def _fewer(excess: int) -> str:
-    return f"{-excess:,} fewer are counted, which makes no score better" if excess < 0 else ""

@@ -81,7 +81,6 @@ def audit(
     tokenizer: Tokenizer,
     plan: Plan,
     documents: Sequence[Path] = (),
-    beside: bool = False,
     say: Callable[[str], object] = lambda what: None,
     progress: Progress = unwatched,
 ) -> Audit:
@@ -92,7 +91,7 @@ def audit(
       text: to count and to score.
       tokenizer: the text's.
       plan: how much is tried.
-      documents, beside: see `jgolf.audit.counts.text_bytes`.
+      documents: see `jgolf.audit.counts.text_bytes`.
       say: is told what comes next.
       progress: shows how far the trying of every token has come.
 
@@ -106,7 +105,7 @@ def audit(
         )
     bos_id, seed = tokenizer.bos_id, plan.seed
     say("the bytes of the text")
-    text_bytes = counts.text_bytes(text, tokenizer, documents, beside)
+    text_bytes = counts.text_bytes(text, tokenizer, documents)
     say("the score where later tokens are others")
     short = text.first(max(plan.try_tokens, audited.shortest + 1))
     tried = tries.tried(audited, short, bos_id, plan.samples, TOLD_EACH * plan.samples, seed)
@@ -121,7 +120,7 @@ def audit(
     checks.append(distributions.whole_vocabulary(audited, text, bos_id, plan.every_token, seed, progress))
     say(f"the score of all {len(text.tokens) - 1:,} tokens")
     run = heard(audited, text)
-    checks += [*updates, *counts.one_pass(audited, run), text_bytes]
+    checks += [*updates, *counts.one_pass(audited, run), *text_bytes]
     return Audit(audited, summarize(run.nats, text.target_bytes, text.target_original), tried.spread, tuple(checks))
 
 

@@ -19,7 +19,6 @@ from jgolf.audit.scorer import Audited
 from jgolf.audit.sizes import Claim, read_claim, sizes
 from jgolf.config import EvaluateConfig, resolved
 from jgolf.data.documents import check_files
-from jgolf.data.text import counted_beside, without_sidecars
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ArtifactError, JgolfError
 from jgolf.evaluate.score import scorers_of, scoring_model
 from jgolf.load import kind_of, load_model
@@ -94,10 +93,9 @@ def run_audit(argv: list[str], prog: str = "jgolf audit") -> int:
     what = opened(options, own, loaded, options.scorer)
     audited = audited_scorer(what, options)
     plan = _plan(what, options, audited)
-    beside = counted_beside(without_sidecars(what.shards), what.tokenizer)
     with activity("auditing") as say:
         show = progress_bar("every token of the vocabulary")
-        found = audit(audited, what.text, what.tokenizer, plan, options.documents, beside, say, show)
+        found = audit(audited, what.text, what.tokenizer, plan, options.documents, say, show)
     if claim is not None:
         found = found.plus(against_claim(found, claim, _kind(what, options, own, claim), resolved(loaded.config.model)))
     if is_artifact:

@@ -21,7 +21,7 @@ from jgolf.audit.tries import changed_behind
 from jgolf.config import AdaptedConfig, ModelConfig, SGDConfig
 from jgolf.data.pack import pack_documents
 from jgolf.data.pure_bytes import byte_tokenizer_file
-from jgolf.data.text import Text, counted_beside, read_text, table_bytes, without_sidecars
+from jgolf.data.text import Text, read_text, table_bytes, without_sidecars
 from jgolf.data.tokenizer import load_tokenizer
 from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.errors import DataError
@@ -77,6 +77,7 @@ PLAN = Plan(try_tokens=len(LENGTHS) * 100, samples=4, every_token=1, seed=0)
 class TwoBytes:
     """A tokenizer of which every token but BOS stands for two letters."""
 
+    table_fault = ""
     bos_id = BOS
 
     def decode(self, ids):
@@ -332,8 +333,13 @@ def test_the_reference_s_windows_score_the_end_twice(params, text):
 # --- bytes, tolerances, texts --------------------------------------------------------------------
 
 
-def bytes_check(text, **how):
-    return counts.text_bytes(text, TwoBytes(), **{"documents": (), "beside": False, **how})
+class CountedBeside(TwoBytes):
+    table_fault = "has tables that nobody believes"
+
+
+def bytes_check(text, beside=False, documents=()):
+    (found,) = counts.text_bytes(text, CountedBeside() if beside else TwoBytes(), documents)
+    return found
 
 
 def test_bytes_that_are_not_there(text):
@@ -376,10 +382,10 @@ def test_bytes_by_real_tokenizers(nano_data, tmp_path):
         tokens = np.concatenate([[tokenizer.bos_id, *tokenizer.encode(one)] for one in texts]).astype(np.uint16)
         text = Text.of(tokens, tokenizer.bos_id, table_bytes(tokens, tokenizer))
         assert counts.decoded_bytes(text, tokenizer).tolist() == [len(one.encode()) for one in texts]
-        assert counts.text_bytes(text, tokenizer, (), beside=False).passed
+        assert counts.text_bytes(text, tokenizer, ())[0].passed
         inside = text.tokens[2:]  # from the middle of a document on
         text = Text.of(inside, tokenizer.bos_id, table_bytes(inside, tokenizer))
-        assert counts.text_bytes(text, tokenizer, (), beside=False).figure == 0
+        assert counts.text_bytes(text, tokenizer, ())[0].figure == 0
 
 
 def test_bytes_that_were_counted_when_the_text_was_packed(tmp_path):
@@ -395,12 +401,28 @@ def test_bytes_that_were_counted_when_the_text_was_packed(tmp_path):
         shards = without_sidecars(folder.glob("*_val_*.bin"))
         text = read_text(shards, tokenizer)
         assert int(text.bytes.sum()) == sum(len(one.encode()) for one in texts)
-        beside = counted_beside(shards, tokenizer)
         for given in ((), (file,)):
-            told[name, len(given)] = counts.text_bytes(text, tokenizer, given, beside)
+            (told[name, len(given)],) = counts.text_bytes(text, tokenizer, given)
     assert told["kept", 0].passed and told["kept", 1].passed and told["dropped", 1].passed
     assert not told["dropped", 0].passed and told["dropped", 0].figure == 29
     assert "29 bytes are in no token" in told["dropped", 0].note and "give --documents FILE" in told["dropped", 0].note
+
+
+def test_bytes_of_the_original_are_audited_beside_the_challenge_s(nano_data, tmp_path):
+    """An ordinary tokenizer drops the second of two spaces: the tables count one, the original has both."""
+    texts = [*random_words(4)[:9], "p  o n m"]
+    file = tmp_path / "docs.jsonl"
+    file.write_text("".join(json.dumps({"text": one}) + "\n" for one in texts))
+    pack_documents([file], nano_data / "nano.model", tmp_path, split="val", workers=1)
+    tokenizer, shards = load_tokenizer(tmp_path / "nano.model"), without_sidecars(tmp_path.glob("*_val_*.bin"))
+    text = read_text(shards, tokenizer)
+    assert int(text.original.sum()) == int(text.bytes.sum()) + 1 == sum(len(one.encode()) for one in texts)
+    challenge, original = counts.text_bytes(text, tokenizer, [file])
+    assert challenge.passed and "1 fewer" in challenge.note and original.passed and original.figure == 0
+    more = dataclasses.replace(text, original=text.original.copy())
+    more.original[5] += 2
+    assert counts.text_bytes(more, tokenizer, [file])[1].figure == 2
+    assert counts.text_bytes(more, tokenizer, ())[1].figure == 3  # the dropped space, too, within what a cut allows
 
 
 def test_rounding_against_a_network_in_two_precisions(params, text):
