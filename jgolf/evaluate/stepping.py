@@ -15,8 +15,14 @@ from jgolf.evaluate.score import scoring_model
 from jgolf.model.cache import Cache, empty_cache, step
 from jgolf.model.functional import Params
 
-OPTIONS: dict[str, Any] = {"xla_gpu_autotune_level": 0, "xla_gpu_deterministic_ops": True}
+REPEATABLE: dict[str, bool | int] = {"xla_gpu_autotune_level": 0, "xla_gpu_deterministic_ops": True}
 """For a GPU's compiler: the same program every time, not the one that was the fastest this time."""
+
+
+def repeatable_options() -> dict[str, Any]:
+    """Options of the compiler by which a program gives the same numbers in every process on such a machine."""
+    options = compiling.options()
+    return options | REPEATABLE if options else options
 
 
 class Stepper:
@@ -46,6 +52,7 @@ class Stepper:
 
     def restart(self) -> None:
         """Forgets all tokens."""
+        self._cache: Cache = {}  # its memory is free before the new one takes its own
         self._cache = empty_cache(self._config, self._rows, self._context)
         self._read: list[Int[Array, " rows"]] = []
 
@@ -71,5 +78,4 @@ def _program(config: ModelConfig, rotary_length: int, documents: bool) -> Any:
     def next_logits(params: Params, cache: Cache, tokens: Int[Array, " rows"]) -> tuple[Array, Cache]:
         return step(config, params, cache, tokens, documents=documents, rotary_length=rotary_length)
 
-    options = compiling.options()
-    return jax.jit(next_logits, donate_argnums=1, compiler_options=options and options | OPTIONS)
+    return jax.jit(next_logits, donate_argnums=1, compiler_options=repeatable_options())

@@ -48,6 +48,12 @@ def empty_cache(config: ModelConfig, rows: int, length: int, looped: bool = True
     return cache | {f"{part} of {name}": jnp.zeros(heads, dtype) for name in names for part in ("keys", "values")}
 
 
+def cache_bytes(config: ModelConfig, length: int) -> int:
+    """What a row of the cache takes, but for a few numbers."""
+    kept = 2 * config.kv_dim * length * jnp.dtype(config.compute_dtype).itemsize
+    return kept * len(make_plan(resolved(config)))
+
+
 def step(
     config: ModelConfig,
     params: plain.Params,
