@@ -69,7 +69,7 @@ class Codec:
           advance: see the class.
 
         Raises:
-          ArtifactError: there are fewer bytes.
+          ArtifactError: there are fewer bytes, or the model gives no finite probabilities.
         """
         started, context = time.perf_counter(), context or self._config.train.seq_len
         header = Header(size, context, self._hash, name, self._config.name, self._source, machine())
@@ -129,7 +129,8 @@ class Codec:
         num_tokens = len(pieces.tokens)
         share = _Share(len(data), num_tokens, advance)
         if num_tokens and plausible(len(data), num_tokens, len(pieces.rest)):
-            coder = self._coder_for(streams or self._suitable_streams(num_tokens, context), context)
+            wanted = streams or self._suitable_streams(num_tokens, context)
+            coder = self._coder_for(min(wanted, num_tokens), context)
             coded, nats = coder.encode(pieces.tokens, share.advance)
             rest = squeezed(pieces.rest)
             if len(coded) + len(rest) < len(plain):

@@ -20,6 +20,7 @@ from jgolf.compress.rans import Decoder, Encoder
 from jgolf.compress.report import Nats
 from jgolf.config import ModelConfig
 from jgolf.data.shards import BOS_ID
+from jgolf.errors import ArtifactError
 from jgolf.evaluate.stepping import Stepper, repeatable_options
 from jgolf.model.functional import Params
 
@@ -89,6 +90,9 @@ class Coder:
 
         Returns:
           Their bytes, and the information of each of them.
+
+        Raises:
+          ArtifactError: the model's probabilities are not finite.
         """
         there = self._places(len(tokens))
         rows = np.zeros(there.shape, np.int32)
@@ -104,11 +108,14 @@ class Coder:
                 advance(int(np.count_nonzero(there[:, len(found) : len(found) + len(waiting)])))
                 found += jax.device_get(waiting)
                 waiting = []
+        nats = np.where(there, np.stack([nats for _, nats in found], axis=1), 0)
+        if not np.isfinite(nats).all():
+            raise ArtifactError("the model's probabilities are not finite, so that nothing can be compressed by it")
         for place in reversed(range(len(found))):
             starts, frequencies = found[place][0]
             for lanes, streams in reversed(list(self._turns(there[:, place]))):
                 encoder.push(lanes, starts[streams], frequencies[streams])
-        return encoder.finish(), np.where(there, np.stack([nats for _, nats in found], axis=1), 0)
+        return encoder.finish(), nats
 
     def decode(
         self, data: bytes, num_tokens: int, advance: Advance = lambda tokens: None

@@ -133,6 +133,7 @@ class Reader:
           source: what error messages call it.
         """
         self._file, self._source = file, source
+        file.seek(0)
         start = file.read(len(MAGIC) + 1)
         if start[: len(MAGIC)] != MAGIC:
             raise ArtifactError(
@@ -178,8 +179,8 @@ class Reader:
         if not num_tokens:
             return Segment(size, 0, rest_size, self._take(squeezed_size))
         streams, coded_size, probe = _CODED.unpack(self._take(_CODED.size))
-        if not 1 <= streams <= MOST_STREAMS:
-            raise self._fault(f"{streams:,} streams, expected from 1 to {MOST_STREAMS:,}")
+        if not 1 <= streams <= min(num_tokens, MOST_STREAMS):
+            raise self._fault(f"{streams:,} streams of {num_tokens:,} tokens")
         rest = self._take(squeezed_size)
         return Segment(size, num_tokens, rest_size, rest, streams, probe, self._take(coded_size))
 
