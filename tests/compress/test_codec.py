@@ -69,7 +69,7 @@ def test_by_a_sentence_piece_tokenizer(nano_data):
 
 
 def test_the_size_is_what_the_probabilities_predict(codec):
-    text = letters(30_000).encode()
+    text = letters(15_000).encode()
     data, report = compressed(codec, text)
     assert 0 < report.overhead < 0.001 + 8 * 2 / report.predicted
     assert report.compressed - report.coded < 200 + report.rest
@@ -99,7 +99,7 @@ def test_several_segments(codec, monkeypatch):
     text = letters(700).encode() + np.random.default_rng(2).bytes(700) + letters(690).encode()
     told = []
     data, report = compressed(codec, text, advance=told.append)
-    assert report.without_model in (696, 697) and report.tokens > 1350
+    assert report.without_model in (696, 697) and report.tokens > 1300
     assert sum(told) == len(text)
     assert decompressed(codec, data) == text
 
