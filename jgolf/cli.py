@@ -104,7 +104,7 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-        advice = "take fewer tokens at once (train.accumulation raised, evaluate.batch_tokens lowered)"
+        advice = "take fewer tokens at once (train.accumulation raised, evaluate.batch_tokens or --streams lowered)"
         reason = (str(error).strip().splitlines() or ["no more can be had"])[0]
         print(f"error: out of memory: {reason}: {advice}, a smaller model, or more devices", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -25,8 +25,8 @@ from jgolf.evaluate.stepping import Stepper, repeatable_options
 from jgolf.model.functional import Params
 
 STREAMS_OF_LANE = 16
-MOST_STREAMS = 512
-"""That are taken unless another number is asked for."""
+USUAL_STREAMS = 512
+"""The most that are taken unless a number is asked for."""
 _STEPS_AT_ONCE = 32  # that the device may be ahead
 _PROBE_STEPS = 3
 
@@ -34,11 +34,11 @@ Advance = Callable[[int], None]
 
 
 def num_streams(num_tokens: int, context: int, most: int) -> int:
-    """Streams for so many tokens: one for each `context` of them, up to `most` and MOST_STREAMS.
+    """Streams for so many tokens: one for each `context` of them, up to `most` and USUAL_STREAMS.
 
     More than one lane has are rounded to what fills all lanes.
     """
-    streams = max(1, min(-(-num_tokens // context), most, MOST_STREAMS))
+    streams = max(1, min(-(-num_tokens // context), most, USUAL_STREAMS))
     return streams if streams <= STREAMS_OF_LANE else round(streams / STREAMS_OF_LANE) * STREAMS_OF_LANE
 
 

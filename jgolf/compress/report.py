@@ -65,10 +65,9 @@ class Report:
         return self.coded / self.predicted - 1 if self.predicted else math.nan
 
     @property
-    def restarts(self) -> float:
-        """Bytes that it costs, about, that streams begin without context; NaN where all tokens are near a start."""
-        (num_early, early), (num_late, late) = self.early, self.late
-        return (early - num_early * late / num_late) / math.log(2) / 8 if num_late else math.nan
+    def bits(self) -> tuple[float, float]:
+        """Bits of an early token and of a late one, by the model; NaN where there are none."""
+        return tuple(nats / count / math.log(2) if count else math.nan for count, nats in (self.early, self.late))
 
     @property
     def bits_per_byte(self) -> float:

@@ -23,7 +23,7 @@ from jgolf.errors import JgolfError
 from jgolf.files import atomic_write
 from jgolf.load import load_model
 from jgolf.options import PathText
-from jgolf.progress import byte_progress, plain_console
+from jgolf.progress import byte_progress, counted, plain_console
 from jgolf.verbs.evaluate import tokenizer_of
 
 SUFFIX = ".jgz"
@@ -172,8 +172,10 @@ def _told(report: Report) -> str:
             f"  {report.tokens:,} tokens: {report.coded:,} bytes, by the model's probabilities {report.predicted:,.0f} "
             f"({report.overhead:+.2%}); what they do not hold: {report.rest:,} bytes"
         )
-        restarts = "" if math.isnan(report.restarts) else f", which costs about {report.restarts:,.0f} bytes"
-        lines.append(f"  {report.streams:,} streams, each from a start without context{restarts}")
+        near, far = report.bits
+        near_start = f"{report.early[0]:,} tokens near their starts took {near:.3f} bits each"
+        others = "" if math.isnan(far) else f", the others {far:.3f}"
+        lines.append(f"  {counted(report.streams, 'stream')}, each from a start without context: {near_start}{others}")
     if report.without_model:
         lines.append(f"  {report.without_model:,} bytes without the model: LZMA makes them smaller")
     return "\n".join(lines)
