@@ -112,7 +112,12 @@ def decompress(
     for source, target, header in zip(sources, targets, headers, strict=True):
         wanted = model or header.model_path
         if wanted not in codecs:
-            codecs = {wanted: _codec(wanted, tokenizer, config, average)}
+            try:
+                codecs = {wanted: _codec(wanted, tokenizer, config, average)}
+            except JgolfError as error:
+                if model:
+                    raise
+                raise JgolfError(f"{source}: its model, {header.model_name}, cannot be used: {error}") from None
         with byte_progress(f"decompressing {source}", header.size) as advance, source.open("rb") as file:
             with atomic_write(target) as original:
                 report = codecs[wanted].decompress(Reader(file, str(source)), original, str(source), advance)

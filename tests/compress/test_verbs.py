@@ -97,6 +97,10 @@ def test_what_cannot_be_decompressed_is_not_written(here, capsys):
     assert main([*COMPRESS, "a.txt"]) == 0
     (here / "a.txt").unlink()
     whole = (here / "a.txt.jgz").read_bytes()
+    (here / "models").rename("elsewhere")
+    assert main(["decompress", "a.txt.jgz"]) == 2
+    assert "a.txt.jgz: its model, letters, cannot be used: models/0.jgolf: cannot be" in capsys.readouterr().err
+    (here / "elsewhere").rename("models")
     assert main([*DECOMPRESS, "a.txt.jgz", "--model", "models/1.jgolf"]) == 2
     assert "compressed by the model letters (models/0.jgolf, " in capsys.readouterr().err
     for bad in (whole[:-1], whole[:50], whole[:99] + bytes([whole[99] ^ 4]) + whole[100:]):
