@@ -50,8 +50,8 @@ def compress(
       sources: What to compress; FILE.jgz is written beside FILE, which stays.
       model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
       out: The file to write, or a folder for the files.
-      streams: Parts of a text that are read side by side, each from a start without context: with fewer the file is
-        smaller, and takes longer. 0 for one for each context of tokens, up to 512.
+      streams: Parts of a text that are read side by side, each from a start without context; fewer take longer and make
+        the file smaller. 0 for one for each context of tokens, up to 512.
       context: Tokens that a prediction sees at most; 0 for as many as the model was trained on.
       against: Show what xz, zstd and, where it is installed, brotli make of the same files at their strongest.
       overwrite: Replace files that exist.
