@@ -28,6 +28,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("jgolf.report.cli:report", "draw runs, the PyTorch reference's too, on one page"),
     "compare": ("jgolf.compare:compare", "test whether runs beat others by the challenge's rule for a record"),
     "sample": ("jgolf.verbs.sample:sample", "let a model continue a text"),
+    "compress": ("jgolf.verbs.compress:compress", "compress files by a model, without loss"),
+    "decompress": ("jgolf.verbs.compress:decompress", "give back files that compress made smaller"),
     "convert": ("jgolf.verbs.convert:convert", "turn PyTorch checkpoints and artifacts into ours and back"),
     "crosscheck": ("jgolf.verbs.crosscheck:crosscheck", "compare with a PyTorch script, number by number"),
     "bench": ("", "measure the system: the step and its parts, evaluation, input, export, communication"),
@@ -103,7 +105,7 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-        advice = "take fewer tokens at once (train.accumulation raised, evaluate.batch_tokens lowered)"
+        advice = "take fewer tokens at once (train.accumulation raised, evaluate.batch_tokens or --streams lowered)"
         reason = (str(error).strip().splitlines() or ["no more can be had"])[0]
         print(f"error: out of memory: {reason}: {advice}, a smaller model, or more devices", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -104,6 +104,9 @@ def test_export_scores_what_is_on_the_disk(run_dir, exported, demo_dir):
     assert f"scored on the first {result['tokens']:,} of {result['split_tokens']:,} validation tokens only" in exported
     xz = lzma.compress(text[: result["bytes"]], preset=9)
     assert result["compressors_bpb"]["xz -9"] == 8 * len(xz) / result["bytes"]
+    sizes = result["compressed"]
+    assert sizes["bytes"] == min(16_384, result["bytes"])
+    assert f"compressed by the model and restored: {sizes['compressed_bytes']:,} bytes" in exported
     assert "zlib -9" in exported
     assert "xz -9" in exported
 
@@ -182,6 +185,7 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir
         (["train.py", "--seed", "99999999999999999999"], 2, "train.seed is 99999999999999999999: expected from 0 to"),
         (["train.py", "--run-dir", __file__], 2, "test_commands.py: a file, expected a folder"),
         (["-m", "jgolf", "sample", "x", "--temperature", "nan"], 2, "--temperature nan"),
+        (["-m", "jgolf", "sample", "x", "--top-p", "0"], 2, "--top-p 0.0: expected more than 0, and at most 1"),
         (["-m", "jgolf", "evaluate", "x", "--max-tokens", "-5"], 2, "--max-tokens -5: expected at least 0"),
         (
             ["-m", "jgolf", "evaluate", "x", "--scorer", "rows", "--stride", "5"],

@@ -10,7 +10,7 @@ from jgolf.cli import VERBS, main
 from jgolf.data import cli as data_cli
 
 CASES = {
-    ("d",): {"data", "doctor"},
+    ("d",): {"data", "decompress", "doctor"},
     ("data", "pa"): {"pack"},
     ("data", "pack", "--sp"): {"--split"},
     ("data", "pack", "--split", ""): {"train", "val"},
@@ -21,6 +21,7 @@ CASES = {
     ("export", "--av"): {"--average"},
     ("compare", "--score", "s"): {"sliding", "standard"},
     ("convert", "--ov"): {"--overwrite"},
+    ("compress", "--s"): {"--streams"},
 }
 BASH = 'COMP_WORDS=(jgolf "$@"); COMP_CWORD=$#; _jgolf; printf "%s\\n" "${COMPREPLY[@]}"'
 ZSH = """\

@@ -22,7 +22,7 @@ FLOORS = (
     # what a run is, and what becomes of each parameter
     *("config", "rules"),
     # text, the network, its updates, its storage forms, its scores
-    *("data", "model", "optim", "quantize", "evaluate", "artifact"),
+    *("data", "model", "optim", "quantize", "evaluate", "artifact", "compress"),
     # whole runs, and models from any file
     *("train", "torch_bridge", "load", "export"),
     # what is done with them

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jgolf.config import ModelConfig
-from jgolf.evaluate.score import scoring_model
-from jgolf.model.context import rotary_base
-from jgolf.model.functional import Params, hidden, logits_of
-
-SHORTEST_CONTEXT = 64
+from jgolf.evaluate.stepping import Stepper
+from jgolf.model.functional import Params
 
 
 def continuations(
@@ -27,37 +23,43 @@ def continuations(
     temperature: float,
     top_k: int,
     seed: int,
-):
-    """Yields `count` sampled token ids after `ids`, with a context of up to `seq_len` tokens."""
-    # Short texts run at a short length, with the rotary base of the length that was trained on.
-    base = rotary_base(config, seq_len)
-    config = dataclasses.replace(scoring_model(config), rope_base=base, rope_original_length=seq_len)
-    params = jax.device_put(params)
-    ids, key = list(ids), jax.random.key(seed)
+    top_p: float = 1.0,
+    documents: bool = False,
+) -> Iterator[int]:
+    """Yields `count` sampled token ids after `ids`, with a context of up to `seq_len` tokens.
+
+    Args:
+      config: the network.
+      params: its parameters.
+      ids: the text so far, one token or more.
+      count: tokens to sample.
+      seq_len: length that the model was trained on.
+      temperature: of the distribution; 0 takes the likeliest token.
+      top_k: choose among this many likeliest tokens; 0 for all.
+      seed: of the choices.
+      top_p: choose among the fewest likeliest tokens that have this probability together; 1 for all.
+      documents: whether the model was trained on documents apart.
+    """
+    stepper, key = Stepper(config, params, 1, seq_len, seq_len, documents), jax.random.key(seed)
+    new = ids[-seq_len:]
     for _ in range(count):
-        context = ids[-seq_len:]
-        length = min(seq_len, max(SHORTEST_CONTEXT, 1 << (len(context) - 1).bit_length()))
-        padded = np.zeros((1, length), np.int32)
-        padded[0, : len(context)] = context
+        for token in new:
+            logits = stepper([token])
         key, own = jax.random.split(key)
-        token = int(_next_token(config, top_k, params, padded, len(context) - 1, temperature, own))
-        ids.append(token)
-        yield token
+        new = [int(chosen(logits[0], own, temperature, top_p, top_k))]
+        yield new[0]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _next_token(
-    config: ModelConfig,
-    top_k: int,
-    params: Params,
-    tokens: Int[Array, "1 T"],
-    last: Int[Array, ""],
-    temperature: float,
-    key: PRNGKeyArray,
+@partial(jax.jit, static_argnames="top_k")
+def chosen(
+    logits: Float[Array, " vocab"], key: PRNGKeyArray, temperature: float, top_p: float, top_k: int
 ) -> Int[Array, ""]:
-    at_last = jax.lax.dynamic_slice_in_dim(hidden(config, params, tokens), last, 1, axis=1)
-    logits = logits_of(config, params, at_last)[0, 0]
-    if top_k and top_k < config.vocab_size:
-        logits = jnp.where(logits >= jax.lax.top_k(logits, top_k)[0][-1], logits, -jnp.inf)
-    sampled = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
-    return jnp.where(temperature > 0, sampled, jnp.argmax(logits))
+    """A token drawn from the likeliest; see `continuations` for what limits them. Ties at the limit are kept."""
+    scaled = logits / jnp.maximum(temperature, 1e-6)
+    if 0 < top_k < len(logits):
+        scaled = jnp.where(scaled >= jax.lax.top_k(scaled, top_k)[0][-1], scaled, -jnp.inf)
+    falling = jnp.sort(scaled, descending=True)
+    before = jnp.cumsum(jax.nn.softmax(falling)) - jax.nn.softmax(falling)
+    least = jnp.min(jnp.where((before < top_p) | (top_p >= 1), falling, jnp.inf))
+    drawn = jax.random.categorical(key, jnp.where(scaled >= least, scaled, -jnp.inf))
+    return jnp.where(temperature > 0, drawn, jnp.argmax(logits))

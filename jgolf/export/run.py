@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
+import lzma
 import os
 import time
 from collections.abc import Iterator
@@ -22,15 +24,18 @@ from jgolf import compiling, files
 from jgolf.artifact import container, size, submission
 from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
+from jgolf.compress.codec import Codec
+from jgolf.compress.container import Reader
 from jgolf.config import Average, Config, QuantizeConfig
 from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte
+from jgolf.data.tokenizer import Tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.evaluate.score import CHALLENGE_SECONDS, Score, bits_per_byte, scorers_of, scoring_model
 from jgolf.evaluate.validation import Validation
 from jgolf.export.options import ExportOptions
 from jgolf.lock import locked
-from jgolf.progress import activity, counting, plain_console, progress_bar
+from jgolf.progress import activity, byte_progress, counting, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
 from jgolf.quantize.calibration import calibration_rows, quantize_run
 from jgolf.quantize.curvature import curvature
@@ -44,6 +49,8 @@ from jgolf.train.step import TrainState
 UNSCORED_FILE = Path("artifact") / "unscored.jgolf"
 """The new artifact until its scores are known; what an earlier export left stays whole until then."""
 CURVATURE_TOKENS = 262_144
+COMPRESSED_BYTES = 16_384
+"""Of the demo's validation text: what takes seconds on two cores."""
 
 
 def export_and_tell(config: Config, options: ExportOptions) -> int:
@@ -140,6 +147,8 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
     text = _demo_text(config.data.dir)
     if text is not None:
         result["compressors_bpb"] = compressor_bits_per_byte(text[: sliding.bytes] if options.max_tokens else text)
+        with clock.lap("compress"):
+            result["compressed"] = _compressed(config, unpacked, validation.tokenizer, text[:COMPRESSED_BYTES])
     result["seconds"] = clock.seconds
     stale = [] if _is_audited(options.run_dir, data) else [AUDIT_FILE.name]
     with files.all_or_nothing((options.run_dir / ARTIFACT_FILE).parent, "export", gone=stale) as new:
@@ -154,6 +163,16 @@ def _is_audited(run_dir: Path, artifact: bytes) -> bool:
         return read_json(run_dir / AUDIT_FILE)["model_sha256"] == hashlib.sha256(artifact).hexdigest()
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _compressed(config: Config, params: dict[str, np.ndarray], tokenizer: Tokenizer, text: bytes) -> dict[str, int]:
+    """What a text becomes as a compressed file, which is decompressed to see that it is one; and by xz."""
+    codec, file, again = Codec(config, params, tokenizer, str(ARTIFACT_FILE)), io.BytesIO(), io.BytesIO()
+    with byte_progress("compressing, and back", 2 * len(text)) as advance:
+        report = codec.compress(io.BytesIO(text), len(text), file, "val.txt", advance=advance)
+        codec.decompress(Reader(file, "val.txt"), again, "val.txt", advance)
+    xz = len(lzma.compress(text, preset=9))
+    return {"bytes": len(text), "compressed_bytes": report.compressed, "xz_bytes": xz}
 
 
 class _Clock:
@@ -325,6 +344,12 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
     print(_bytes_text(result))
     for name, bits in result.get("compressors_bpb", {}).items():
         print(f"the same text by {name:<12} {bits:.5f} bits per byte")
+    if "compressed" in result:
+        sizes = result["compressed"]
+        print(
+            f"its first {sizes['bytes']:,} bytes, compressed by the model and restored: {sizes['compressed_bytes']:,} "
+            f"bytes; by xz -9: {sizes['xz_bytes']:,}"
+        )
 
 
 def _bytes_text(result: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,21 @@ from jaxtyping import Array, Bool, Float, Int
 from jgolf.config import ModelConfig
 from jgolf.data.shards import BOS_ID
 from jgolf.model.lora import NO_ADDITIONS, Additions
+
+
+class Past(Protocol):
+    """What the positions of a pass read of those before them, where these are not in the same rows."""
+
+    def bigram_hash(self, tokens: Int[Array, "B T"], buckets: int) -> Int[Array, "B T"]:
+        """Bucket of each token and the one before it."""
+
+    def before(self, name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What the stream of that name was one position earlier."""
+
+    def attention(
+        self, name: str, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
+    ) -> Float[Array, "B T N H"]:
+        """Causal attention of the visit of that name, over earlier positions, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +41,7 @@ class Context:
       longest_piece: most tokens of a piece; a static number.
       cos, sin: of the rotary angles, [T, r], r = rotated dimensions / 2.
       additions: low-rank additions to the blocks' matrices.
+      past: positions before the rows'; None: there are none.
     """
 
     tokens: Int[Array, "B T"]
@@ -34,6 +51,7 @@ class Context:
     cos: Float[Array, "T r"]
     sin: Float[Array, "T r"]
     additions: Additions
+    past: Past | None = None
 
 
 def make_context(

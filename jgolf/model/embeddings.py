@@ -35,9 +35,13 @@ class Embedding(nnx.Module):
 def bigram_hash(tokens: Int[Array, "B T"], buckets: int) -> Int[Array, "B T"]:
     """Bucket of each token and the one before it; the last bucket is the first position's."""
     tokens = tokens.astype(jnp.int32)
-    mixed = (36313 * tokens[:, 1:]) ^ (27191 * tokens[:, :-1])
     first = jnp.full_like(tokens[:, :1], buckets - 1)
-    return jnp.concatenate([first, mixed % (buckets - 1)], axis=1)
+    return jnp.concatenate([first, pair_hash(tokens[:, 1:], tokens[:, :-1], buckets)], axis=1)
+
+
+def pair_hash(tokens: Int[Array, "B T"], previous: Int[Array, "B T"], buckets: int) -> Int[Array, "B T"]:
+    """Bucket of tokens and those before them, int32; the last bucket is no pair's."""
+    return ((36313 * tokens) ^ (27191 * previous)) % (buckets - 1)
 
 
 LOOKUPS: dict[str, Callable[[Array, int], Array]] = {

@@ -63,16 +63,16 @@ def embedded(config: ModelConfig, p: Params, context: Context, observe: Observer
     """The stream that the first block reads."""
     x = looked_up(config, p, "embed", context.tokens)
     if config.bigram_buckets:
-        pair = looked_up(config, p, "bigram", bigram_hash(context.tokens, config.bigram_buckets))
+        pair = looked_up(config, p, "bigram", pairs(context, config.bigram_buckets))
         x = x + p["bigram/scale"] * projected(p, "bigram/proj/kernel", pair, observe)
     if config.gated_smear:
         gate = jax.nn.sigmoid(product(x[..., : config.gate_window], p["gated_smear/gate"].T))
-        before = jnp.where(context.begins[..., None], 0, shift_right(x))
-        x = x + p["gated_smear/scale"] * gate * before
+        previous = jnp.where(context.begins[..., None], 0, before(context, "gated smear", x))
+        x = x + p["gated_smear/scale"] * gate * previous
     x = rms_norm(x)
     if config.smear_gate:
         gate = jax.nn.sigmoid(p["smear/gate"])
-        x = (1 - gate) * x + gate * shift_right(x)
+        x = (1 - gate) * x + gate * before(context, "smear", x)
     return x
 
 
@@ -142,7 +142,7 @@ def attention(config, p, context, visit, x, observe, last) -> Float[Array, "B S 
     q, k = (rotated(rms_norm(part), context.cos, context.sin) for part in (q, k))
     if config.q_gain:
         q = q * p[name + "q_gain"][:, None]
-    y = masked_attention(q[:, -last:], k, v, context.segments, context.longest_piece)
+    y = attended(context, visit, q[:, -last:], k, v)
     if layer in config.xsa_layers:
         y = without_own_value(y, jnp.repeat(v[:, -last:], group, axis=2))
     if config.attention_gate:
@@ -181,3 +181,23 @@ def through(p: Params, path: str, x: Array, observe: Observer) -> Array:
     """x through the kernel called `path`; `observe` is given x by that name."""
     observe(path, x)
     return product(x, p[path])
+
+
+# --- what a position reads of those before it --------------------------------------------------
+
+
+def pairs(context: Context, buckets: int) -> Array:
+    """Bucket of each token and the one before it, [B, T]."""
+    return (context.past.bigram_hash if context.past else bigram_hash)(context.tokens, buckets)
+
+
+def before(context: Context, name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """What the stream of that name was one position earlier; zero at the first."""
+    return context.past.before(name, x) if context.past else shift_right(x)
+
+
+def attended(context: Context, visit: Visit, q: Array, k: Array, v: Array) -> Float[Array, "B S N H"]:
+    """Causal attention of the last positions' queries."""
+    if context.past:
+        return context.past.attention(visit.name, q, k, v)
+    return masked_attention(q, k, v, context.segments, context.longest_piece)

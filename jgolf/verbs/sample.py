@@ -21,6 +21,7 @@ def sample(
     tokens: int = 200,
     temperature: float = 0.8,
     top_k: int = 50,
+    top_p: float = 1.0,
     seed: int = 0,
     tokenizer: Path | None = None,
     config: PathText | None = None,
@@ -36,6 +37,7 @@ def sample(
       tokens: Tokens to write at most; a new document ends the text.
       temperature: Below 1 prefers likely tokens; 0 always takes the likeliest.
       top_k: Choose among this many likeliest tokens; 0 for all.
+      top_p: Choose among the fewest likeliest tokens that have this probability together; 1 for all.
       seed: Seed of the choices.
       tokenizer: Its file; the run's own by default, also of a run's artifact.
       config: For PyTorch files, what their tensors do not tell.
@@ -45,6 +47,8 @@ def sample(
         raise JgolfError(
             f"--temperature {temperature}, --top-k {top_k}, --tokens {tokens}: expected numbers of 0 or more"
         )
+    if not 0 < top_p <= 1:
+        raise JgolfError(f"--top-p {top_p}: expected more than 0, and at most 1")
     if not 0 <= seed < 1 << 32:
         raise JgolfError(f"--seed {seed}: expected from 0 to 4294967295")
     prompt = prompt.encode(errors="replace").decode()  # bytes of the command line that are no UTF-8
@@ -53,8 +57,9 @@ def sample(
     ids = [pieces.bos_id, *pieces.encode(prompt)]
     shown = pieces.decode(ids)
     print(shown, end="", flush=True)
+    train, how = loaded.config.train, (temperature, top_k, seed, top_p)
     generated = continuations(
-        loaded.config.model, loaded.params, ids, tokens, loaded.config.train.seq_len, temperature, top_k, seed
+        loaded.config.model, loaded.params, ids, tokens, train.seq_len, *how, documents=train.documents
     )
     for token in generated:
         if token == pieces.bos_id:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -16,9 +18,13 @@ import zstandard
 from jgolf import config as configs
 from jgolf.artifact import container
 from jgolf.artifact.scoring import Artifact
+from jgolf.compress.codec import Codec
+from jgolf.compress.container import Header, Segment, Writer, squeezed
+from jgolf.compress.pieces import split
+from jgolf.compress.rans import TOTAL, Decoder, Encoder
 from jgolf.data.pure_bytes import byte_tokenizer_file
 from jgolf.data.shards import write_shard
-from jgolf.data.tokenizer import load_tokenizer
+from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.model.functional import parameter_shapes
 from jgolf.quantize.stored import StoredTensor
@@ -89,6 +95,62 @@ def _params() -> dict[str, np.ndarray]:
 
 def write_option(folder: Path) -> None:
     _write(folder / "option.json", b'{"num_heads": 2, "ve_layers": "0,1", "rope_base": 1e4}')
+
+
+class UniformCoder:
+    """Stands for `jgolf.compress.coding.Coder`: to it all tokens are equally likely, and every stream has a lane."""
+
+    context, probe = 64, bytes(range(16))
+    _counts = TOTAL // VOCAB_SIZE
+
+    def __init__(self, streams: int):
+        self.streams = streams
+
+    def encode(self, tokens: np.ndarray) -> bytes:
+        encoder = Encoder(self.streams)
+        for step in reversed(self._steps(tokens)):
+            lanes = np.arange(len(step))
+            encoder.push(lanes, step * self._counts, np.full(len(step), self._counts))
+        return encoder.finish()
+
+    def decode(self, data: bytes, num_tokens: int, advance: Any) -> np.ndarray:
+        decoder, found = Decoder(data, self.streams), []
+        for step in self._steps(np.empty(num_tokens, np.int8)):
+            lanes = np.arange(len(step))
+            symbols = np.minimum(decoder.quantiles(lanes) // self._counts, VOCAB_SIZE - 1)
+            decoder.pop(lanes, symbols * self._counts, np.full(len(step), self._counts))
+            found.append(symbols)
+        decoder.finish()
+        return np.concatenate(found)
+
+    def _steps(self, tokens: np.ndarray) -> list[np.ndarray]:
+        return [tokens[start : start + self.streams] for start in range(0, len(tokens), self.streams)]
+
+
+class UniformCodec(Codec):
+    """One that decodes by such a coder."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__(CONFIG, {}, tokenizer, "x.jgolf")
+
+    def _coder_for(self, streams: int, context: int) -> UniformCoder:
+        return UniformCoder(streams)
+
+
+def write_compressed(folder: Path) -> None:
+    """A segment of words with line feeds between some of them, one of bytes that are no text, and the tokenizer."""
+    write_tokenizer(False)(folder)
+    tokenizer, coder = load_tokenizer(folder / "t.model"), UniformCoder(4)
+    text, other = "\n".join(random_words(0)[:5]).encode(), np.random.default_rng(0).bytes(40)
+    pieces = split(text, tokenizer)
+    header = Header(len(text) + 40, 64, UniformCodec(tokenizer)._hash, "a.txt", "x", "x.jgolf", "some machine")
+    coded = coder.encode(pieces.tokens)
+    counts = len(text), len(pieces.tokens), len(pieces.rest)
+    with (folder / "a.txt.jgz").open("wb") as file:
+        writer = Writer(file, header)
+        writer.add(Segment(*counts, squeezed(pieces.rest), coder.streams, coder.probe, coded))
+        writer.add(Segment(len(other), 0, len(other), squeezed(other)))
+        writer.finish(hashlib.blake2b(text + other, digest_size=16).digest())
 
 
 # --- data --------------------------------------------------------------------------------------

@@ -135,6 +135,12 @@ def resealed_record(rng: np.random.Generator, raw: bytes) -> bytes:
     return json.dumps(content).encode()
 
 
+def resealed_compressed(rng: np.random.Generator, raw: bytes) -> bytes:
+    """A compressed file, changed on purpose: the checksum at its end is right."""
+    body = damaged_file(rng, raw[:-16])
+    return body + hashlib.blake2b(body, digest_size=16).digest()
+
+
 # --- artifacts ---------------------------------------------------------------------------------
 
 

@@ -80,6 +80,22 @@ ARTIFACTS = (
         share=0.1,
     ),
 )
+COMPRESSED = (
+    Reader(
+        "compressed file",
+        examples.write_compressed,
+        reading.read_compressed,
+        {"a.txt.jgz": damage.damaged_file},
+        checksummed=True,
+    ),
+    Reader(
+        "compressed file, resealed",
+        examples.write_compressed,
+        reading.read_compressed,
+        {"a.txt.jgz": damage.resealed_compressed},
+        checksummed=True,
+    ),
+)
 DATA = (
     Reader("token shard", examples.write_tokens, reading.read_shard, {"a_train_0.bin": damage.damaged_file}),
     Reader(
@@ -263,7 +279,7 @@ PYTORCH = (
     ),
 )
 PYTORCH = tuple(reader if "torch" in reader.needs else dataclasses.replace(reader, needs="torch") for reader in PYTORCH)
-ALL_READERS = (*ARTIFACTS, *DATA, *RUNS, *CHECKPOINTS, *PYTORCH)
+ALL_READERS = (*ARTIFACTS, *COMPRESSED, *DATA, *RUNS, *CHECKPOINTS, *PYTORCH)
 """A folder as a target stands for every file in it."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jgolf import files
 from jgolf.artifact import container
 from jgolf.artifact.scoring import read_artifact
 from jgolf.compare import _check_same_text, _score_name
+from jgolf.compress.container import Reader
 from jgolf.data.demo import _what_is_not_the_demo
 from jgolf.data.documents import read_documents
 from jgolf.data.shards import open_shard
@@ -50,6 +52,14 @@ def read_model(folder: Path) -> Any:
     artifact = read_artifact(folder / "model.jgolf")
     assert parameter_shapes(artifact.model) == {path: tensor.shape for path, tensor in artifact.stored.items()}
     return artifact.params()
+
+
+def read_compressed(folder: Path) -> Any:
+    original = io.BytesIO()
+    with (folder / "a.txt.jgz").open("rb") as file:
+        reader = Reader(file, "a.txt.jgz")
+        examples.UniformCodec(load_tokenizer(folder / "t.model")).decompress(reader, original, "a.txt.jgz")
+    return original.getvalue()
 
 
 def read_shard(folder: Path) -> Any:

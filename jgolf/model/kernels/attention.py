@@ -11,7 +11,7 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jgolf.model.kernels import door
 from jgolf.model.kernels.door import Choice, choose
@@ -139,6 +139,13 @@ def masked_attention(
     return _attention(q, k, v, mask=visible.reshape(-1, 1, num_queries, length))
 
 
+def attention_where(
+    q: Float[Array, "B S N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], visible: Bool[Array, "B S T"]
+) -> Float[Array, "B S N H"]:
+    """softmax(q kᵀ / √H) v over the positions that each query may see, in ordinary JAX."""
+    return _attention(q, k, v, mask=visible[:, None])
+
+
 def _banded_attention(q: Array, k: Array, v: Array, segments: Array, width: int) -> Array:
     """For long rows of short pieces: a block of `width` queries reads its own block of keys and the one before.
 
@@ -165,7 +172,7 @@ def _banded_attention(q: Array, k: Array, v: Array, segments: Array, width: int)
     def block(arrays: tuple[Array, ...]) -> Array:
         q, k, v, own, pieces = arrays
         visible = in_order & (own[:, :, None] == pieces[:, None, :])
-        return _attention(q, k, v, mask=visible[:, None])
+        return attention_where(q, k, v, visible)
 
     y = jax.lax.map(block, (queries, keys, values, own, pieces))
     return y.swapaxes(0, 1).reshape(rows, blocks * width, *q.shape[2:])[:, :length]
