@@ -24,7 +24,7 @@ from jgolf.files import atomic_write
 from jgolf.load import load_model
 from jgolf.options import PathText
 from jgolf.progress import byte_progress, counted, plain_console
-from jgolf.verbs.evaluate import tokenizer_of
+from jgolf.verbs.scoring import tokenizer_of
 
 SUFFIX = ".jgz"
 
