@@ -88,7 +88,7 @@ def test_result_says_what_the_files_are(run):
     code, result, shown = export(run)
     assert code == 0
     assert result["artifact_bytes"] == (run / "artifact" / "model.jgolf").stat().st_size
-    assert result["code_bytes"] == len(submission.code()) <= 45_000
+    assert len(submission.code()) < result["code_bytes"] == submission.code_bytes() <= 46_000
     assert result["total_bytes"] == result["artifact_bytes"] + result["code_bytes"]
     assert result["pre_quantization_val_bpb"] < result["val_bpb"] + 0.05
     assert f"{result['val_bpb']:.5f}" in shown and f"{result['artifact_bytes']:,}" in shown
@@ -315,14 +315,18 @@ def test_a_submission_scores_itself(run, nano_data, tmp_path):
     options = ["--submission", tmp_path / "made", "--author", "Ada Lovelace", "--name", "Née à Londres", "--blurb", "b"]
     (run / "train.log").write_bytes(b"step:8/8 \xff\n/home/ada/x: lost\n")
     code, result, shown = export(run, *options, "--github-id", "ada")
-    assert code == 0 and "ready to submit" in shown
+    assert code == 0 and "made: written; before it can be submitted, this is missing:" in shown
 
     folder = Path(shutil.move(tmp_path / "made", tmp_path / "elsewhere"))
     written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    story = {"README.md", "submission.json", "train.log"}
-    assert story | {"model.jgolf", "score.pyz"} == set(written)
-    counted = sum(path.stat().st_size for name, path in written.items() if name not in story)
+    story = {"README.md", "submission.json", "train.log", "result.json", "config.json", "requirements.txt"}
+    assert story | {"model.jgolf", "score.pyz", "train_gpt.py", "jgolf.zip"} == set(written)
+    counted = sum(path.stat().st_size for name, path in written.items() if name not in story | {"jgolf.zip"})
     assert counted == result["total_bytes"]
+    with zipfile.ZipFile(written["jgolf.zip"]) as package:
+        assert package.read("jgolf/train/loop.py") == (CHECKOUT / "jgolf" / "train" / "loop.py").read_bytes()
+        assert package.read("jgolf/configs/demo.py") == (CHECKOUT / "configs" / "demo.py").read_bytes()
+    assert json.loads(written["result.json"].read_text())["val_bpb"] == result["val_bpb"]
     assert written["train.log"].read_bytes() == b"step:8/8 \xff\nx: lost\n"
     assert not any(str(tmp_path) in written[name].read_text(errors="replace") for name in story)
     assert f"{result['sliding_val_bpb']:.6f}" in written["README.md"].read_text()
@@ -418,9 +422,10 @@ def test_submissions_that_cannot_be_made_are_refused_before_any_work(run, tmp_pa
     for options, message in [
         (["--submission", full, *names], "not empty"),
         (["--submission", tmp_path / "file", *names], "a file, expected a folder"),
-        (["--submission", tmp_path / "new", "--name", "n"], "needs --author:"),
-        (["--submission", tmp_path / "new"], "needs --author and --name"),
         (["--submission", tmp_path / "new", *names, "--max-tokens", 500], "leave --max-tokens out"),
+        (["--submission", tmp_path / "new", *names, "--runs", run], "named twice"),
+        (["--submission", tmp_path / "new", *names, "--runs", full], "full: not a run directory"),
+        (["--runs", run], "--runs: expected with --submission"),
     ]:
         code, result, shown = export(run, *options)
         assert code == 2 and result is None and message in shown
@@ -430,9 +435,14 @@ def test_submissions_that_cannot_be_made_are_refused_before_any_work(run, tmp_pa
     assert code == 2 and result is None and "has no train.log" in shown
 
 
-def test_over_the_limit_there_is_no_submission(run, tmp_path):
-    code, _, _ = export(run, "--submission", tmp_path / "new", "--author", "a", "--name", "n", "--limit-bytes", 1000)
-    assert code == 1 and not (tmp_path / "new").exists()
+def test_over_the_limit_a_submission_says_so(run, tmp_path):
+    code, result, shown = export(
+        run, "--submission", tmp_path / "new", "--author", "a", "--name", "n", "--limit-bytes", 1000
+    )
+    assert code == 1
+    told = f"artifact and code take {result['total_bytes']:,} bytes, expected at most 1,000"
+    assert told in shown and told in (tmp_path / "new" / "README.md").read_text()
+    assert any(told in what for what in json.loads((tmp_path / "new" / "submission.json").read_text())["missing"])
 
 
 def test_a_submission_may_go_into_an_empty_folder(run, tmp_path):

@@ -18,25 +18,30 @@ from rich import box
 from rich.table import Table
 
 from jgolf import compiling, files
+from jgolf import config as configs
 from jgolf.artifact import container, size, submission
 from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
+from jgolf.artifact.seeds import SeedRun
 from jgolf.config import Average, Config, QuantizeConfig
+from jgolf.data.fingerprint import validation_sha256
 from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
-from jgolf.evaluate.score import CHALLENGE_SECONDS, Score, bits_per_byte, scorers_of, scoring_model
+from jgolf.evaluate.challenge import CHALLENGE_SECONDS
+from jgolf.evaluate.score import Score, bits_per_byte, scorers_of, scoring_model
 from jgolf.evaluate.validation import Validation
-from jgolf.export.options import ExportOptions
+from jgolf.export.options import ExportOptions, repeated
 from jgolf.lock import locked
 from jgolf.progress import activity, counting, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
 from jgolf.quantize.calibration import calibration_rows, quantize_run
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.stored import StoredTensor, dequantize
-from jgolf.run_dir import ARTIFACT_FILE, RESULT_FILE
+from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, RESULT_FILE
 from jgolf.train.averages import averaged_params
 from jgolf.train.checkpoint import load_state
+from jgolf.train.requirements import pinned
 from jgolf.train.step import TrainState
 
 UNSCORED_FILE = Path("artifact") / "unscored.jgolf"
@@ -63,15 +68,25 @@ def export_and_tell(config: Config, options: ExportOptions) -> int:
     if options.compare_averages:
         console.print(_averages_table(result["averages"]))
     _print_result(result, options.run_dir)
-    if report.over_bytes > 0:
+    is_over = report.over_bytes > 0
+    if is_over:
         print(_advice(config.quantize, options, report))
-        return EXIT_CHECK_FAILED
     if options.submission:
-        submitter = submission.Submitter(options.author, options.github_id, options.name, options.blurb)
-        data = (options.run_dir / ARTIFACT_FILE).read_bytes()
-        submission.write(options.submission, submitter, result, options.run_dir, data)
+        _write_submission(options)
+    return EXIT_CHECK_FAILED if is_over else EXIT_OK
+
+
+def _write_submission(options: ExportOptions) -> None:
+    """Writes the submission's folder, and says what it lacks."""
+    runs = [SeedRun.read(run_dir) for run_dir in (options.run_dir, *options.runs)]
+    submitter = submission.Submitter(options.author, options.github_id, options.name, options.blurb)
+    artifact = (options.run_dir / ARTIFACT_FILE).read_bytes()
+    lacking = submission.write(options.submission, submitter, runs, artifact, pinned())
+    if lacking:
+        listed = "".join(f"\n  - {what}" for what in lacking)
+        print(f"{options.submission}: written; before it can be submitted, this is missing:{listed}")
+    else:
         print(f"{options.submission}: ready to submit")
-    return EXIT_OK
 
 
 def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], size.SizeReport]:
@@ -97,6 +112,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
     adapted = _adapted_score(validation, unpacked, options, clock) if options.adapted else None
     with clock.lap("account"):
         report = size.measure(stored, len(data), submission.code_bytes(), options.codec)
+    trained = configs.read_json(options.run_dir / CONFIG_FILE)
     result = {
         "name": config.name,
         "step": int(state.step),
@@ -106,21 +122,23 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "code_bytes": report.code_bytes,
         "total_bytes": report.total_bytes,
         "limit_bytes": options.limit_bytes,
-        "val_loss": after.val_loss,
-        "val_bpb": after.val_bpb,
-        "sliding_val_loss": sliding.val_loss,
-        "sliding_val_bpb": sliding.val_bpb,
+        **_figures("", after),
+        "standard_tokens": after.tokens,
+        "standard_bytes": after.bytes,
+        **_figures("sliding_", sliding),
         "sliding_stride": min(config.evaluate.sliding_stride, config.train.seq_len),
         "pre_quantization_val_loss": before.val_loss,
         "pre_quantization_val_bpb": before.val_bpb,
         "tokens": sliding.tokens,
         "bytes": sliding.bytes,
         "split_tokens": len(validation.text.tokens) - 1,
+        "validation_sha256": validation_sha256(config.data),
         "device": jax.devices()[0].device_kind,
+        "num_devices": jax.local_device_count(),
+        "options": repeated(options, trained),
     }
     if adapted is not None:
-        result |= {"adapted_val_loss": adapted.val_loss, "adapted_val_bpb": adapted.val_bpb}
-        result["adapted_challenge_s"] = adapted.challenge_s(jax.local_device_count())
+        result |= _figures("adapted_", adapted)
     if budgeted is not None:
         result["budget_bytes"] = options.budget
         result["rate_weight"] = budgeted.rate_weight
@@ -132,11 +150,24 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
     text = _demo_text(config.data.dir)
     if text is not None:
         result["compressors_bpb"] = compressor_bits_per_byte(text[: sliding.bytes] if options.max_tokens else text)
+    learnt = {"curvature", "search"} if budgeted is not None else {"quantize"} if config.quantize.gptq else set()
+    result["calibration_s"] = sum(seconds for lap, seconds in clock.seconds.items() if lap in learnt)
     result["seconds"] = clock.seconds
     with files.all_or_nothing((options.run_dir / ARTIFACT_FILE).parent, "export") as new:
         files.write_text(new / RESULT_FILE.name, json.dumps(result, indent=1) + "\n")
         os.replace(options.run_dir / UNSCORED_FILE, new / ARTIFACT_FILE.name)
     return result, dataclasses.replace(report, limit_bytes=options.limit_bytes)
+
+
+def _figures(prefix: str, score: Score) -> dict[str, float]:
+    """What result.json says of a score, and of the seconds it takes: here, and on the challenge's text and GPUs."""
+    found = {
+        "val_loss": score.val_loss,
+        "val_bpb": score.val_bpb,
+        "eval_s": round(score.seconds, 3),
+        "challenge_s": round(score.challenge_s(jax.local_device_count()), 3),
+    }
+    return {f"{prefix}{name}": value for name, value in found.items()}
 
 
 class _Clock:

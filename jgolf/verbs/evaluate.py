@@ -18,9 +18,8 @@ from jgolf.data.shards import find_shards
 from jgolf.data.text import Text, read_text
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, JgolfError
+from jgolf.evaluate.challenge import CHALLENGE_DEVICES, CHALLENGE_SECONDS
 from jgolf.evaluate.score import (
-    CHALLENGE_DEVICES,
-    CHALLENGE_SECONDS,
     Score,
     documents,
     packed,
