@@ -32,9 +32,11 @@ def missing(author: str, name: str, runs: Sequence[SeedRun], scorer: ScorerName)
     found = [f"--{option} is empty" for option, text in (("author", author), ("name", name)) if not text.strip()]
     found += _of_the_text(runs)
     found += _of_the_seeds(runs)
+    whose: dict[str, list[str]] = {}
     for run in runs:
-        found += [f"{run.name} (seed {run.seed}): {what}" for what in _of_a_run(run, scorer)]
-    return found
+        for what in _of_a_run(run, scorer):
+            whose.setdefault(what, []).append(f"{run.name} (seed {run.seed})")
+    return [*found, *(f"{', '.join(names)}: {what}" for what, names in whose.items())]
 
 
 def _of_the_text(runs: Sequence[SeedRun]) -> Iterator[str]:

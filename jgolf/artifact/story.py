@@ -54,8 +54,12 @@ In this folder, with Python {python}:
     python score.pyz --tokens fineweb_val_*.bin --tokenizer TOKENIZER --stride {sliding_stride}
     python train_gpt.py --data DIR --seed {seed}
 
-The first scores `model.jgolf` as it is, standard and sliding. The second trains with `config.json`, exports
-{export}, and scores what it stored; it takes every option of training. The shards have these SHA-256 sums:
+The first scores `model.jgolf` as it is, {scored_as}. The second trains with the settings of `config.json` or
+those that are given, exports with the options below, and scores what it stored:
+
+    {export}
+
+The validation shards have these SHA-256 sums:
 
 {shards}
 """
@@ -159,7 +163,8 @@ def readme(
         python=python,
         challenge_bytes=CHALLENGE_BYTES,
         challenge_devices=CHALLENGE_DEVICES,
-        export=f"with `{' '.join(own['options'])}`" if own["options"] else "with the settings of the same file",
+        scored_as=", ".join(run.scores),
+        export=" ".join(own["options"]) or "(none)",
         shards="\n".join(f"    {digest}  {name}" for name, digest in own["validation_sha256"].items()),
     )
     if lacking:

@@ -14,22 +14,22 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import lzma
 import re
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from jgolf import config as configs
 from jgolf import files
-from jgolf.artifact.code import needed_code
+from jgolf.artifact.code import ADAPTING_MODULE, SCORING_MODULES, needed_code
 from jgolf.artifact.missing import missing
 from jgolf.artifact.seeds import SeedRun, best_scorer
 from jgolf.artifact.story import Sizes, Submitter, readme, summary
-from jgolf.config import Config, DataConfig
+from jgolf.config import AdaptedConfig, Config, DataConfig
 from jgolf.data.demo import DEMO_FOLDER
 from jgolf.errors import JgolfError
 from jgolf.run_dir import CONFIG_FILE, LOG_FILE, REQUIREMENTS_FILE
@@ -42,7 +42,7 @@ COUNTED = (ARTIFACT_NAME, SCORE_NAME, TRAIN_NAME)
 PACKAGE_NAME = "jgolf.zip"
 SOURCES_NAME = "sources.tar.xz"
 LZMA_OF_TEXT = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "pb": 0}
-SCORE_TEXT = f'''"""Scores the artifact beside this zip: python {SCORE_NAME} --tokens SHARD... --tokenizer T.model"""
+_SCORE_TEXT = f'''"""Scores the artifact beside this zip: python {SCORE_NAME} --tokens SHARD... --tokenizer T.model"""
 
 import io
 import pkgutil
@@ -57,9 +57,9 @@ with tempfile.TemporaryDirectory() as folder:
         sources.extraction_filter = getattr(tarfile, "data_filter", None)  # as newer Pythons have it
         sources.extractall(folder)
     sys.path.insert(0, folder)
-    from jgolf.artifact.scoring import main
+    from MODULE import main
 
-    status = main([str(archive.with_name("{ARTIFACT_NAME}")), *sys.argv[1:]])
+    status = main([str(archive.with_name("{ARTIFACT_NAME}")), *sys.argv[1:]]SETTINGS)
 sys.exit(status)
 '''
 TRAIN_TEXT = f'''"""Trains the model anew, exports and scores it: python {TRAIN_NAME} --data DIR [--seed N]"""
@@ -90,24 +90,32 @@ _PATHS = re.compile(r"""(?<=--run-dir )\S+|(?<![^\s=:(\['"])(?:~|\.{1,2})?/[^\s'
 
 
 @cache
-def code() -> bytes:
-    """The code of a submission, a zip that Python runs: the same bytes from the same sources."""
+def code(adapted: AdaptedConfig | None = None) -> bytes:
+    """The code that scores, a zip that Python runs: the same bytes from the same sources.
+
+    Args:
+      adapted: settings of test-time training, where the artifact is scored with it, too.
+    """
+    module, settings = SCORING_MODULES[0], ""
+    if adapted is not None:
+        module, settings = ADAPTING_MODULE, f", {configs.to_dict(adapted)!r}"
     with io.BytesIO() as packed, io.BytesIO() as buffer:
         with tarfile.open(fileobj=packed, mode="w") as archive:
-            for name, text in needed_code().items():
+            for name, text in needed_code((module,)).items():
                 entry = tarfile.TarInfo(name)  # of no date, and nobody's
                 entry.size = len(text.encode())
                 archive.addfile(entry, io.BytesIO(text.encode()))
         sources = lzma.compress(packed.getvalue(), check=lzma.CHECK_CRC32, filters=[LZMA_OF_TEXT])
+        main_text = _SCORE_TEXT.replace("MODULE", module).replace("SETTINGS", settings)
         with zipfile.ZipFile(buffer, "w") as archive:
-            archive.writestr(zipfile.ZipInfo("__main__.py"), SCORE_TEXT, zipfile.ZIP_DEFLATED, compresslevel=9)
+            archive.writestr(zipfile.ZipInfo("__main__.py"), main_text, zipfile.ZIP_DEFLATED, compresslevel=9)
             archive.writestr(zipfile.ZipInfo(SOURCES_NAME), sources)
         return buffer.getvalue()
 
 
-def code_bytes() -> int:
-    """Bytes of a submission's code, as the challenge counts them: of what scores, and of train_gpt.py."""
-    return len(code()) + len(TRAIN_TEXT.encode())
+def code_bytes(adapted: AdaptedConfig | None = None) -> int:
+    """Bytes of a submission's code, as the challenge counts them: of what scores, and of train_gpt.py. See `code`."""
+    return len(code(adapted)) + len(TRAIN_TEXT.encode())
 
 
 @cache
@@ -149,7 +157,14 @@ def check(folder: Path, run_dir: Path, further: Sequence[Path]) -> None:
         SeedRun.read(path)
 
 
-def write(folder: Path, submitter: Submitter, runs: Sequence[SeedRun], artifact: bytes, requirements: str) -> list[str]:
+def write(
+    folder: Path,
+    submitter: Submitter,
+    runs: Sequence[SeedRun],
+    artifact: bytes,
+    scoring: bytes,
+    requirements: str,
+) -> list[str]:
     """Writes the folder, whole or not at all.
 
     Args:
@@ -157,6 +172,7 @@ def write(folder: Path, submitter: Submitter, runs: Sequence[SeedRun], artifact:
       submitter: who and what.
       runs: the run that is submitted, which was exported, then those of further seeds.
       artifact: its packed model.
+      scoring: the code that scores it, see `code`.
       requirements: the packages that are installed, for a run that did not keep its own.
 
     Returns:
@@ -171,10 +187,10 @@ def write(folder: Path, submitter: Submitter, runs: Sequence[SeedRun], artifact:
     told = (submitter, runs, logs, scorer, lacking)
     requirements = runs[0].requirements or requirements
     python = requirements.partition("\n")[0].removeprefix("# Python ")
-    sizes = Sizes(len(code()), len(TRAIN_TEXT.encode()), len(package()))
+    sizes = Sizes(len(scoring), len(TRAIN_TEXT.encode()), len(package()))
     contents = {
         ARTIFACT_NAME: artifact,
-        SCORE_NAME: code(),
+        SCORE_NAME: scoring,
         TRAIN_NAME: TRAIN_TEXT,
         PACKAGE_NAME: package(),
         CONFIG_FILE: configs.config_text(_without_data(runs[0].config)),
@@ -185,7 +201,7 @@ def write(folder: Path, submitter: Submitter, runs: Sequence[SeedRun], artifact:
             for name, run in zip(results, runs, strict=True)
             if run.result is not None
         },
-        "submission.json": files.json_text(summary(*told), indent=2) + "\n",
+        "submission.json": files.json_text(summary(*told), indent=2, ascii_only=False) + "\n",
         "README.md": readme(*told, sizes, python),
     }
     with files.atomic_folder(folder) as temporary:
@@ -198,10 +214,11 @@ def write(folder: Path, submitter: Submitter, runs: Sequence[SeedRun], artifact:
 
 def _names(first: str, ending: str, runs: Sequence[SeedRun]) -> list[str]:
     """Names of the runs' files: the first one's has no seed in it, and those of one seed are numbered."""
-    names = [f"{first}{ending}"]
+    names, seeds = [f"{first}{ending}"], Counter()
     for run in runs[1:]:
-        stems = (f"{first}_seed{run.seed}{number}" for number in ("", *(f"_{n}" for n in itertools.count(2))))
-        names.append(next(name for stem in stems if (name := f"{stem}{ending}") not in names))
+        seeds[run.seed] += 1
+        number = f"_{seeds[run.seed]}" if seeds[run.seed] > 1 else ""
+        names.append(f"{first}_seed{run.seed}{number}{ending}")
     return names
 
 

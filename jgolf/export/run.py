@@ -23,7 +23,7 @@ from jgolf.artifact import container, size, submission
 from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
 from jgolf.artifact.seeds import SeedRun
-from jgolf.config import Average, Config, QuantizeConfig
+from jgolf.config import AdaptedConfig, Average, Config, QuantizeConfig
 from jgolf.data.fingerprint import validation_sha256
 from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte
@@ -72,16 +72,17 @@ def export_and_tell(config: Config, options: ExportOptions) -> int:
     if is_over:
         print(_advice(config.quantize, options, report))
     if options.submission:
-        _write_submission(options)
+        _write_submission(config, options)
     return EXIT_CHECK_FAILED if is_over else EXIT_OK
 
 
-def _write_submission(options: ExportOptions) -> None:
+def _write_submission(config: Config, options: ExportOptions) -> None:
     """Writes the submission's folder, and says what it lacks."""
     runs = [SeedRun.read(run_dir) for run_dir in (options.run_dir, *options.runs)]
     submitter = submission.Submitter(options.author, options.github_id, options.name, options.blurb)
     artifact = (options.run_dir / ARTIFACT_FILE).read_bytes()
-    lacking = submission.write(options.submission, submitter, runs, artifact, pinned())
+    code = submission.code(_adapted_settings(config, options))
+    lacking = submission.write(options.submission, submitter, runs, artifact, code, pinned())
     if lacking:
         listed = "".join(f"\n  - {what}" for what in lacking)
         print(f"{options.submission}: written; before it can be submitted, this is missing:{listed}")
@@ -111,7 +112,8 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         sliding = _score(validation, "sliding", unpacked, options, "sliding")
     adapted = _adapted_score(validation, unpacked, options, clock) if options.adapted else None
     with clock.lap("account"):
-        report = size.measure(stored, len(data), submission.code_bytes(), options.codec)
+        code_bytes = submission.code_bytes(_adapted_settings(config, options))
+        report = size.measure(stored, len(data), code_bytes, options.codec)
     trained = configs.read_json(options.run_dir / CONFIG_FILE)
     result = {
         "name": config.name,
@@ -157,6 +159,11 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         files.write_text(new / RESULT_FILE.name, json.dumps(result, indent=1) + "\n")
         os.replace(options.run_dir / UNSCORED_FILE, new / ARTIFACT_FILE.name)
     return result, dataclasses.replace(report, limit_bytes=options.limit_bytes)
+
+
+def _adapted_settings(config: Config, options: ExportOptions) -> AdaptedConfig | None:
+    """Those of test-time training, where the artifact is scored with it; its code is counted then."""
+    return config.evaluate.adapted if options.adapted else None
 
 
 def _figures(prefix: str, score: Score) -> dict[str, float]:
@@ -211,9 +218,10 @@ def _compress(
             stored = quantize_run(config, model, params, wanted, show)
         with activity("packing"):
             return stored, pack(stored), None
-    artifact_bytes = options.budget - submission.code_bytes()
+    code_bytes = submission.code_bytes(_adapted_settings(config, options))
+    artifact_bytes = options.budget - code_bytes
     if artifact_bytes <= 0:
-        raise JgolfError(f"--budget {options.budget:,}: the code alone takes {submission.code_bytes():,} bytes")
+        raise JgolfError(f"--budget {options.budget:,}: the code alone takes {code_bytes:,} bytes")
     tokens = calibration_rows(config, CURVATURE_TOKENS, wanted)
     with clock.lap("curvature"):
         show = progress_bar(f"curvature of {average}")
