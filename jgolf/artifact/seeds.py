@@ -155,9 +155,16 @@ def _result(run_dir: Path) -> dict[str, Any] | None:
                 f"{path}: {name} is {excerpt(result.get(name))}, expected a number, as exports of this version write "
                 f"it; {_export_again(run_dir)}"
             )
-    for name, kind in (("options", list), ("validation_sha256", dict), ("device", str), ("average", str)):
-        if not isinstance(result.get(name), kind):
-            raise JgolfError(f"{path}: {name} is {excerpt(result.get(name))}; {_export_again(run_dir)}")
+    sums, words = result.get("validation_sha256"), result.get("options")
+    are_texts = {
+        "options": isinstance(words, list) and all(isinstance(word, str) for word in words),
+        "validation_sha256": isinstance(sums, dict) and all(isinstance(digest, str) for digest in sums.values()),
+        **{name: isinstance(result.get(name), str) for name in ("device", "average")},
+    }
+    for name, is_text in are_texts.items():
+        if not is_text:
+            found = excerpt(result.get(name))
+            raise JgolfError(f"{path}: {name} is {found}, expected text as exports write it; {_export_again(run_dir)}")
     return result
 
 

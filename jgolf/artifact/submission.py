@@ -81,7 +81,7 @@ with tempfile.TemporaryDirectory() as folder:
     sys.path.insert(0, folder)
     from jgolf.cli import main
 
-    export = json.loads((here / "submission.json").read_text())["export"]
+    export = json.loads((here / "submission.json").read_bytes())["export"]
     status = main(["train", str(here / "{CONFIG_FILE}"), *words, "--run-dir", run.run_dir])
     status = status or main(["export", run.run_dir, *export])
 sys.exit(status)
