@@ -64,9 +64,9 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:
     """`value` as JSON; null stands for NaN and infinity, which JSON does not have."""
-    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False, ensure_ascii=ascii_only)
 
 
 def _without_nan(value: Any) -> Any:

@@ -88,7 +88,7 @@ def test_result_says_what_the_files_are(run):
     code, result, shown = export(run)
     assert code == 0
     assert result["artifact_bytes"] == (run / "artifact" / "model.jgolf").stat().st_size
-    assert result["code_bytes"] == len(submission.code()) <= 45_000
+    assert len(submission.code()) < result["code_bytes"] == submission.code_bytes() <= 46_000
     assert result["total_bytes"] == result["artifact_bytes"] + result["code_bytes"]
     assert result["pre_quantization_val_bpb"] < result["val_bpb"] + 0.05
     assert f"{result['val_bpb']:.5f}" in shown and f"{result['artifact_bytes']:,}" in shown
@@ -246,6 +246,8 @@ def test_a_budget_is_filled_and_beats_the_recipe_s_forms(run, nano_data):
     assert 0.98 * (budget - result["code_bytes"]) < result["artifact_bytes"] <= budget - result["code_bytes"]
     assert divergence(run, nano_data) < recipe_harm / 10
     assert "predicted" in shown and {"curvature", "pack", "search"} <= result["seconds"].keys()
+    learning_s = [result["seconds"][name] for name in ("curvature", "search")]
+    assert recipe["calibration_s"] == 0 < result["calibration_s"] == pytest.approx(sum(learning_s))
     assert result["rate_weight"] in (0.0, 1.0)
     forms = {tensor.form for tensor in read_artifact(run / "artifact" / "model.jgolf").stored.values()}
     assert forms <= {"int4", "int5", "int6", "int7", "int8", "fp32"}
@@ -292,37 +294,45 @@ def test_a_budget_over_the_limit_fails(run):
 # --- submission ------------------------------------------------------------------------------
 
 CHECKOUT = Path(__file__).parents[1]
-SCORE_AND_SHOW_MODULES = """
+RUN_AND_SHOW_MODULES = """
 import atexit, runpy, sys
 sys.path.insert(0, "")
-sys.argv[0] = "score.pyz"
+del sys.argv[0]
 atexit.register(lambda: print(*[m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "jgolf"], sep="\\n"))
-runpy.run_path("score.pyz", run_name="__main__")
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def score_in(folder, nano_data, *options, tokenizer="nano.model"):
-    """Runs a folder's score.pyz with nothing of this checkout within reach; its lines."""
-    words = ["--tokens", nano_data / VALIDATION_SHARD, "--tokenizer", nano_data / tokenizer, *options]
+def run_in(folder, *words):
+    """Runs a file of a folder with nothing of this checkout in reach; its lines, and the package's files that ran."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(
-        [sys.executable, "-c", SCORE_AND_SHOW_MODULES, *map(str, words)],
+        [sys.executable, "-c", RUN_AND_SHOW_MODULES, *map(str, words)],
         cwd=folder, env=environment, capture_output=True, text=True,
     )  # fmt: skip
+
+
+def score_in(folder, nano_data, *options, tokenizer="nano.model"):
+    words = ["--tokens", nano_data / VALIDATION_SHARD, "--tokenizer", nano_data / tokenizer, *options]
+    return run_in(folder, "score.pyz", *words)
 
 
 def test_a_submission_scores_itself(run, nano_data, tmp_path):
     options = ["--submission", tmp_path / "made", "--author", "Ada Lovelace", "--name", "Née à Londres", "--blurb", "b"]
     (run / "train.log").write_bytes(b"step:8/8 \xff\n/home/ada/x: lost\n")
     code, result, shown = export(run, *options, "--github-id", "ada")
-    assert code == 0 and "ready to submit" in shown
+    assert code == 0 and "made: written; before it can be submitted, this is missing:" in shown
 
     folder = Path(shutil.move(tmp_path / "made", tmp_path / "elsewhere"))
     written = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    story = {"README.md", "submission.json", "train.log"}
-    assert story | {"model.jgolf", "score.pyz"} == set(written)
-    counted = sum(path.stat().st_size for name, path in written.items() if name not in story)
+    story = {"README.md", "submission.json", "train.log", "result.json", "config.json", "requirements.txt"}
+    assert story | {"model.jgolf", "score.pyz", "train_gpt.py", "jgolf.zip"} == set(written)
+    counted = sum(path.stat().st_size for name, path in written.items() if name not in story | {"jgolf.zip"})
     assert counted == result["total_bytes"]
+    with zipfile.ZipFile(written["jgolf.zip"]) as package:
+        assert package.read("jgolf/train/loop.py") == (CHECKOUT / "jgolf" / "train" / "loop.py").read_bytes()
+        assert package.read("jgolf/configs/demo.py") == (CHECKOUT / "configs" / "demo.py").read_bytes()
+    assert json.loads(written["result.json"].read_text())["val_bpb"] == result["val_bpb"]
     assert written["train.log"].read_bytes() == b"step:8/8 \xff\nx: lost\n"
     assert not any(str(tmp_path) in written[name].read_text(errors="replace") for name in story)
     assert f"{result['sliding_val_bpb']:.6f}" in written["README.md"].read_text()
@@ -418,9 +428,10 @@ def test_submissions_that_cannot_be_made_are_refused_before_any_work(run, tmp_pa
     for options, message in [
         (["--submission", full, *names], "not empty"),
         (["--submission", tmp_path / "file", *names], "a file, expected a folder"),
-        (["--submission", tmp_path / "new", "--name", "n"], "needs --author:"),
-        (["--submission", tmp_path / "new"], "needs --author and --name"),
         (["--submission", tmp_path / "new", *names, "--max-tokens", 500], "leave --max-tokens out"),
+        (["--submission", tmp_path / "new", *names, "--runs", run], "named twice"),
+        (["--submission", tmp_path / "new", *names, "--runs", full], "full: not a run directory"),
+        (["--runs", run], "--runs: expected with --submission"),
     ]:
         code, result, shown = export(run, *options)
         assert code == 2 and result is None and message in shown
@@ -430,9 +441,110 @@ def test_submissions_that_cannot_be_made_are_refused_before_any_work(run, tmp_pa
     assert code == 2 and result is None and "has no train.log" in shown
 
 
-def test_over_the_limit_there_is_no_submission(run, tmp_path):
-    code, _, _ = export(run, "--submission", tmp_path / "new", "--author", "a", "--name", "n", "--limit-bytes", 1000)
-    assert code == 1 and not (tmp_path / "new").exists()
+def test_over_the_limit_a_submission_says_so(run, tmp_path):
+    code, result, shown = export(
+        run, "--submission", tmp_path / "new", "--author", "a", "--name", "n", "--limit-bytes", 1000
+    )
+    assert code == 1
+    told = f"artifact and code take {result['total_bytes']:,} bytes, expected at most 1,000"
+    assert told in shown and told in (tmp_path / "new" / "README.md").read_text()
+    assert any(told in what for what in json.loads((tmp_path / "new" / "submission.json").read_text())["missing"])
+
+
+def seeds_of(run, tmp_path, *seeds):
+    """Copies of the run as if other seeds had made it."""
+    found = []
+    for seed in seeds:
+        found.append(Path(shutil.copytree(run, tmp_path / f"seed{seed}")))
+        config = configs.read_json(run / "config.json")
+        configs.write_json(configs.replace(config, "train.seed", seed), found[-1] / "config.json")
+        (found[-1] / "train.log").write_text(f"of seed {seed}\n")
+    return found
+
+
+def test_a_submission_tells_of_further_seeds(run, tmp_path):
+    second, third = seeds_of(run, tmp_path, 2, 3)
+    forms = ["--quantize.mlp", "int6", "--quantize.clip-percentiles", "0.99", "1.0"]
+    assert export(second, *forms)[0] == 0
+    made, who = tmp_path / "made", ["--author", "a", "--name", "n"]
+    code, result, shown = export(run, *forms, "--submission", made, *who, "--runs", second, third)
+    assert code == 0 and "ready to submit" not in shown
+    assert "seed3 (seed 3): not scored after quantization" in shown and "exported otherwise" not in shown
+    told = json.loads((made / "submission.json").read_text())
+    assert told["export"] == result["options"] == forms
+    assert told["val_bpb"] == pytest.approx(result[f"{told['scorer']}_val_bpb"]) and told["val_bpb_std"] == 0.0
+    assert told["eval_s"] == result["sliding_eval_s"] > 0
+    text_share = 151_100_000 / result["bytes"] * result["num_devices"] / 8
+    assert result["sliding_challenge_s"] == pytest.approx(result["sliding_eval_s"] * text_share, rel=0.02, abs=20)
+    assert (made / "train_seed2.log").read_text() == "of seed 2\n"
+    assert json.loads((made / "result_seed2.json").read_text())["options"] == forms
+    assert (made / "train_seed3.log").exists() and not (made / "result_seed3.json").exists()
+    _, _, shown = export(run, "--submission", tmp_path / "again", *who, "--runs", second)
+    assert "seed2 was exported otherwise than run: '--quantize.mlp int6" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--average", "raw", "--codec", "range", "--budget", "90000", "--calibration-tokens", "64", "--adapted"],
+        ["--quantize.lqer.rank", "2", "--quantize.scale-floor", "False", "--quantize.clip-percentiles", "0.9", "1.0"],
+        ["--max-tokens", "5", "--evaluate.adapted.chunk-by-length", "256", "8", "2000", "24"],
+        ["--evaluate.adapted.additions", "k", "mlp", "--limit-bytes", "9", "--quantize.mlp-clip-sigmas", "11.5"],
+    ],
+)
+def test_an_export_can_be_repeated_by_its_words(words, run):
+    options, config = export_options.read_command([str(run), *words], "export.py")
+    found = export_options.repeated(options, configs.read_json(run / "config.json"))
+    again, config_again = export_options.read_command([str(run), *found], "export.py")
+    assert (again, config_again) == (options, config) and sorted(found) == sorted(words)
+
+
+def test_a_submission_s_training_runs_by_its_own_package(run, tmp_path):
+    export(run, "--submission", tmp_path / "made", "--author", "a", "--name", "n")
+    done = run_in(tmp_path / "made", "train_gpt.py", "--help")
+    assert done.returncode == 0 and "--train.warmdown-steps" in done.stdout, done.stderr
+    modules = [line for line in done.stdout.splitlines() if line.startswith("/") and line.endswith(".py")]
+    assert len(modules) > 20 and not any(Path(module).is_relative_to(CHECKOUT) for module in modules)
+
+
+@pytest.mark.slow
+def test_a_submission_from_training_to_its_own_rerun(nano_data, tmp_path):
+    """Two seeds are trained and exported, with test-time training; the folder scores itself, and trains the second seed
+    to the same artifact."""
+    config = dataclasses.replace(CONFIG, data=DataConfig(dir=str(nano_data)))
+    settings = {"train.steps": 6, "train.time_cap_s": 0.0, "train.warmdown_steps": 3, "evaluate.adapted.rank": 2}
+    settings |= {"evaluate.adapted.chunk": 16, "evaluate.adapted.phases": 0}
+    configs.write_json(configs.replace_all(config, settings), tmp_path / "tiny.json")
+    runs = [tmp_path / "first", tmp_path / "second"]
+    for seed, run in enumerate(runs, start=5):
+        assert main(["train", str(tmp_path / "tiny.json"), "--seed", str(seed), "--run-dir", str(run)]) == 0
+    forms, made = ["--adapted", "--quantize.mlp", "int6"], tmp_path / "made"
+    _, other, _ = export(runs[1], *forms)
+    code, result, shown = export(
+        runs[0], *forms, "--submission", made, "--author", "a", "--name", "n", "--runs", runs[1]
+    )
+    assert code == 0 and "results of 2 seeds, expected 3" in shown and "kept" not in shown
+    told = json.loads((made / "submission.json").read_text())
+    key = f"{told['scorer']}_val_bpb"
+    assert told["val_bpb"] == pytest.approx(np.mean([result[key], other[key]]))
+    assert told["val_bpb_std"] == pytest.approx(np.std([result[key], other[key]], ddof=1))
+    assert told["seed_results"]["5"]["train_s"] > 0 and told["seed_results"]["6"]["train_devices"] == ["1 × cpu"]
+    assert f"jax=={jax.__version__}\n" in (made / "requirements.txt").read_text()
+    counted = sum((made / name).stat().st_size for name in submission.COUNTED)
+    assert counted == result["total_bytes"] > result["artifact_bytes"] + submission.code_bytes()
+
+    shown = score_in(made, nano_data, "--stride", result["sliding_stride"])
+    assert shown.returncode == 0, shown.stderr
+    scores = json.loads(shown.stdout.splitlines()[0])
+    for name in ("val_bpb", "sliding_val_bpb", "adapted_val_bpb"):
+        assert scores[name] == pytest.approx(result[name], rel=3e-6)
+
+    done = run_in(made, "train_gpt.py", "--data", nano_data, "--seed", 6)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((made / "run" / "artifact" / "result.json").read_text())
+    assert again["options"] == forms and f"{again['adapted_val_bpb']:.5f}" in done.stdout
+    for name in ("val_bpb", "sliding_val_bpb", "adapted_val_bpb", "artifact_bytes"):
+        assert again[name] == pytest.approx(other[name], rel=1e-6)
 
 
 def test_a_submission_may_go_into_an_empty_folder(run, tmp_path):

@@ -20,6 +20,8 @@ from pathlib import Path
 from jgolf.errors import ArtifactError
 
 SCORING_MODULES = ("jgolf.artifact.scoring",)
+ADAPTING_MODULE = "jgolf.artifact.adapting"
+"""Which does the same, and scores with test-time training."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import numpy as np
 from jgolf import files
 from jgolf.artifact import container
 from jgolf.config import Config, ModelConfig, from_dict, resolved, validate_model, versions
-from jgolf.data.text import read_text
+from jgolf.data.text import Text, read_text
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, ConfigError, JgolfError
 from jgolf.evaluate.score import score, scorers_of
-from jgolf.model.functional import parameter_shapes
+from jgolf.model.functional import Params, parameter_shapes
 from jgolf.quantize.stored import StoredTensor, dequantize
 from jgolf.reading import excerpt
 
@@ -129,7 +130,11 @@ def check_shapes(found: dict[str, tuple[int, ...]], model: ModelConfig, source: 
         raise ArtifactError(f"{source}: the parameters do not fit the model:\n{listed}")
 
 
-def main(argv: list[str] | None = None) -> int:
+Further = Callable[[Artifact, Params, Text], dict[str, float]]
+"""Scores the artifact in a further way."""
+
+
+def main(argv: list[str] | None = None, further: Further | None = None) -> int:
     """Scores an artifact, standard and sliding, and prints one JSON object; returns the exit code."""
     parser = argparse.ArgumentParser(description="Score an artifact in bits per byte.")
     parser.add_argument("artifact", type=Path)
@@ -139,23 +144,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=0, help="score the first tokens only; 0 for all")
     options = parser.parse_args(argv)
     try:
-        print(files.json_text(_score(options)))
+        print(files.json_text(_score(options, further)))
     except JgolfError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _score(options: argparse.Namespace) -> dict[str, float | None]:
+def _score(options: argparse.Namespace, further: Further | None) -> dict[str, float | None]:
     artifact = read_artifact(options.artifact)
     tokenizer = load_tokenizer(options.tokenizer, artifact.model.vocab_size)
     artifact.check_tokenizer(tokenizer)
     text = read_text(options.tokens, tokenizer, options.max_tokens + 1 if options.max_tokens else 0)
-    rest = artifact.model, artifact.params(), text, artifact.seq_len
+    params = artifact.params()
+    rest = artifact.model, params, text, artifact.seq_len
     in_a_row, slid_over = scorers_of(artifact.documents)
     standard, slid = score(in_a_row, *rest), score(slid_over, *rest, min(options.stride, artifact.seq_len))
     slid_scores = {f"sliding_{name}": getattr(slid, name) for name in ("val_loss", "val_bpb", "original_bpb")}
-    return {**dataclasses.asdict(standard), **slid_scores}
+    found = dataclasses.asdict(standard) | slid_scores
+    return found | (further(artifact, params, text) if further else {})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from jgolf.artifact import submission
 from jgolf.artifact.size import LIMIT_BYTES
 from jgolf.audit.checks import Check
+from jgolf.config import AdaptedConfig
 from jgolf.errors import ArtifactError
 from jgolf.reading import read_json
 from jgolf.run_dir import RESULT_FILE
@@ -41,12 +42,13 @@ class Claim:
     device: str = ""
 
 
-def read_claim(artifact: Path) -> Claim | None:
-    """What the file beside an artifact says: a run's result.json, or a submission's submission.json.
+def read_claims(artifact: Path) -> list[Claim]:
+    """What the files beside an artifact say: a run's result.json, and a submission's submission.json.
 
     Raises:
-      ArtifactError: the file is damaged or says no such thing.
+      ArtifactError: a file is damaged or says no such thing.
     """
+    claims = []
     for name, read in ((RESULT_FILE.name, _of_result), (SUMMARY_FILE, _of_summary)):
         path = artifact.with_name(name)
         if not path.is_file():
@@ -58,8 +60,8 @@ def read_claim(artifact: Path) -> Claim | None:
                 raise ValueError("a size or a score is not a number")
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             raise ArtifactError(f"{path}: says no sizes and scores, or is damaged: {error!s:.200}") from None
-        return claim
-    return None
+        claims.append(claim)
+    return claims
 
 
 def _of_result(path: Path, found: Mapping[str, Any]) -> Claim:
@@ -71,40 +73,47 @@ def _of_result(path: Path, found: Mapping[str, Any]) -> Claim:
 
 
 def _of_summary(path: Path, found: Mapping[str, Any]) -> Claim:
+    """Of several seeds it says means, which are no score of this artifact."""
     sizes = {name: found[f"bytes_{own}"] for name, own in (("artifact", "model"), ("code", "code"), ("total", "total"))}
-    return Claim(path, sizes, {"standard": found["standard_val_bpb"], "sliding": found["val_bpb"]})
+    own = {} if len(found["seeds"]) > 1 else {found["scorer"]: found["val_bpb"]}
+    return Claim(path, sizes, {"standard": found["standard_val_bpb"], **own})
 
 
-def sizes(artifact: Path, claim: Claim | None) -> list[Check]:
-    """The files' bytes, against what is said and against the limit."""
-    code, where, extra = _code(artifact)
+def sizes(artifact: Path, claims: Sequence[Claim], adapted: AdaptedConfig | None = None) -> list[Check]:
+    """The files' bytes, against what is said and against the limit.
+
+    Args:
+      artifact: the packed model; beside it, in a submission, its code.
+      claims: what is said of it.
+      adapted: settings of test-time training, whose code counts where there is said to be a score by it.
+    """
+    code, where, extra = _code(artifact, adapted if any("adapted" in claim.scores for claim in claims) else None)
     counted = {"artifact": artifact.stat().st_size, "code": code}
     counted["total"] = sum(counted.values())
     checks = []
-    for name, num_bytes in counted.items():
-        if claim is None:
-            break
-        note = ""
-        if name == "code" and claim.sizes[name] != num_bytes:
-            note = f"{claim.path.name} says {claim.sizes[name]:,}, {where} has {num_bytes:,}: export again"
-        told = f"{num_bytes:,} bytes of {name if name != 'total' else 'both'}: difference to {claim.path.name}"
-        checks.append(Check("size", told, abs(num_bytes - claim.sizes[name]), 0, note))
-    if claim is None:
+    for claim in claims:
+        for name, num_bytes in counted.items():
+            said, note = claim.sizes[name], ""
+            if name == "code" and said != num_bytes:
+                note = f"{claim.path.name} says {said:,}, {where} has {num_bytes:,}: export again"
+            told = f"{num_bytes:,} bytes of {name if name != 'total' else 'both'}: difference to {claim.path.name}"
+            checks.append(Check("size", told, abs(num_bytes - said), 0, note))
+    if not claims:
         note = f"neither {RESULT_FILE.name} nor {SUMMARY_FILE} is beside {artifact.name}"
         checks.append(Check("size", "what is said of the size", 0, None, note))
     told = f"{artifact.name} and {where}, bytes"
     return [*checks, *extra, Check("size", told, counted["total"], LIMIT_BYTES)]
 
 
-def _code(artifact: Path) -> tuple[int, str, list[Check]]:
+def _code(artifact: Path, adapted: AdaptedConfig | None) -> tuple[int, str, list[Check]]:
     """Bytes of the code beside an artifact, or of this package's; what it is; and whether it is what it says.
 
     Raises:
       ArtifactError: the code beside it is no zip.
     """
-    path = artifact.with_name(submission.SCORE_NAME)
+    path, counted = artifact.with_name(submission.SCORE_NAME), artifact.with_name(submission.TRAIN_NAME)
     if not path.is_file():
-        return len(submission.code()), "the code of this package", []
+        return submission.code_bytes(adapted), "the code of this package", []
     data = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -112,7 +121,8 @@ def _code(artifact: Path) -> tuple[int, str, list[Check]]:
     except zipfile.BadZipFile as error:
         raise ArtifactError(f"{path}: not the code of a submission: {error}") from None
     others = names - {"__main__.py", submission.SOURCES_NAME}
-    others |= {entry.name for entry in artifact.parent.glob("*.py")}
+    others |= {entry.name for entry in artifact.parent.glob("*.py")} - {counted.name}
     listed = ", ".join(sorted(others)[:5])
     check = Check("size", f"code beside {path.name}, or in it under other names: files", len(others), 0, listed)
-    return path.stat().st_size, path.name, [check]
+    num_bytes = len(data) + (counted.stat().st_size if counted.is_file() else 0)
+    return num_bytes, f"{path.name} and {counted.name}" if counted.is_file() else path.name, [check]

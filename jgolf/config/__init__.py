@@ -29,7 +29,9 @@ from jgolf.config.settings import (
 )
 from jgolf.config.store import (
     choices,
+    config_folder,
     config_names,
+    config_text,
     from_dict,
     from_written,
     leading_name,
@@ -63,7 +65,9 @@ __all__ = [
     "StorageForm",
     "TrainConfig",
     "choices",
+    "config_folder",
     "config_names",
+    "config_text",
     "form_bits",
     "from_dict",
     "from_written",

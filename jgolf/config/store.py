@@ -109,7 +109,12 @@ def read_json(path: str | Path) -> Config:
 
 def write_json(config: Config, path: str | Path) -> None:
     """Writes every setting of `config`, and the version."""
-    files.write_text(path, json.dumps({versions.KEY: versions.VERSION, **to_dict(config)}, indent=1) + "\n")
+    files.write_text(path, config_text(config))
+
+
+def config_text(config: Config) -> str:
+    """Every setting of `config`, and the version, as `write_json` writes them."""
+    return json.dumps({versions.KEY: versions.VERSION, **to_dict(config)}, indent=1) + "\n"
 
 
 def from_written(values: dict[str, Any]) -> Config:

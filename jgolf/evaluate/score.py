@@ -29,6 +29,7 @@ from jgolf import compiling
 from jgolf.config import ModelConfig
 from jgolf.data.text import Text
 from jgolf.errors import DataError
+from jgolf.evaluate.challenge import CHALLENGE_BYTES, CHALLENGE_DEVICES
 from jgolf.evaluate.predictions import Predictions
 from jgolf.evaluate.windows import (
     Windows,
@@ -47,9 +48,6 @@ ATTENTION_SCORES_BYTES = 2**29
 """Room for one layer's float32 attention scores where the written model runs, which holds them in memory."""
 UNSCORED = np.float32(-np.inf)
 """Nats of a target that is not scored. It is not NaN, which is what a diverged model scores."""
-
-CHALLENGE_BYTES, CHALLENGE_DEVICES, CHALLENGE_SECONDS = 151_100_000, 8, 600
-"""What the challenge scores, on how many GPUs, and in how long at most."""
 
 
 class Scored(NamedTuple):

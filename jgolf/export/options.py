@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -48,7 +48,9 @@ class ExportOptions:
     limit_bytes: int = size.LIMIT_BYTES
     """Largest total of artifact and code; past it the exit status is 1."""
     submission: Path | None = None
-    """Folder to make with all that a submission to the challenge holds; needs --author and --name."""
+    """Folder to make with all that a submission to the challenge holds; what it still lacks is listed."""
+    runs: tuple[Path, ...] = ()
+    """With --submission: further runs of the same recipe with other seeds, exported with the same options."""
     author: str = ""
     """Who submits."""
     github_id: str = ""
@@ -123,7 +125,7 @@ def _check_effects(options: ExportOptions, trained: Config, config: Config) -> N
     if options.calibration_tokens and options.budget is None and not config.quantize.gptq:
         raise JgolfError("--calibration-tokens: expected with --budget or --quantize.gptq, which learn from them")
     if options.submission is None:
-        for name in ("author", "github_id", "name", "blurb"):
+        for name in ("runs", "author", "github_id", "name", "blurb"):
             if getattr(options, name):
                 raise JgolfError(f"--{name.replace('_', '-')}: expected with --submission, which tells it")
     was, now = configs.leaves(trained), configs.leaves(config)
@@ -136,9 +138,34 @@ def _check_submission(options: ExportOptions) -> None:
     """Raises JgolfError, before any work, where a submission is asked for that cannot be written."""
     if options.submission is None:
         return
-    missing = [f"--{name}" for name in ("author", "name") if not getattr(options, name).strip()]
-    if missing:
-        raise JgolfError(f"--submission needs {' and '.join(missing)}: who submits, and what it is called")
     if options.max_tokens:
         raise JgolfError("--submission: scored on the whole validation split; leave --max-tokens out")
-    submission.check_folder(options.submission, options.run_dir)
+    submission.check(options.submission, options.run_dir, options.runs)
+
+
+def repeated(options: ExportOptions, trained: Config) -> list[str]:
+    """The words with which an export of another run of the same recipe does what this one does.
+
+    Args:
+      options: of this export.
+      trained: the run's own settings.
+    """
+    default = ExportOptions(options.run_dir, trained.average.export)
+    words = []
+    for name in ("average", "codec", "budget", "calibration_tokens", "max_tokens", "limit_bytes", "adapted"):
+        value = getattr(options, name)
+        if value != getattr(default, name):
+            words += _words(name, () if value is True else value)  # a flag has no value
+    for group in ("quantize", "evaluate"):
+        was, now = (configs.leaves(getattr(of, group), f"{group}.") for of in (trained, options))
+        words += [word for name in now if now[name] != was[name] for word in _words(name, now[name])]
+    return words
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """An option and its value, as a command line has them."""
+    return [f"--{name.replace('_', '-')}", *(str(part) for part in _flat(value))]
+
+
+def _flat(value: Any) -> list[Any]:
+    return [part for item in value for part in _flat(item)] if isinstance(value, tuple) else [value]

@@ -21,19 +21,23 @@ from rich import box
 from rich.table import Table
 
 from jgolf import compiling, files
+from jgolf import config as configs
 from jgolf.artifact import container, size, submission
 from jgolf.artifact.chunks import ZSTD_LEVEL
 from jgolf.artifact.scoring import Artifact, read_artifact
+from jgolf.artifact.seeds import SeedRun
 from jgolf.compress.codec import Codec
 from jgolf.compress.container import Reader
-from jgolf.config import Average, Config, QuantizeConfig
+from jgolf.config import AdaptedConfig, Average, Config, QuantizeConfig
+from jgolf.data.fingerprint import validation_sha256
 from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte
 from jgolf.data.tokenizer import Tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
-from jgolf.evaluate.score import CHALLENGE_SECONDS, Score, bits_per_byte, scorers_of, scoring_model
+from jgolf.evaluate.challenge import CHALLENGE_SECONDS
+from jgolf.evaluate.score import Score, bits_per_byte, scorers_of, scoring_model
 from jgolf.evaluate.validation import Validation
-from jgolf.export.options import ExportOptions
+from jgolf.export.options import ExportOptions, repeated
 from jgolf.lock import locked
 from jgolf.progress import activity, byte_progress, counting, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
@@ -41,9 +45,10 @@ from jgolf.quantize.calibration import calibration_rows, quantize_run
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.stored import StoredTensor, dequantize
 from jgolf.reading import read_json
-from jgolf.run_dir import ARTIFACT_FILE, AUDIT_FILE, RESULT_FILE
+from jgolf.run_dir import ARTIFACT_FILE, AUDIT_FILE, CONFIG_FILE, RESULT_FILE
 from jgolf.train.averages import averaged_params
 from jgolf.train.checkpoint import load_state
+from jgolf.train.requirements import pinned
 from jgolf.train.step import TrainState
 
 UNSCORED_FILE = Path("artifact") / "unscored.jgolf"
@@ -72,16 +77,26 @@ def export_and_tell(config: Config, options: ExportOptions) -> int:
     if options.compare_averages:
         console.print(_averages_table(result["averages"]))
     _print_result(result, options.run_dir)
-    if report.over_bytes > 0:
+    is_over = report.over_bytes > 0
+    if is_over:
         print(_advice(config.quantize, options, report))
-        return EXIT_CHECK_FAILED
     if options.submission:
-        submitter = submission.Submitter(options.author, options.github_id, options.name, options.blurb)
-        data = (options.run_dir / ARTIFACT_FILE).read_bytes()
-        submission.write(options.submission, submitter, result, options.run_dir, data)
-        missing = submission.missing(options.run_dir)
-        print(f"{options.submission}: ready to submit" + "".join(f"\nmissing: {what}" for what in missing))
-    return EXIT_OK
+        _write_submission(config, options)
+    return EXIT_CHECK_FAILED if is_over else EXIT_OK
+
+
+def _write_submission(config: Config, options: ExportOptions) -> None:
+    """Writes the submission's folder, and says what it lacks."""
+    runs = [SeedRun.read(run_dir) for run_dir in (options.run_dir, *options.runs)]
+    submitter = submission.Submitter(options.author, options.github_id, options.name, options.blurb)
+    artifact = (options.run_dir / ARTIFACT_FILE).read_bytes()
+    code = submission.code(_adapted_settings(config, options))
+    lacking = submission.write(options.submission, submitter, runs, artifact, code, pinned())
+    if lacking:
+        listed = "".join(f"\n  - {what}" for what in lacking)
+        print(f"{options.submission}: written; before it can be submitted, this is missing:{listed}")
+    else:
+        print(f"{options.submission}: ready to submit")
 
 
 def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], size.SizeReport]:
@@ -106,7 +121,9 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         sliding = _score(validation, "sliding", unpacked, options, "sliding")
     adapted = _adapted_score(validation, unpacked, options, clock) if options.adapted else None
     with clock.lap("account"):
-        report = size.measure(stored, len(data), submission.code_bytes(), options.codec)
+        code_bytes = submission.code_bytes(_adapted_settings(config, options))
+        report = size.measure(stored, len(data), code_bytes, options.codec)
+    trained = configs.read_json(options.run_dir / CONFIG_FILE)
     result = {
         "name": config.name,
         "step": int(state.step),
@@ -116,10 +133,10 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "code_bytes": report.code_bytes,
         "total_bytes": report.total_bytes,
         "limit_bytes": options.limit_bytes,
-        "val_loss": after.val_loss,
-        "val_bpb": after.val_bpb,
-        "sliding_val_loss": sliding.val_loss,
-        "sliding_val_bpb": sliding.val_bpb,
+        **_figures("", after),
+        "standard_tokens": after.tokens,
+        "standard_bytes": after.bytes,
+        **_figures("sliding_", sliding),
         "sliding_stride": min(config.evaluate.sliding_stride, config.train.seq_len),
         "pre_quantization_val_loss": before.val_loss,
         "pre_quantization_val_bpb": before.val_bpb,
@@ -130,12 +147,13 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "pre_quantization_original_bpb": before.original_bpb,
         "original_bytes": sliding.original_bytes,
         "split_tokens": len(validation.text.tokens) - 1,
+        "validation_sha256": validation_sha256(config.data),
         "device": jax.devices()[0].device_kind,
+        "num_devices": jax.local_device_count(),
+        "options": repeated(options, trained),
     }
     if adapted is not None:
-        for name in ("val_loss", "val_bpb", "original_bpb"):
-            result[f"adapted_{name}"] = getattr(adapted, name)
-        result["adapted_challenge_s"] = adapted.challenge_s(jax.local_device_count())
+        result |= _figures("adapted_", adapted) | {"adapted_original_bpb": adapted.original_bpb}
     if budgeted is not None:
         result["budget_bytes"] = options.budget
         result["rate_weight"] = budgeted.rate_weight
@@ -149,6 +167,8 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         result["compressors_bpb"] = compressor_bits_per_byte(text[: sliding.bytes] if options.max_tokens else text)
         with clock.lap("compress"):
             result["compressed"] = _compressed(config, unpacked, validation.tokenizer, text[:COMPRESSED_BYTES])
+    learnt = {"curvature", "search"} if budgeted is not None else {"quantize"} if config.quantize.gptq else set()
+    result["calibration_s"] = sum(seconds for lap, seconds in clock.seconds.items() if lap in learnt)
     result["seconds"] = clock.seconds
     stale = [] if _is_audited(options.run_dir, data) else [AUDIT_FILE.name]
     with files.all_or_nothing((options.run_dir / ARTIFACT_FILE).parent, "export", gone=stale) as new:
@@ -173,6 +193,22 @@ def _compressed(config: Config, params: dict[str, np.ndarray], tokenizer: Tokeni
         codec.decompress(Reader(file, "val.txt"), again, "val.txt", advance)
     xz = len(lzma.compress(text, preset=9))
     return {"bytes": len(text), "compressed_bytes": report.compressed, "xz_bytes": xz}
+
+
+def _adapted_settings(config: Config, options: ExportOptions) -> AdaptedConfig | None:
+    """Those of test-time training, where the artifact is scored with it; its code is counted then."""
+    return config.evaluate.adapted if options.adapted else None
+
+
+def _figures(prefix: str, score: Score) -> dict[str, float]:
+    """What result.json says of a score, and of the seconds it takes: here, and on the challenge's text and GPUs."""
+    found = {
+        "val_loss": score.val_loss,
+        "val_bpb": score.val_bpb,
+        "eval_s": round(score.seconds, 3),
+        "challenge_s": round(score.challenge_s(jax.local_device_count()), 3),
+    }
+    return {f"{prefix}{name}": value for name, value in found.items()}
 
 
 class _Clock:
@@ -216,9 +252,10 @@ def _compress(
             stored = quantize_run(config, model, params, wanted, show)
         with activity("packing"):
             return stored, pack(stored), None
-    artifact_bytes = options.budget - submission.code_bytes()
+    code_bytes = submission.code_bytes(_adapted_settings(config, options))
+    artifact_bytes = options.budget - code_bytes
     if artifact_bytes <= 0:
-        raise JgolfError(f"--budget {options.budget:,}: the code alone takes {submission.code_bytes():,} bytes")
+        raise JgolfError(f"--budget {options.budget:,}: the code alone takes {code_bytes:,} bytes")
     tokens = calibration_rows(config, CURVATURE_TOKENS, wanted)
     with clock.lap("curvature"):
         show = progress_bar(f"curvature of {average}")

@@ -64,7 +64,7 @@ class History:
       train: TRAIN_COLUMNS → float64 [logged steps]; NaN where the run did not say.
       validation: VALIDATION_COLUMNS → float64 [validations].
       events: "SWA", "late QAT" → the first step that had it.
-      scores: "validation" (the last during training), "standard" and "sliding" (of the artifact) → score.
+      scores: "validation" (the last during training), "standard", "sliding" and "adapted" (of the artifact) → score.
       config: every setting by name; empty for a log.
       result: the artifact's result.json; empty where there is none.
       artifact: the artifact's file, None where there is none.
@@ -228,7 +228,7 @@ def _history(name: str, path: Path, told: _Told, **rest: Any) -> History:
             f"{path}: holds no line of a training run: expected lines such as "
             "'step:500/20000 train_loss:2.3955 train_time:42105ms step_avg:84.21ms', or a metrics.jsonl"
         )
-    for kind, prefix in (("standard", ""), ("sliding", "sliding_")):
+    for kind, prefix in (("standard", ""), ("sliding", "sliding_"), ("adapted", "adapted_")):
         if f"{prefix}val_loss" in result and f"{prefix}val_bpb" in result:
             scores[kind] = FinalScore(result[f"{prefix}val_loss"], result[f"{prefix}val_bpb"])
     if len(validation["step"]):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jgolf import compiling
+from jgolf import compiling, files
 from jgolf import config as configs
 from jgolf.config import Config, ModelConfig, TrainConfig
 from jgolf.data.demo import build_missing_demo
@@ -26,13 +26,14 @@ from jgolf.evaluate.validation import Validation
 from jgolf.lock import locked
 from jgolf.model.functional import Params, description
 from jgolf.optim.schedule import fraction, loop_is_on
-from jgolf.run_dir import CONFIG_FILE
+from jgolf.run_dir import CONFIG_FILE, REQUIREMENTS_FILE
 from jgolf.train.checkpoint import Checkpoints, abstract_state
 from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
 from jgolf.train.memory import check_room
 from jgolf.train.mesh import BatchSource, CompiledStep, make_mesh, replicate_from_first, replicated
 from jgolf.train.peers import Peers
+from jgolf.train.requirements import pinned
 from jgolf.train.resume import changed_settings, keep_settings
 from jgolf.train.same_data import check_same_data
 from jgolf.train.step import TrainState, init_state, new_state
@@ -109,6 +110,7 @@ def prepared_run(
         first_step = int(state.step)
         if peers.is_first:
             keep_settings(config, run_dir, first_step)
+            files.write_text(run_dir / REQUIREMENTS_FILE, pinned())
         log = stack.enter_context(contextlib.closing(RunLog(run_dir, peers.is_first, first_step)))
         log.line(_description(config, mesh, state))
         if config.train.steps < config.train.warmdown_steps:

@@ -16,14 +16,14 @@ from jgolf.artifact.submission import ARTIFACT_NAME
 from jgolf.audit.checks import print_checks
 from jgolf.audit.run import Audit, Plan, against_claim, audit
 from jgolf.audit.scorer import Audited
-from jgolf.audit.sizes import Claim, read_claim, sizes
+from jgolf.audit.sizes import Claim, read_claims, sizes
 from jgolf.config import EvaluateConfig, resolved
 from jgolf.data.documents import check_files
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ArtifactError, JgolfError
 from jgolf.evaluate.score import scorers_of, scoring_model
 from jgolf.load import kind_of, load_model
 from jgolf.progress import activity, counted, progress_bar, table_console
-from jgolf.run_dir import ARTIFACT_FILE, AUDIT_FILE, CONFIG_FILE
+from jgolf.run_dir import ARTIFACT_FILE, AUDIT_FILE
 from jgolf.verbs.scoring import (
     LEARN,
     SCORERS,
@@ -89,17 +89,17 @@ def run_audit(argv: list[str], prog: str = "jgolf audit") -> int:
         raise JgolfError(f"{out.parent}: cannot be written to, expected the folder for {out.name}: give --out FILE")
     compiling.keep_programs()
     loaded = load_model(options.model, options.config)
-    claim = read_claim(model) if is_artifact else None
+    claims = read_claims(model) if is_artifact else []
     what = opened(options, own, loaded, options.scorer)
     audited = audited_scorer(what, options)
     plan = _plan(what, options, audited)
     with activity("auditing") as say:
         show = progress_bar("every token of the vocabulary")
         found = audit(audited, what.text, what.tokenizer, plan, options.documents, say, show)
-    if claim is not None:
+    for claim in claims:
         found = found.plus(against_claim(found, claim, _kind(what, options, own, claim), resolved(loaded.config.model)))
     if is_artifact:
-        found = found.plus(*sizes(model, claim))
+        found = found.plus(*sizes(model, claims, options.adapted))
     return _tell(found, what, plan, options, out)
 
 
@@ -124,13 +124,13 @@ def _settled(options: AuditOptions, own: EvaluateConfig) -> AuditOptions:
     model = Path(options.model)
     if not model.is_dir():
         return options
-    inside = model / (ARTIFACT_FILE if (model / CONFIG_FILE).is_file() else ARTIFACT_NAME)
-    if not inside.is_file():
-        raise ArtifactError(
-            f"{model}: has no {inside.relative_to(model)}, expected the folder of a run that was exported, or of a "
-            "submission: python export.py makes either"
-        )
-    return dataclasses.replace(options, model=str(inside))
+    for name in (ARTIFACT_FILE, ARTIFACT_NAME):
+        if (model / name).is_file():
+            return dataclasses.replace(options, model=str(model / name))
+    raise ArtifactError(
+        f"{model}: has neither {ARTIFACT_FILE} nor {ARTIFACT_NAME}, expected the folder of a run that was exported, or "
+        "of a submission: python export.py makes either"
+    )
 
 
 def audited_scorer(what: Opened, options: ScoringOptions) -> Audited:

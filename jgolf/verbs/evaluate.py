@@ -13,9 +13,8 @@ import tyro
 from jgolf import compiling, files
 from jgolf.config import Average, EvaluateConfig
 from jgolf.errors import JgolfError
+from jgolf.evaluate.challenge import CHALLENGE_DEVICES, CHALLENGE_SECONDS
 from jgolf.evaluate.score import (
-    CHALLENGE_DEVICES,
-    CHALLENGE_SECONDS,
     Score,
     reference_packed_score,
     reference_sliding_score,

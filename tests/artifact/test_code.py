@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from jgolf.artifact import submission
-from jgolf.artifact.code import needed_code
+from jgolf.artifact.code import ADAPTING_MODULE, SCORING_MODULES, needed_code
+from jgolf.config import AdaptedConfig
 from jgolf.errors import ArtifactError
 
 PACKAGE = {
@@ -123,9 +124,10 @@ print(checked)
 """
 
 
-def test_every_name_that_the_scoring_code_uses_is_there(tmp_path):
+@pytest.mark.parametrize("entry", [*SCORING_MODULES, ADAPTING_MODULE])
+def test_every_name_that_the_scoring_code_uses_is_there(entry, tmp_path):
     """Not only on the way that scoring a submission takes, which the tests of exports do."""
-    for name, text in needed_code().items():
+    for name, text in needed_code([entry]).items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -135,4 +137,5 @@ def test_every_name_that_the_scoring_code_uses_is_there(tmp_path):
 
 
 def test_it_has_its_share_of_the_bytes():
-    assert submission.code_bytes() <= 45_000 and submission.code() == submission.code()
+    assert submission.code_bytes() <= 46_000 and submission.code() == submission.code()
+    assert submission.code_bytes(AdaptedConfig()) <= 59_000

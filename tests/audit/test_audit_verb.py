@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jgolf.artifact import submission
-from jgolf.audit.sizes import read_claim, sizes
+from jgolf.audit.sizes import read_claims, sizes
 from jgolf.cli import main
 from jgolf.errors import ArtifactError
 from tests.test_export import make_run
@@ -44,7 +44,7 @@ def call(*words):
 def test_an_audit_of_a_run_goes_into_its_submission(run, tmp_path):
     author = ["--author", "Ada", "--name", "Small"]
     code, shown = call("export", run, "--submission", tmp_path / "first", *author)
-    assert code == 0 and f"missing: audit.json: jgolf audit {run}" in shown
+    assert code == 0 and "no audit.json: jgolf audit tries" in shown
     code, shown = call("audit", run)
     assert code == 0, shown
     assert "the audit passed" in shown and "not tried" not in shown
@@ -55,7 +55,7 @@ def test_an_audit_of_a_run_goes_into_its_submission(run, tmp_path):
     conditions = [check["condition"] for check in found["checks"]]
     assert {"causality", "normalisation", "one pass", "bytes", "size", "score"} <= set(conditions)
     code, shown = call("export", run, "--submission", tmp_path / "second", *author)
-    assert code == 0 and "missing" not in shown
+    assert code == 0 and "audit.json" not in shown
     assert json.loads((tmp_path / "second" / "audit.json").read_text()) == found
     code, shown = call("export", run, "--quantize.mlp", "int4")  # another artifact, which nobody has audited
     assert code == 0 and not (run / "artifact" / "audit.json").exists()
@@ -74,6 +74,10 @@ def test_a_submission_is_audited(run, nano_data, tmp_path):
     code, shown = call(*words)
     assert code == 1 and "more.py" in shown and "the audit FAILED" in shown
     assert sum(check["passed"] is False for check in json.loads(out.read_text())["checks"]) == 2
+    (tmp_path / "done" / "submission.json").write_text(json.dumps({**summary, "val_bpb": summary["val_bpb"] - 0.1}))
+    assert call(*words)[0] == 1
+    found = [check["tried"] for check in json.loads(out.read_text())["checks"] if check["passed"] is False]
+    assert len(found) == 2 and any("difference to submission.json" in what for what in found)
 
 
 def test_test_time_training_is_audited(run):
@@ -91,11 +95,11 @@ def test_test_time_training_is_audited(run):
 def test_sizes_that_are_understated(exported, tmp_path):
     artifact = Path(shutil.copytree(exported / "artifact", tmp_path / "artifact")) / "model.jgolf"
     result = json.loads(artifact.with_name("result.json").read_text())
-    assert all(check.passed for check in sizes(artifact, read_claim(artifact)))
+    assert all(check.passed for check in sizes(artifact, read_claims(artifact)))
 
     def failing(**changes):
         artifact.with_name("result.json").write_text(json.dumps({**result, **changes}))
-        return [check.figure for check in sizes(artifact, read_claim(artifact)) if not check.passed]
+        return [check.figure for check in sizes(artifact, read_claims(artifact)) if not check.passed]
 
     assert failing(artifact_bytes=result["artifact_bytes"] - 1) == [1]
     assert failing(code_bytes=result["code_bytes"] - 5, total_bytes=result["total_bytes"] - 5) == [5, 5]
@@ -109,8 +113,10 @@ def test_sizes_that_are_understated(exported, tmp_path):
     with pytest.raises(ArtifactError, match="score.pyz: not the code of a submission"):
         failing()
     artifact.with_name("score.pyz").write_bytes(submission.code())
+    artifact.with_name("train_gpt.py").write_text(submission.TRAIN_TEXT)
+    assert failing() == []
     artifact.with_name("result.json").unlink()
-    found = sizes(artifact, read_claim(artifact))
+    found = sizes(artifact, read_claims(artifact))
     assert found[0].passed is None and "neither result.json nor submission.json is beside" in found[0].note
 
 
