@@ -26,7 +26,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def needed_code(entries: Sequence[str] = SCORING_MODULES, root: str | Path | None = None) -> dict[str, str]:
-    """The source that `entries` need, without docstrings and lines of comment: path below `root` → text.
+    """The source that `entries` need, without docstrings, lines of comment and types: path below `root` → text.
 
     Only modules of the entries' own packages are followed; all statements of an entry count as needed.
 
@@ -113,7 +113,7 @@ class _Module:
 
     def __init__(self, name: str, root: Path, whole: bool = False):
         self.name, self.path, self._whole = name, _source(name, root), whole
-        self._text = self.path.read_text(encoding="utf-8")
+        self._text = _without_annotations(self.path.read_text(encoding="utf-8"))
         self._tree = ast.parse(self._text)
         self.others = {name for node in ast.walk(self._tree) for name in _imported_from_others(node, self.name)}
         self._parts = [part for statement in self._tree.body for part in _parts(statement)]
@@ -225,6 +225,23 @@ def _docstrings(tree: ast.AST) -> Iterator[ast.stmt]:
 def _is_string(statement: ast.stmt) -> bool:
     value = statement.value if isinstance(statement, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _without_annotations(text: str) -> str:
+    """The text without the types of functions' arguments and results, which nothing reads when the code is run."""
+    data, cuts = text.encode(), []
+    starts = [0, *(number + 1 for number, byte in enumerate(data) if byte == ord("\n"))]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.arg) and node.annotation:
+            first = starts[node.lineno - 1] + node.col_offset + len(node.arg.encode())
+            cuts.append((first, starts[node.annotation.end_lineno - 1] + node.annotation.end_col_offset))
+        elif isinstance(node, ast.FunctionDef) and node.returns:
+            before = data[: starts[node.returns.lineno - 1] + node.returns.col_offset]
+            first = len(before[: before.rindex(b"->")].rstrip())
+            cuts.append((first, starts[node.returns.end_lineno - 1] + node.returns.end_col_offset))
+    for first, end in sorted(cuts, reverse=True):
+        data = data[:first] + data[end:]
+    return data.decode()
 
 
 def _comment_lines(text: str) -> Iterator[int]:
