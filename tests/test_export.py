@@ -1,5 +1,6 @@
 """Exports of a tiny run: what lands on disk, what is refused, and a submission scored without this package."""
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -347,8 +348,12 @@ def test_a_submission_scores_itself(run, nano_data, tmp_path):
     assert len(modules) > 20 and not any(Path(module).is_relative_to(CHECKOUT) for module in modules)
     with zipfile.ZipFile(folder / "score.pyz") as code, tarfile.open(fileobj=code.open("sources.tar.xz")) as sources:
         text = sources.extractfile("jgolf/rules.py").read().decode()
-        whole = (CHECKOUT / "jgolf" / "rules.py").read_text().splitlines()
-        assert {line for line in text.splitlines() if "import " not in line} <= {*whole}
+        whole = (CHECKOUT / "jgolf" / "rules.py").read_text()
+        types = {line for line in whole.splitlines() if line.lstrip().startswith("def ")}  # which are left out
+        kept = {line for line in text.splitlines() if not line.lstrip().startswith(("def ", "from ", "import "))}
+        assert kept <= {*whole.splitlines()} and len(types) > 3
+        names = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
+        assert names <= {node.name for node in ast.walk(ast.parse(whole)) if isinstance(node, ast.FunctionDef)}
     scores = json.loads(scores)
     for name in ("val_loss", "val_bpb", "sliding_val_loss", "sliding_val_bpb"):
         assert scores[name] == pytest.approx(result[name], abs=1e-6)

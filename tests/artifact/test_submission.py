@@ -170,6 +170,8 @@ def write_run(folder, run: SeedRun):
 
 def test_a_run_is_read_from_its_folder(tmp_path):
     folder = write_run(tmp_path / "run1", ready(1))
+    assert SeedRun.read(folder) == dataclasses.replace(ready(1), audit="")
+    (folder / "artifact" / "audit.json").write_text(ready(1).audit)
     assert SeedRun.read(folder) == ready(1)
     on = LOG.format(devices="8 × NVIDIA H200", train_ms=599_900)
     (folder / "train.log").write_text(ready(1).log + on)  # a run that went on elsewhere

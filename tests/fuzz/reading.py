@@ -19,7 +19,8 @@ from jgolf import config as configs
 from jgolf import files
 from jgolf.artifact import container
 from jgolf.artifact.scoring import read_artifact
-from jgolf.compare import _check_same_text, _score_name
+from jgolf.compare.cli import _score_name
+from jgolf.compare.unit import unit_of
 from jgolf.compress.container import Reader
 from jgolf.data.demo import _what_is_not_the_demo
 from jgolf.data.documents import read_documents
@@ -113,7 +114,7 @@ def read_histories(name: str) -> Callable[[Path], Any]:
         runs = history.read_histories(folder / name)
         plots = [(plot.name, plot.alt) for plot in history_plots(runs)]
         tables = report._results_text(runs), report._results_table(runs), report._settings_section(runs)
-        _check_same_text(runs, _score_name(runs, "auto"))
+        unit_of((runs, runs), _score_name(runs, "auto"))
         return plots, tables
 
     return read

@@ -22,6 +22,8 @@ torch = pytest.importorskip("torch")
 from jgolf.cli import main  # noqa: E402
 from jgolf.config import Config  # noqa: E402
 from jgolf.data.shards import TokenStream, write_shard  # noqa: E402
+from jgolf.data.text import table_bytes  # noqa: E402
+from jgolf.data.tokenizer import load_tokenizer  # noqa: E402
 from jgolf.load import load_model  # noqa: E402
 from jgolf.model import functional  # noqa: E402
 from jgolf.torch_bridge import (  # noqa: E402
@@ -214,11 +216,9 @@ def test_the_command(checkpoint, text, text_dir, ours, capsys):
         f"documents of {PIECE_LENGTH}, loop on",
     ):
         assert said in captured.out
-    # Bits per byte by the script itself: rows of packed documents, and the bytes that lie beside the tokens.
-    tokens, counts = (
-        np.fromfile(text / f"fineweb_val_{name}000000.bin", "<u2", offset=1024)[:251].astype(np.int64)
-        for name in ("", "bytes_")
-    )
+    # Bits per byte by the script itself: rows of packed documents, and the bytes of an ordinary tokenizer's tables.
+    tokens = np.fromfile(text / "fineweb_val_000000.bin", "<u2", offset=1024)[:251].astype(np.int64)
+    counts = table_bytes(tokens, load_tokenizer(text_dir / "t.model"))
     nats = 0.0
     with theirs(SCRIPT, ours) as (module, model, _), torch.no_grad():
         model.model.looping_active = True

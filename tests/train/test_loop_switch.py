@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from jgolf.evaluate.score import Score
 from jgolf.train.clock import Clock
 from jgolf.train.loop import Loop
 from jgolf.train.run import _loop_notice, _never_loops
@@ -23,7 +24,7 @@ def test_a_resumed_run_validates_as_the_step_before_was_trained(first_step: int,
 
     def standard(params, max_tokens, **how):
         asked.append(how["looped"])
-        return SimpleNamespace(val_loss=1.0, val_bpb=1.0)
+        return Score(1.0, 1.0, tokens=1, bytes=1, seconds=0.0)
 
     run = SimpleNamespace(
         config=dataclasses.replace(RECIPE, train=TRAIN, model=MODEL),
