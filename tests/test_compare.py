@@ -23,6 +23,7 @@ def write_run(
     seed: int | None = None,
     tokens: int = 1000,
     num_bytes: int | None = None,
+    original: int | None = None,
 ) -> str:
     folder.mkdir(parents=True)
     seed = int(folder.name, 36) if seed is None else seed
@@ -35,6 +36,7 @@ def write_run(
         result = {f"{kind}val_loss": loss for kind, loss in losses.items()}
         result |= {f"{kind}val_bpb": bpb_a_nat * loss for kind, loss in losses.items()}
         result |= {"tokens": tokens, "bytes": 2 * tokens if num_bytes is None else num_bytes}
+        result["original_bytes"] = original
         (folder / "artifact" / "result.json").write_text(json.dumps(result))
     return str(folder)
 
@@ -201,6 +203,26 @@ def test_other_tokens_are_compared_in_pairs_too(tmp_path, capsys):
     assert f"p = {expected.pvalue:.2g}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("counts", "code"), [((160_000_000, 160_000_000), 0), ((160_000_000, 160_000_001), 2)])
+def test_the_original_s_bytes_decide_where_they_are_counted(counts, code, tmp_path, capsys):
+    """B's tables count other bytes than A's sidecars, so that the runs' own bits per byte do not compare."""
+    better, worse = (1.0605, 1.0608, 1.0603), (1.20, 1.21, 1.22)
+    a = write_tokenized(tmp_path / "a", better, CASE_CODED, counts[0], original=counts[0])
+    b = write_tokenized(tmp_path / "b", worse, PIECES, TEXT_BYTES, first_seed=5, original=counts[1])
+    words = ["compare", *a, "--", *b, "--significance", "0.5", "--margin", "0.001"]
+    assert main(words) == code
+    shown = " ".join("".join(capsys.readouterr()).split())
+    if code:
+        assert "160,000,001 of the original text" in shown and "counted for every run" in shown
+        return
+    original = np.array(worse) * TEXT_BYTES / 160_000_000
+    expected = stats.ttest_ind(
+        original - 0.001 / np.log(2) * PIECES / 160_000_000, better, equal_var=False, alternative="greater"
+    )
+    assert f"p = {expected.pvalue:.2g} " in shown and f"{original.mean():.5f}" in shown
+    assert "the same 160,000,000 bytes of the original text" in shown
+
+
 def test_rows_of_other_tokens_leave_out_other_bytes(tmp_path, capsys):
     """The standard score drops what fills no row: it compares where the bytes that were scored are the same."""
     a = write_tokenized(tmp_path / "a", (1.0605, 1.0608, 1.0603), CASE_CODED)
@@ -305,6 +327,14 @@ def test_logs_of_the_reference_compare_too(tmp_path):
                 *write_tokenized(t / "b", (1.06, 1.07), PIECES),
             ],
             "A has runs of different tokenizers",
+        ),
+        (
+            lambda t: [
+                *(write_run(t / "a" / str(i), 1.9 + i / 100, tokens=7, num_bytes=0) for i in range(2)),
+                "--",
+                *(write_run(t / "b" / str(i), 2.0 + i / 100, bpb_a_nat=0.61, tokens=0, num_bytes=0) for i in range(2)),
+            ],
+            "scored is not known",
         ),
         (
             lambda t: [*write_side(t / "a", BETTER), "--", write_run(t / "b", 2.0), write_run(t / "c", None)],

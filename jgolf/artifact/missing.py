@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from jgolf.artifact.size import LIMIT_BYTES
 from jgolf.config import leaves
 from jgolf.evaluate.challenge import CHALLENGE_BYTES, CHALLENGE_DEVICES, CHALLENGE_SECONDS
 from jgolf.progress import counted
-from jgolf.reading import excerpt
+from jgolf.reading import excerpt, parse_json
 from jgolf.run_dir import AUDIT_FILE
 
 TEXT_TOLERANCE = 1e-3
@@ -90,7 +89,7 @@ def _of_the_audit(run: SeedRun) -> Iterator[str]:
         yield f"no {AUDIT_FILE.name}: {how}"
         return
     try:
-        passed = json.loads(run.audit)["passed"] is True
+        passed = parse_json(run.audit)["passed"] is True
     except (ValueError, KeyError, TypeError):
         passed = False
     if not passed:

@@ -158,6 +158,10 @@ def _result(run_dir: Path) -> dict[str, Any] | None:
                 f"{path}: {name} is {excerpt(result.get(name))}, expected a number, as exports of this version write "
                 f"it; {_export_again(run_dir)}"
             )
+    for name in ("original_bytes", "sliding_original_bpb"):
+        if (result.get("original_bytes") is not None) != is_number(result.get(name)):
+            found = excerpt(result.get(name))
+            raise JgolfError(f"{path}: {name} is {found}, expected a number, or none of both; {_export_again(run_dir)}")
     sums, words = result.get("validation_sha256"), result.get("options")
     are_texts = {
         "options": isinstance(words, list) and all(isinstance(word, str) for word in words),

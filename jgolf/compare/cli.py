@@ -94,7 +94,7 @@ def compare(argv: list[str], prog: str = "jgolf compare") -> int:
     is_paired = _have_same_seeds(sides)
     if is_paired:
         sides = [sorted(runs, key=_seed) for runs in sides]
-    a, b = (Sample(tuple(unit.nats(run.scores[name]) for run in runs)) for runs in sides)
+    a, b = (Sample(tuple(unit.nats(run) for run in runs)) for runs in sides)
     test = (paired_test if is_paired else welch_test)(a, b, options.margin)
     is_record = test.difference >= options.margin and test.p_value < options.significance
     console = plain_console()
@@ -165,19 +165,20 @@ def _score_name(runs: Sequence[History], wanted: ScoreName) -> str:
 
 
 def _table(sides: Sequence[Sequence[History]], name: str, unit: Unit, a: Sample, b: Sample) -> Table:
-    in_nats = unit.bytes_per_token is None
-    title = f"Loss in nats a token: {_WHERE[name]}" if in_nats else f"Bits per byte: {_WHERE[name]}"
+    in_nats = unit.tokens is None
+    of_what = " of the original text" if unit.are_original else ""
+    title = f"Loss in nats a token: {_WHERE[name]}" if in_nats else f"Bits per byte{of_what}: {_WHERE[name]}"
     table = Table(title=title, box=box.SIMPLE)
     table.add_column("side")
     table.add_column("run", overflow="fold")
     for column in ("loss", "deviation", "bits per byte") if in_nats else ("loss", "bits per byte", "deviation"):
         table.add_column(column, justify="right", no_wrap=True)
     for side, runs, sample in zip("AB", sides, (a, b), strict=True):
-        scores = [run.scores[name] for run in runs]
-        for run, score in zip(runs, scores, strict=True):
-            loss, bits = f"{score.val_loss:.5f}", f"{score.val_bpb:.5f}"
+        figures = [(run.scores[name].val_loss, unit.bits(run)) for run in runs]
+        for run, values in zip(runs, figures, strict=True):
+            loss, bits = (f"{value:.5f}" for value in values)
             table.add_row(side, str(run.path), *((loss, "", bits) if in_nats else (loss, bits, "")))
-        loss, bits = (f"{np.mean(values):.5f}" for values in zip(*scores, strict=True))
+        loss, bits = (f"{np.mean(values):.5f}" for values in zip(*figures, strict=True))
         deviation = f"{sample.deviation / (1 if in_nats else unit.nats_per_bit_per_byte):.5f}"
         row = (loss, deviation, bits) if in_nats else (loss, bits, deviation)
         table.add_row(side, f"mean of {len(runs)}", *row, style="bold", end_section=True)
@@ -187,12 +188,13 @@ def _table(sides: Sequence[Sequence[History]], name: str, unit: Unit, a: Sample,
 def _verdict(test: TTest, is_paired: bool, unit: Unit, options: CompareOptions, is_record: bool) -> Text:
     direction = "lower" if test.difference > 0 else "higher"
     nats, convert = f"{abs(test.difference):.5f} nats", ""
-    if unit.bytes_per_token is not None:
+    if unit.tokens is not None:
+        of_what = " of the original text" if unit.are_original else ""
         bits = abs(test.difference) / unit.nats_per_bit_per_byte
         nats = f"{bits:.5f} bits per byte, {nats} a token of B's,"
         convert = (
-            "the sides' tokens are different, so that their nats a token do not compare; both scored the same bytes. A "
-            f"token of B's is {unit.bytes_per_token:.4f} bytes, so a bit per byte is "
+            "the sides' tokens are different, so that their nats a token do not compare; both scored the same "
+            f"{unit.bytes:,} bytes{of_what}. A token of B's is {unit.bytes_per_token:.4f} bytes, so a bit per byte is "
             f"{unit.nats_per_bit_per_byte:.4f} nats a token of B's, and {options.margin:g} nats are "
             f"{options.margin / unit.nats_per_bit_per_byte:.5f} bits per byte\n"
         )

@@ -191,6 +191,7 @@ def test_a_run_is_read_from_its_folder(tmp_path):
         ("[]", "expected an object"),
         (json.dumps({**ready(1).result, "options": "x"}), "options is 'x'"),
         (json.dumps({**ready(1).result, "options": [5]}), "options is [5]"),
+        (json.dumps({**ready(1).result, "original_bytes": 9}), "sliding_original_bpb is None"),
         (json.dumps({**ready(1).result, "adapted_val_bpb": 1.0}), "adapted_val_loss is None"),
     ],
 )  # fmt: skip

@@ -214,6 +214,21 @@ def write_run(folder: Path) -> None:
     _write(folder / "train.log", LOG.encode())
 
 
+def write_exported_run(folder: Path) -> None:
+    """A run with all that an export says of it."""
+    write_run(folder)
+    path = folder / "artifact" / "result.json"
+    scored = {"val_loss": 4.2, "val_bpb": 2.4, "eval_s": 1.5, "challenge_s": 99.5}
+    result = {f"{prefix}{name}": value for prefix in ("", "sliding_", "adapted_") for name, value in scored.items()}
+    result |= {"step": 20, "calibration_s": 0.5, "split_tokens": 5000, "standard_tokens": 4900, "standard_bytes": 11900}
+    result |= {"artifact_bytes": 100000, "code_bytes": 23456, "limit_bytes": 16000000, "sliding_stride": 64}
+    result |= {"num_devices": 1, "options": ["--adapted"], "validation_sha256": {"x_val_000000.bin": "ab" * 32}}
+    result |= {"pre_quantization_val_loss": 4.1, "original_bytes": 13000, "sliding_original_bpb": 2.2}
+    _write(folder / "artifact" / "audit.json", b'{"passed": true}')
+    _write(path, json.dumps(json.loads(path.read_text()) | result).encode())
+    _write(folder / "requirements.txt", b"# Python 3.12.1\njax==0.11.2\n")
+
+
 def write_sweep(folder: Path) -> None:
     rows = []
     for number, run in enumerate(make_runs(CONFIG, 2, [])):

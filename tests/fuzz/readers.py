@@ -159,6 +159,16 @@ RUNS = (
             "artifact/result.json": damage.damaged_json,
         },
     ),
+    Reader(
+        "run of a submission",
+        examples.write_exported_run,
+        reading.tell_of_seed,
+        {
+            "artifact/result.json": damage.damaged_json,
+            "artifact/audit.json": damage.damaged_json,
+            "train.log": damage.damaged_text,
+        },
+    ),
     Reader("train.log", examples.write_run, reading.read_histories("train.log"), {"train.log": damage.damaged_text}),
     Reader(
         "train.log and metrics, resumed",

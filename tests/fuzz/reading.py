@@ -18,7 +18,10 @@ import numpy as np
 from jgolf import config as configs
 from jgolf import files
 from jgolf.artifact import container
+from jgolf.artifact.missing import missing
 from jgolf.artifact.scoring import read_artifact
+from jgolf.artifact.seeds import SeedRun, best_scorer
+from jgolf.artifact.story import Sizes, Submitter, readme, summary
 from jgolf.compare.cli import _score_name
 from jgolf.compare.unit import unit_of
 from jgolf.compress.container import Reader
@@ -114,10 +117,20 @@ def read_histories(name: str) -> Callable[[Path], Any]:
         runs = history.read_histories(folder / name)
         plots = [(plot.name, plot.alt) for plot in history_plots(runs)]
         tables = report._results_text(runs), report._results_table(runs), report._settings_section(runs)
-        unit_of((runs, runs), _score_name(runs, "auto"))
+        unit_of((runs[:1], runs[1:] or runs), _score_name(runs, "auto"))
         return plots, tables
 
     return read
+
+
+def tell_of_seed(folder: Path) -> Any:
+    """As a submission does of the runs that it is given."""
+    run = SeedRun.read(folder)
+    if run.result is None:
+        return None
+    scorer = best_scorer([run])
+    told = Submitter("a", "b", "c", "d"), [run], ["train.log"], scorer, missing("a", "c", [run], scorer)
+    return files.json_text(summary(*told)), readme(*told, Sizes(1, 2, 3), "3.12")
 
 
 def read_config(folder: Path) -> Any:
