@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import json
 import os
@@ -238,7 +239,7 @@ def test_no_network(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", closed.endpoint)
         closed.shutdown()
     monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)
-    huggingface_hub.utils.logging.set_verbosity_warning()  # as a new process has it
+    importlib.import_module("huggingface_hub.utils.logging").set_verbosity_warning()  # as a new process has it
     assert main(["data", "download", "--repo", REPO, "--out", str(tmp_path)]) == 2
     asking, error = capfd.readouterr().err.splitlines()
     assert asking == f"asking the Hugging Face hub what {REPO} holds"
