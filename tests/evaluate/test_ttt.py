@@ -16,7 +16,7 @@ from jgolf.errors import ConfigError, DataError, JgolfError
 from jgolf.evaluate.score import UNSCORED, score, sliding
 from jgolf.evaluate.ttt import kept, order
 from jgolf.evaluate.ttt.adapted import adapted
-from jgolf.evaluate.ttt.adapters import Shape, calls_of, padded_widths, program_shapes
+from jgolf.evaluate.ttt.adapters import Shape, calls_of, padded_widths, program_shapes, shapes_worth_having
 from jgolf.evaluate.ttt.tuned import tuned
 from jgolf.model.functional import parameter_shapes, token_losses
 from jgolf.model.lora import LowRank, addition_names, addition_outputs
@@ -148,6 +148,19 @@ def test_neither_padding_nor_grouping_matters(how, params, text, phased, monkeyp
     found = adapted(MODEL, params, text, 1, dataclasses.replace(SETTINGS, **how))
     np.testing.assert_allclose(found.nats, phased.nats, rtol=2e-5, atol=2e-5)
     assert found.context == phased.context
+
+
+def test_shapes_that_spare_little_are_left_out_but_never_the_widest():
+    """100 rows of 4 tokens, 10 of 8 and one of 16: each row costs the smallest width that holds it."""
+    rows = {4: 100, 8: 10, 16: 1}
+
+    def cost(shapes):
+        widths = np.array(sorted(shape.width for shape in shapes))
+        return sum(count * int(widths[np.searchsorted(widths, width)]) for width, count in rows.items())
+
+    shapes = [Shape(1, 16), Shape(2, 8), Shape(4, 4)]  # by rows, so the widest comes first
+    for least, left in ((-1, [16, 8, 4]), (79, [16, 8, 4]), (80, [16, 4]), (2000, [16])):
+        assert [shape.width for shape in shapes_worth_having(shapes, cost, least)] == left
 
 
 def test_by_one_document_after_the_other(params, text):

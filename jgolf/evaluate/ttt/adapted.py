@@ -41,6 +41,7 @@ from jgolf.evaluate.ttt.adapters import (
     padded_widths,
     program_shapes,
     random_downs,
+    shapes_worth_having,
 )
 from jgolf.evaluate.ttt.kept import Kept, fingerprint
 from jgolf.evaluate.ttt.sgd import Sgd, zeros_like
@@ -131,6 +132,7 @@ class _Evaluation:
         self.sgd_ready = None
         places = min(settings.batch_documents, len(self.documents.start))
         self.shapes, self.calls = self._programs_worth_having(places)
+        self.width = max(shape.width for shape in self.shapes)  # of windows predicted again, in few programs
         self.programs = AdapterPrograms(config, settings, mesh, places, looped)
         self.fresh_downs = fresh_downs or random_downs(config, settings, places, looped)
 
@@ -180,14 +182,7 @@ class _Evaluation:
 
         least = SPARED_TOKENS_AS_WRITTEN if runs_as_written(self.config) else SPARED_TOKENS
         shapes = program_shapes(padded_widths(settings, settings.context), rows_of)
-        found = cost(shapes)
-        while len(shapes) > 1:
-            fewer = [[shape for shape in shapes if shape != one] for one in shapes]
-            costs = [cost(some) if some[-1].width == shapes[-1].width else math.inf for some in fewer]
-            best = int(np.argmin(costs))
-            if costs[best] - found > least:
-                break
-            shapes, found = fewer[best], costs[best]
+        shapes = shapes_worth_having(shapes, cost, least)
         calls = self._count_calls(shapes)
 
         def spares(shape: Shape, trains: bool) -> bool:
@@ -247,9 +242,8 @@ class _Evaluation:
         rows, programs = call.rows[call.is_row], self.programs
         windows = Windows(rows.start, rows.length, rows.first)
         how = {"looped": self.looped, "rotary_length": self.settings.context}
-        width = max(shape.width for shape in self.shapes)  # one for all, so that few programs are needed
         return Predictions(
-            *(self.config, self.params, self.text.tokens, windows, width, how),
+            *(self.config, self.params, self.text.tokens, windows, self.width, how),
             lambda window: programs.additions(state, int(rows.place[window])),
         )
 

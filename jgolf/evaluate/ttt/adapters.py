@@ -37,8 +37,6 @@ WIDTH_MULTIPLE = 128
 """What padded widths are a multiple of, unless they are smaller."""
 SMALLER = (4, 16)
 """Parts of the rows of the longest windows that have programs of their own, for documents that outlive the others."""
-
-
 _TRACING = threading.Lock()
 """Tracing holds Python's own lock: one after the other, the programs that are needed first are there first."""
 
@@ -88,6 +86,25 @@ def program_shapes(widths: tuple[int, ...], rows_of: Callable[[int], int]) -> li
     shapes = {Shape(rows_of(width), width) for width in widths}
     most = rows_of(widths[-1])
     return sorted(shapes | {Shape(max(1, most // part), widths[-1]) for part in SMALLER})
+
+
+def shapes_worth_having(shapes: list[Shape], cost: Callable[[list[Shape]], int], least: int) -> list[Shape]:
+    """The shapes without those that spare no more than `least` of the cost, each beside the others that stay.
+
+    Args:
+      shapes: all of them.
+      cost: of doing everything with some of them, among which is one of the widest: only these hold every row.
+      least: see above.
+    """
+    widest, found = max(shape.width for shape in shapes), cost(shapes)
+    while True:
+        without_one = ([shape for shape in shapes if shape != one] for one in shapes)
+        fewer = [some for some in without_one if any(shape.width == widest for shape in some)]
+        costs = [cost(some) for some in fewer]
+        if not costs or min(costs) - found > least:
+            return shapes
+        found = min(costs)
+        shapes = fewer[costs.index(found)]
 
 
 def calls_of(rows: Rows, shapes: list[Shape], num_devices: int) -> Iterator[Call]:
