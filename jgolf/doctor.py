@@ -39,12 +39,12 @@ from jgolf.progress import counted, plain_console
 from jgolf.train.memory import check_room, device_bytes, machine_bytes, state_bytes
 from jgolf.train.mesh import device_batch_order
 from jgolf.train.options import TrainOptions, read_command
+from jgolf.train.requirements import CORE_PACKAGES
 from jgolf.train.run import check_run_dir
 from jgolf.train.writers import WriterName, require_writers
 
 Verdict = Literal["ok", "optional", "warning", "missing"]
 STYLES: dict[Verdict, str] = {"ok": "green", "optional": "dim", "warning": "yellow", "missing": "bold red"}
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "zstandard")
 EXTRAS = {
     "download": ("huggingface_hub", "jgolf data download"),
     "entropy": ("constriction", "smaller artifacts: --codec range"),
@@ -135,7 +135,7 @@ def run_checks(options: TrainOptions, run_dir: Path) -> Iterator[Check]:
 
 def packages() -> Check:
     """Versions, and that JAX and jaxlib belong together."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {name: importlib.metadata.version(name) for name in CORE_PACKAGES}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     text = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}; {listed}"
     if versions["jax"] != versions["jaxlib"]:

@@ -114,7 +114,7 @@ def summary(
         "pre_quant_val_loss": own["pre_quantization_val_loss"],
         "pre_quant_val_bpb": own["pre_quantization_val_bpb"],
         "step_stop": own["step"],
-        "train_s": _or_none(runs[0].train_s),
+        "train_s": runs[0].train_s,
         "train_devices": runs[0].devices,
         "eval_s": runs[0].scores[scorer].eval_s,
         "eval_challenge_s": runs[0].scores[scorer].challenge_s,
@@ -196,7 +196,7 @@ def _row_name(runs: Sequence[SeedRun], run: SeedRun) -> str:
 
 
 def _seed_result(run: SeedRun, log: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"log": log, "train_s": _or_none(run.train_s), "train_devices": run.devices}
+    found: dict[str, Any] = {"log": log, "train_s": run.train_s, "train_devices": run.devices}
     for name, score in run.scores.items():
         found |= {f"{name}_{figure}": value for figure, value in score._asdict().items()}
     if run.result is not None:
@@ -231,7 +231,3 @@ def _scorer_rows(run: SeedRun) -> Iterator[str]:
 def _devices(run: SeedRun) -> str:
     """What it was scored on."""
     return f"{run.result['num_devices']} × {run.result['device']}"
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import lzma
 import zlib
+from collections.abc import Callable
+from functools import partial
+
+import zstandard
+
+
+def compressors() -> dict[str, Callable[[bytes], bytes]]:
+    """General-purpose compressors by name, at strong levels; brotli where it is installed."""
+    found = {
+        "zlib -9": partial(zlib.compress, level=9),
+        "xz -9": partial(lzma.compress, preset=9),
+        "zstd -19": zstandard.ZstdCompressor(level=19).compress,
+    }
+    if importlib.util.find_spec("brotli"):
+        import brotli
+
+        found["brotli -11"] = partial(brotli.compress, quality=11)
+    return found
 
 
 def compressor_bits_per_byte(text: bytes) -> dict[str, float]:
     """Bits per byte of `text` by zlib and xz at their strongest levels."""
-    sizes = {"zlib -9": len(zlib.compress(text, 9)), "xz -9": len(lzma.compress(text, preset=9))}
-    return {name: 8 * size / len(text) for name, size in sizes.items()}
+    every = compressors()
+    return {name: 8 * len(every[name](text)) / len(text) for name in ("zlib -9", "xz -9")}

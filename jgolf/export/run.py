@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import lzma
 import os
 import time
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from jgolf.compress.container import Reader
 from jgolf.config import AdaptedConfig, Average, Config, QuantizeConfig
 from jgolf.data.fingerprint import validation_sha256
 from jgolf.data.text import Text
-from jgolf.data.text_baseline import compressor_bits_per_byte
+from jgolf.data.text_baseline import compressor_bits_per_byte, compressors
 from jgolf.data.tokenizer import Tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.evaluate.challenge import CHALLENGE_SECONDS
@@ -143,8 +142,6 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "pre_quantization_val_bpb": before.val_bpb,
         "tokens": sliding.tokens,
         "bytes": sliding.bytes,
-        "original_bpb": after.original_bpb,
-        "sliding_original_bpb": sliding.original_bpb,
         "pre_quantization_original_bpb": before.original_bpb,
         "original_bytes": sliding.original_bytes,
         "split_tokens": len(validation.text.tokens) - 1,
@@ -154,7 +151,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         "options": repeated(options, trained),
     }
     if adapted is not None:
-        result |= _figures("adapted_", adapted) | {"adapted_original_bpb": adapted.original_bpb}
+        result |= _figures("adapted_", adapted)
     if budgeted is not None:
         result["budget_bytes"] = options.budget
         result["rate_weight"] = budgeted.rate_weight
@@ -192,8 +189,8 @@ def _compressed(config: Config, params: dict[str, np.ndarray], tokenizer: Tokeni
     with byte_progress("compressing, and back", 2 * len(text)) as advance:
         report = codec.compress(io.BytesIO(text), len(text), file, "val.txt", advance=advance)
         codec.decompress(Reader(file, "val.txt"), again, "val.txt", advance)
-    xz = len(lzma.compress(text, preset=9))
-    return {"bytes": len(text), "compressed_bytes": report.compressed, "xz_bytes": xz}
+    xz = compressors()["xz -9"](text)
+    return {"bytes": len(text), "compressed_bytes": report.compressed, "xz_bytes": len(xz)}
 
 
 def _adapted_settings(config: Config, options: ExportOptions) -> AdaptedConfig | None:
@@ -201,11 +198,12 @@ def _adapted_settings(config: Config, options: ExportOptions) -> AdaptedConfig |
     return config.evaluate.adapted if options.adapted else None
 
 
-def _figures(prefix: str, score: Score) -> dict[str, float]:
+def _figures(prefix: str, score: Score) -> dict[str, float | None]:
     """What result.json says of a score, and of the seconds it takes: here, and on the challenge's text and GPUs."""
     found = {
         "val_loss": score.val_loss,
         "val_bpb": score.val_bpb,
+        "original_bpb": score.original_bpb,
         "eval_s": round(score.seconds, 3),
         "challenge_s": round(score.challenge_s(jax.local_device_count()), 3),
     }

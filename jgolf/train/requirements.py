@@ -6,8 +6,9 @@ import platform
 import re
 from importlib import metadata
 
+CORE_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "zstandard")
 PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "zstandard"),
+    *CORE_PACKAGES,
     *("dacite", "jaxtyping", "rich", "tyro", "constriction", "jax-linear-attention"),
 )
 """What training, exports and scoring may import."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import lzma
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-import zstandard
 from rich import box
 from rich.table import Table
 
@@ -19,6 +16,7 @@ from jgolf.compress.codec import Codec
 from jgolf.compress.container import MOST_CONTEXT, MOST_STREAMS, Reader
 from jgolf.compress.report import Report
 from jgolf.config import Average
+from jgolf.data.text_baseline import compressors
 from jgolf.errors import JgolfError
 from jgolf.files import atomic_write
 from jgolf.load import load_model
@@ -200,20 +198,8 @@ def _print_others(report: Report, source: Path) -> None:
     table = Table(box=box.SIMPLE)
     for name in ("", "bytes", "bits per byte"):
         table.add_column(name, justify="right" if name else "left")
-    sizes = {"the model": report.compressed} | {name: len(squeeze(data)) for name, squeeze in _others().items()}
+    others = {name: squeeze for name, squeeze in compressors().items() if name != "zlib -9"}
+    sizes = {"the model": report.compressed} | {name: len(squeeze(data)) for name, squeeze in others.items()}
     for name, size in sizes.items():
         table.add_row(name, f"{size:,}", f"{8 * size / len(data):.4f}" if data else "")
     plain_console().print(table)
-
-
-def _others() -> dict[str, Callable[[bytes], bytes]]:
-    """Other compressors at their strongest levels, by name."""
-    found = {
-        "xz -9": lambda data: lzma.compress(data, preset=9),
-        "zstd -19": zstandard.ZstdCompressor(level=19).compress,
-    }
-    if importlib.util.find_spec("brotli"):
-        import brotli
-
-        found["brotli -11"] = lambda data: brotli.compress(data, quality=11)
-    return found
