@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jgolf.compress.container import HASH_BYTES
-from jgolf.compress.intervals import cumulative, intervals_of, symbols_at
+from jgolf.compress.intervals import cumulative, intervals_of
 from jgolf.compress.rans import Decoder, Encoder
 from jgolf.compress.report import Nats
 from jgolf.config import ModelConfig
@@ -125,21 +125,17 @@ class Coder:
         Raises:
           Damaged: the data are not what it returned for so many tokens.
         """
-        there = self._places(num_tokens)
-        rows, decoder = np.zeros(there.shape, np.int32), Decoder(data, self._lanes)
+        there, decoder, found = self._places(num_tokens), Decoder(data, self._lanes), []
         inputs = np.full(self.streams, self._bos_id, np.int32)
         self._stepper.restart()
-        for place in range(rows.shape[1]):
-            table, quantiles = self._cumulative(self._stepper(inputs)), np.zeros(self._lanes, np.int32)
-            inputs = rows[:, place]
-            for lanes, streams in self._turns(there[:, place]):
-                quantiles[lanes] = decoder.quantiles(lanes)
-                found = np.asarray(symbols_at(table, streams[0] - lanes[0], quantiles))
-                inputs[streams], *interval = found[:, lanes]
-                decoder.pop(lanes, *interval)
-            advance(int(np.count_nonzero(there[:, place])))
+        for place in range(there.shape[1]):
+            inputs = decoder.symbols(self._cumulative(self._stepper(inputs)), there[:, place])
+            found.append(inputs)
+            if (place + 1) % _STEPS_AT_ONCE == 0:
+                decoder.check()
+                advance(int(np.count_nonzero(there[:, place + 1 - _STEPS_AT_ONCE : place + 1])))
         decoder.finish()
-        return rows[there]
+        return np.stack(jax.device_get(found), axis=1)[there]
 
     def _places(self, num_tokens: int) -> Bool[np.ndarray, "streams steps"]:
         """Where the streams have tokens; their lengths differ by one at most."""

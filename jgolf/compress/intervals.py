@@ -34,15 +34,3 @@ def intervals_of(
     starts, ends = (jnp.take_along_axis(table, symbols[:, None] + offset, axis=1)[:, 0] for offset in (0, 1))
     chosen = jnp.take_along_axis(logits, symbols[:, None], axis=1)[:, 0]
     return jnp.stack([starts, ends - starts]), jax.nn.logsumexp(logits, axis=1) - chosen
-
-
-@jax.jit
-def symbols_at(table: Int[Array, "B V+1"], first: Int[Array, ""], quantiles: Int[Array, " n"]) -> Int[Array, "3 n"]:
-    """The symbols in whose intervals the quantiles lie, of n rows from `first` on, with starts and frequencies.
-
-    Rows behind the last are the last.
-    """
-    rows = jnp.take(table, first + jnp.arange(len(quantiles)), axis=0, mode="clip")
-    symbols = jnp.sum(rows[:, 1:] <= quantiles[:, None], axis=1, dtype=jnp.int32)
-    starts, ends = (jnp.take_along_axis(rows, symbols[:, None] + offset, axis=1)[:, 0] for offset in (0, 1))
-    return jnp.stack([symbols, starts, ends - starts])

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jgolf import compiling
@@ -63,7 +63,7 @@ class Stepper:
             self.restart()
             for earlier in again:
                 self._step(earlier)
-        return self._step(np.asarray(tokens, np.int32))
+        return self._step(jnp.asarray(tokens, jnp.int32))
 
     def _step(self, tokens: Int[Array, " rows"]) -> Float[Array, "rows vocab"]:
         self._read.append(tokens)

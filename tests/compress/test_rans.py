@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.compress.intervals import cumulative, intervals_of, symbols_at
+from jgolf.compress.intervals import cumulative, intervals_of
 from jgolf.compress.rans import TOTAL, Damaged, Decoder, Encoder
 
 NUM_SYMBOLS, STEPS = 50, 400
@@ -36,10 +36,9 @@ def encoded(limits: np.ndarray, symbols: np.ndarray, taken: list[np.ndarray]) ->
 
 def decoded(data: bytes, limits: np.ndarray, lanes: int, taken: list[np.ndarray]) -> list[np.ndarray]:
     decoder, found = Decoder(data, lanes), []
+    table = np.broadcast_to(limits.astype(np.int32), (lanes, len(limits)))
     for own in taken:
-        symbols = np.searchsorted(limits, decoder.quantiles(own), side="right") - 1
-        decoder.pop(own, limits[symbols], np.diff(limits)[symbols])
-        found.append(symbols)
+        found.append(np.asarray(decoder.symbols(table, np.isin(np.arange(lanes), own)))[own])
     decoder.finish()
     return found
 
@@ -90,13 +89,28 @@ def test_integers_follow_the_probabilities(num_symbols):
     assert loss.max() < 1.5 * (2.0**-12 + num_symbols / TOTAL)
 
 
-def test_a_symbol_is_found_by_any_number_in_its_interval():
+def test_the_interval_of_a_symbol():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(0, 2, (6, 40)), jnp.float32)
     table, symbols = cumulative(logits), rng.integers(0, 40, 6)
     (starts, counts), nats = (np.asarray(part) for part in intervals_of(table, logits, symbols))
-    np.testing.assert_array_equal(starts, np.asarray(table)[np.arange(6), symbols])
+    limits = np.asarray(table)[np.arange(6)[:, None], symbols[:, None] + [0, 1]]
+    np.testing.assert_array_equal(np.stack([starts, starts + counts], axis=1), limits)
     np.testing.assert_allclose(nats, -np.log(softmax(np.asarray(logits))[np.arange(6), symbols]), rtol=1e-5)
-    for quantiles in (starts, starts + counts - 1):
-        found = symbols_at(table, 2, quantiles[2:].astype(np.int32))
-        np.testing.assert_array_equal(found, np.stack([symbols, starts, counts])[:, 2:])
+
+
+@pytest.mark.parametrize(("rows", "lanes"), [(5, 5), (40, 3), (32, 2)])
+def test_lanes_serve_rows_in_turn(rows, lanes):
+    rng = np.random.default_rng(rows)
+    tables = np.asarray(cumulative(jnp.asarray(rng.normal(0, 3, (8 * rows, 30)), jnp.float32))).reshape(8, rows, 31)
+    symbols, there = rng.integers(0, 30, (8, rows)), rng.random((8, rows)) < 0.8
+    encoder = Encoder(lanes)
+    for step, first in reversed([(step, first) for step in range(8) for first in range(0, rows, lanes)]):
+        served = first + np.flatnonzero(there[step, first : first + lanes])
+        starts, ends = tables[step][served, symbols[step, served]], tables[step][served, symbols[step, served] + 1]
+        encoder.push(served - first, starts, ends - starts)
+    decoder = Decoder(encoder.finish(), lanes)
+    for step in range(8):
+        found = decoder.symbols(tables[step], there[step])
+        np.testing.assert_array_equal(found, np.where(there[step], symbols[step], 0))
+    decoder.finish()

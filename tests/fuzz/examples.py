@@ -101,7 +101,7 @@ class UniformCoder:
     """Stands for `jgolf.compress.coding.Coder`: to it all tokens are equally likely, and every stream has a lane."""
 
     context, probe = 64, bytes(range(16))
-    _counts = TOTAL // VOCAB_SIZE
+    _limits = np.append(np.arange(VOCAB_SIZE) * (TOTAL // VOCAB_SIZE), TOTAL).astype(np.int32)
 
     def __init__(self, streams: int):
         self.streams = streams
@@ -109,17 +109,15 @@ class UniformCoder:
     def encode(self, tokens: np.ndarray) -> bytes:
         encoder = Encoder(self.streams)
         for step in reversed(self._steps(tokens)):
-            lanes = np.arange(len(step))
-            encoder.push(lanes, step * self._counts, np.full(len(step), self._counts))
+            encoder.push(np.arange(len(step)), self._limits[step], np.diff(self._limits)[step])
         return encoder.finish()
 
     def decode(self, data: bytes, num_tokens: int, advance: Any) -> np.ndarray:
         decoder, found = Decoder(data, self.streams), []
+        table = np.broadcast_to(self._limits, (self.streams, VOCAB_SIZE + 1))
         for step in self._steps(np.empty(num_tokens, np.int8)):
-            lanes = np.arange(len(step))
-            symbols = np.minimum(decoder.quantiles(lanes) // self._counts, VOCAB_SIZE - 1)
-            decoder.pop(lanes, symbols * self._counts, np.full(len(step), self._counts))
-            found.append(symbols)
+            there = np.arange(self.streams) < len(step)
+            found.append(np.asarray(decoder.symbols(table, there))[there])
         decoder.finish()
         return np.concatenate(found)
 
