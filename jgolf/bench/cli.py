@@ -11,6 +11,7 @@ VERBS: dict[str, str] = {
     "input": "jgolf.bench.input:bench_input",
     "export": "jgolf.bench.export:export",
     "communication": "jgolf.bench.communication:communication",
+    "cluster": "jgolf.bench.cluster.command:cluster",
 }
 """Verb → "module:function"."""
 
@@ -23,5 +24,6 @@ HELP: dict[str, str] = {
     "input": "time the step on batches from disk beside a resident one",
     "export": "time quantizing, packing and unpacking a model of full size",
     "communication": "count what the devices exchange in a training step",
+    "cluster": "measure several devices: speed, scaling, losses, what they exchange, a process that is lost",
 }
 """Verb → what it does, in a line."""

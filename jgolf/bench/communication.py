@@ -112,12 +112,17 @@ def count(config: Config, mesh: Mesh) -> Communication:
     return Communication(
         config=config.name,
         devices=mesh.size,
-        compiled=_summed(compiled_collectives(lowered.compile().as_text())),
+        compiled=compiled_exchanges(lowered.compile().as_text()),
         intended=intended,
         total_bytes=sum(exchange.num_bytes for exchange in intended),
         gradient_bytes=GRADIENT_BYTES * sum(sizes.values()),
         muon_bytes=jnp.dtype(config.optim.muon.newton_schulz_dtype).itemsize * muon_size,
     )
+
+
+def compiled_exchanges(hlo: str) -> list[Exchange]:
+    """What a compiled program (`jax.stages.Compiled.as_text`) has the devices exchange."""
+    return _summed(compiled_collectives(hlo))
 
 
 def _summed(collectives: list[Collective]) -> list[Exchange]:

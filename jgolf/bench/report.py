@@ -94,7 +94,8 @@ def command_line(verb: str, **options: object) -> str:
     words = ["jgolf", "bench", verb]
     for name, value in options.items():
         if value:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            values = [] if value is True else value if isinstance(value, tuple) else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return shlex.join(words)
 
 

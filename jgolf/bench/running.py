@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -89,19 +90,31 @@ def random_params(model: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     return {path: WEIGHT_STD * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
 
 
+def looped_from(config: Config) -> int | None:
+    """Finished steps before the first one that runs the loop, where the first of all does not; None if all are alike.
+
+    By the number of steps: a time cap may turn the loop on before.
+    """
+    train = config.train
+    if not config.model.loop_layers or train.loop_start_fraction == 0:
+        return None
+    return math.ceil(train.loop_start_fraction * train.steps)
+
+
 class RunningStep:
-    """The training step as `train` runs it, on one device: the state is donated and flows on."""
+    """The training step as `train` runs it: the state is donated and flows on."""
 
     def __init__(self, step: CompiledStep, state: TrainState, batch: Batch):
         self.step, self.state, self.batch = step, state, batch
 
     @classmethod
-    def compiled(cls, config: Config) -> RunningStep:
-        """From a random state and a random batch on the device."""
-        mesh = one_device()
+    def compiled(cls, config: Config, mesh: Mesh | None = None, batch: Batch | None = None) -> RunningStep:
+        """From a run's first state, on the devices of `mesh` with a batch there; by default a random one on one."""
+        mesh = mesh or one_device()
         key = jax.random.key(config.train.seed)
         state = jax.jit(lambda key: new_state(config, key), out_shardings=replicated(mesh))(key)
-        batch = jax.device_put(random_batch(config), NamedSharding(mesh, P(None, AXIS)))
+        if batch is None:
+            batch = jax.device_put(random_batch(config), NamedSharding(mesh, P(None, AXIS)))
         return cls(CompiledStep(config, mesh, state, batch), state, batch)
 
     def __call__(self, batch: Batch | None = None) -> StepReport:
@@ -111,6 +124,11 @@ class RunningStep:
 
     def after(self, steps: int) -> RunningStep:
         """The same program on a copy of the state that is taken for one after so many steps: the schedule sees it."""
-        state = jax.tree.map(jnp.copy, self.state)
-        count = jax.device_put(np.int32(steps), state.step.sharding)
-        return RunningStep(self.step, state._replace(step=count), self.batch)
+        copied = RunningStep(self.step, jax.tree.map(jnp.copy, self.state), self.batch)
+        copied.set_step(steps)
+        return copied
+
+    def set_step(self, steps: int) -> None:
+        """Takes the state for one after so many steps."""
+        count = jax.make_array_from_callback((), self.state.step.sharding, lambda _: np.int32(steps))
+        self.state = self.state._replace(step=count)

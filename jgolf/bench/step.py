@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,7 @@ from jgolf.bench import trace
 from jgolf.bench.flops import train_flops
 from jgolf.bench.optimizer import WHOLE_UPDATE, measure_update
 from jgolf.bench.report import Figure, Report, beside, command_line, publish, timed
-from jgolf.bench.running import RunningStep, bench_config, describe, prepare_reference
+from jgolf.bench.running import RunningStep, bench_config, describe, looped_from, prepare_reference
 from jgolf.bench.start import measure_start
 from jgolf.bench.timing import Timing, measure, measure_in_turn
 from jgolf.config import Config
@@ -96,20 +95,16 @@ def _measure_parts(config: Config, running: RunningStep, runs: int) -> dict[str,
     if late_qat_start:
         warmdown_steps = train.warmdown_steps or train.warmdown_fraction * train.steps
         steps[WITH_QAT] = running.after(max(0, train.steps - int(late_qat_start / 2 * warmdown_steps)))
-    if not _begins_looped(config):
-        steps[LOOPED] = running.after(math.ceil(train.loop_start_fraction * train.steps))
+    first_looped = looped_from(config)
+    if first_looped is not None:
+        steps[LOOPED] = running.after(first_looped)
     parts = measure_in_turn(steps, runs)
-    of_model = partial(mean_loss_and_grads, config.model, looped=_begins_looped(config))
+    of_model = partial(mean_loss_and_grads, config.model, looped=first_looped is None)
     gradients = jax.jit(of_model, compiler_options=compiling.options())
     params = running.state.params
     parts[GRADIENTS] = measure(lambda: gradients(params, *running.batch), runs)
     parts[WHOLE_UPDATE] = measure_update(config, params, runs)
     return parts
-
-
-def _begins_looped(config: Config) -> bool:
-    """Whether the first step, which is the one measured, runs all that later ones do."""
-    return not config.model.loop_layers or config.train.loop_start_fraction == 0
 
 
 def memory_figures(compiled: jax.stages.Compiled) -> list[Figure]:
@@ -129,7 +124,7 @@ def memory_figures(compiled: jax.stages.Compiled) -> list[Figure]:
 def _rates(config: Config, whole: Timing, peak_tflops: float, runs: int) -> list[Figure]:
     train = config.train
     sequences = train.batch_tokens // train.seq_len
-    flops = train_flops(config.model, sequences, train.seq_len, looped=_begins_looped(config))
+    flops = train_flops(config.model, sequences, train.seq_len, looped=looped_from(config) is None)
     rate = flops / whole.median_ms / 1e9
     peak_name = "peak, as given"
     if not peak_tflops:

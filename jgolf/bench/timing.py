@@ -52,7 +52,7 @@ def measure(run: Callable[[], Any], runs: int, wait: Wait = jax.block_until_read
 
 
 def measure_in_turn(
-    programs: Mapping[str, Callable[[], Any]], runs: int, wait: Wait = jax.block_until_ready
+    programs: Mapping[str, Callable[[], Any]], runs: int, wait: Wait = jax.block_until_ready, calls: int = 0
 ) -> dict[str, Timing]:
     """Times programs run by run in turn, after calls to warm up: a device whose clock drifts slows all alike.
 
@@ -63,15 +63,18 @@ def measure_in_turn(
       programs: each starts its work once, and returns what `wait` can wait for.
       runs: how often to measure each.
       wait: see `Wait`.
+      calls: calls of a run; 0 for as many as make it last `SAMPLE_S`. Processes that take part in one another's
+        programs must all make the same.
     """
-    calls, samples_ms = {}, {name: [] for name in programs}
+    calls_of, samples_ms = dict.fromkeys(programs, calls), {name: [] for name in programs}
     for name, run in programs.items():
         _elapsed_s(run, WARMUP_CALLS, wait)
-        calls[name] = min(MAX_CALLS, max(1, math.ceil(SAMPLE_S / max(_elapsed_s(run, 1, wait), 1e-9))))
+        if not calls:
+            calls_of[name] = min(MAX_CALLS, max(1, math.ceil(SAMPLE_S / max(_elapsed_s(run, 1, wait), 1e-9))))
     for _ in range(runs):
         for name, run in programs.items():
-            samples_ms[name].append(1000 * _elapsed_s(run, calls[name], wait) / calls[name])
-    return {name: Timing.of(samples_ms[name], calls[name]) for name in programs}
+            samples_ms[name].append(1000 * _elapsed_s(run, calls_of[name], wait) / calls_of[name])
+    return {name: Timing.of(samples_ms[name], calls_of[name]) for name in programs}
 
 
 def _elapsed_s(run: Callable[[], Any], calls: int, wait: Wait) -> float:

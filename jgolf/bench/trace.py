@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections import Counter, defaultdict
@@ -13,8 +14,11 @@ from typing import Any
 import jax
 from jax.profiler import ProfileData
 
+Execution = tuple[str, float, float]
+"""Name of a kernel, and the nanoseconds of a clock at which one execution of it began and ended."""
+COLLECTIVES = "collectives"
 KINDS = (
-    ("collectives", r"nccl|all[-_]?(reduce|gather|to_?all)|reduce[-_]?scatter|collective"),
+    (COLLECTIVES, r"nccl|all[-_]?(reduce|gather|to_?all)|reduce[-_]?scatter|collective"),
     ("attention backward", r"(flash|sdpa|fmha|attention).*(bprop|bwd|backward)|dot_do_o|convert_dq|fmha_reduce"),
     ("attention forward", r"flash|sdpa|fmha|attention"),
     ("matrix products", r"nvjet|cutlass|gemm|gemv|cublas|xmma|splitk|(^|_)dot([._]|$)"),
@@ -95,8 +99,57 @@ def summed(events: Iterable[tuple[str, float]], calls: int, own: Set[str] = froz
     return Profile(tuple(sorted(kernels, key=lambda kernel: -kernel.ms)))
 
 
+@dataclass(frozen=True)
+class CollectiveTime:
+    """Milliseconds of a call that a device spends in collectives, the mean of all devices of this process.
+
+    Attributes:
+      whole_ms: while at least one collective runs, waiting for other devices included.
+      exposed_ms: of it, while nothing else runs.
+      least_whole_ms: `whole_ms` of the device that has the least, as it comes last and does not wait.
+    """
+
+    whole_ms: float
+    exposed_ms: float
+    least_whole_ms: float
+
+
 def profile(run: Callable[[], Any], calls: int = 3, own: Set[str] = frozenset()) -> Profile:
     """Traces `calls` calls of `run`, which returns arrays to wait for, and sums up their kernels on one device."""
+    first = next(iter(_traced(run, calls)), [])
+    return summed(((name, end_ns - start_ns) for name, start_ns, end_ns in first), calls, own)
+
+
+def collective_time(run: Callable[[], Any], calls: int = 3) -> CollectiveTime:
+    """Traces `calls` calls of `run`, and tells how long the devices exchange data, and how much of it is not hidden.
+
+    On the CPU the simulated devices share their processor, and count as one.
+    """
+    devices = [of_collectives(executions) for executions in _traced(run, calls)]
+    whole, exposed = ([each[index] / calls / 1e6 for each in devices] for index in (0, 1))
+    return CollectiveTime(sum(whole) / len(whole), sum(exposed) / len(exposed), min(whole))
+
+
+def of_collectives(executions: Iterable[Execution]) -> tuple[float, float]:
+    """Nanoseconds in which a collective runs, and those of them in which nothing else does."""
+    intervals: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    for name, start_ns, end_ns in executions:
+        intervals[kind_of(name) == COLLECTIVES].append((start_ns, end_ns))
+    either, others = covered(intervals[True] + intervals[False]), covered(intervals[False])
+    return covered(intervals[True]), either - others
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals (start, end)."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _traced(run: Callable[[], Any], calls: int) -> list[list[Execution]]:
+    """What every device of this process executed in `calls` calls, after one that is not traced."""
     jax.block_until_ready(run())
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -106,20 +159,27 @@ def profile(run: Callable[[], Any], calls: int = 3, own: Set[str] = frozenset())
                 result = run()
             jax.block_until_ready(result)
         (path,) = Path(folder).rglob("*.xplane.pb")
-        return summed(list(_executions(ProfileData.from_file(str(path)))), calls, own)
+        return _executions(ProfileData.from_file(str(path)))
 
 
-def _executions(data: ProfileData) -> Iterable[tuple[str, float]]:
-    """Name and nanoseconds of every kernel of the first device; on the CPU, of every operation."""
+def _executions(data: ProfileData) -> list[list[Execution]]:
+    """Every kernel, by device; on the CPU, every operation, of all simulated devices together."""
     planes = sorted((plane for plane in data.planes if plane.name.startswith("/device:")), key=lambda one: one.name)
+    by_device = [
+        [_execution(event) for line in plane.lines if line.name.startswith("Stream") for event in line.events]
+        for plane in planes
+    ]
     if planes:
-        for line in planes[0].lines:
-            if line.name.startswith("Stream"):
-                yield from ((event.name, event.duration_ns) for event in line.events)
-        return
-    for plane in data.planes:
-        for line in plane.lines:
-            for event in line.events:
-                is_operation = any(name == "hlo_op" for name, _ in event.stats)
-                if is_operation and not _CONTROL.match(event.name):
-                    yield event.name, event.duration_ns
+        return [executions for executions in by_device if executions] or by_device[:1]
+    events = (event for plane in data.planes for line in plane.lines for event in line.events)
+    return [
+        [
+            _execution(event)
+            for event in events
+            if any(name == "hlo_op" for name, _ in event.stats) and not _CONTROL.match(event.name)
+        ]
+    ]
+
+
+def _execution(event: Any) -> Execution:
+    return event.name, event.start_ns, event.start_ns + event.duration_ns
