@@ -19,7 +19,7 @@ from jgolf.output import outlives_its_readers
 from jgolf.progress import plain_console
 
 VERBS: dict[str, tuple[str, str]] = {
-    "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
+    "data": ("", "prepare tokens: pack, fuse, tokenizer, download, demo, inspect"),
     "train": ("jgolf.verbs.train:train", "train a model"),
     "export": ("jgolf.verbs.export:export", "quantize a run, pack it into an artifact and score that"),
     "evaluate": ("jgolf.verbs.evaluate:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),

@@ -2,9 +2,9 @@
 
 Found without running any of it. A statement at the top of a module that binds names (a function, a class, a constant,
 an import) is needed where one of them may be meant: by its name in its own module, imported from it by another, or as
-an attribute of what is not another package's, which a string may name too. So is a method of a class that has no base.
-Statements that bind nothing are always needed. A name that two definitions share may bring in one too many, never one
-too few.
+an attribute of what is not another package's, which a string may name too. So is a method of a class that has no base,
+or only such ones of its own module. Statements that bind nothing are always needed. A name that two definitions share
+may bring in one too many, never one too few.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class _Module:
         self._text = _without_annotations(self.path.read_text(encoding="utf-8"))
         self._tree = ast.parse(self._text)
         self.others = {name for node in ast.walk(self._tree) for name in _imported_from_others(node, self.name)}
-        self._parts = [part for statement in self._tree.body for part in _parts(statement)]
+        closed = _closed_classes(self._tree)
+        self._parts = [part for statement in self._tree.body for part in _parts(statement, closed)]
         self._needed: set[_Part] = set()
         self.names: set[str] = set()
 
@@ -154,7 +155,16 @@ class _Module:
         return _without_gaps(kept_lines)
 
 
-def _parts(statement: ast.stmt) -> list[_Part]:
+def _closed_classes(tree: ast.Module) -> set[str]:
+    """Names of the classes whose methods no base of another package calls: of no base, or of such classes alone."""
+    closed: set[str] = set()
+    for node in tree.body:
+        bases = [getattr(base, "id", None) for base in node.bases] if isinstance(node, ast.ClassDef) else [None]
+        closed |= {node.name} if closed.issuperset(bases) else set()
+    return closed
+
+
+def _parts(statement: ast.stmt, closed: set[str]) -> list[_Part]:
     if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
         return [_Part(None, (statement,), statement)]
     if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -164,7 +174,7 @@ def _parts(statement: ast.stmt) -> list[_Part]:
         ]
     if isinstance(statement, ast.ClassDef):
         methods = [node for node in statement.body if isinstance(node, FUNCTIONS) and not node.name.startswith("__")]
-        methods = [] if statement.bases else methods
+        methods = methods if statement.name in closed else []
         if all(node in methods or _is_string(node) for node in statement.body):
             methods = methods[1:]  # something has to be left
         rest = [child for child in ast.iter_child_nodes(statement) if child not in methods]

@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from jgolf.compress.rans import Damaged
 from jgolf.data.tokenizer import Tokenizer
+from jgolf.errors import DataError
 
 _BLOCK_BYTES = 1 << 16
 _SMALLEST_BLOCK_BYTES = 64  # smaller ones are not halved: they stay bytes
@@ -87,9 +88,9 @@ class _Splitter:
         """Adds a block as tokens; whether that is possible, and makes sense."""
         try:
             text = block.decode()
-        except UnicodeDecodeError:
+            ids = self._tokenizer.encode(text)
+        except (UnicodeDecodeError, DataError):  # no text, or a byte that the tokenizer has no id for
             return False
-        ids = self._tokenizer.encode(text)
         if self._tokenizer.decode(ids) == text:
             self._begin(_EXACT, ids)
             return True

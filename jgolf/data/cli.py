@@ -4,6 +4,7 @@ from __future__ import annotations
 
 VERBS: dict[str, str] = {
     "pack": "jgolf.data.pack:pack",
+    "fuse": "jgolf.data.fuse:fuse",
     "tokenizer": "jgolf.data.train_tokenizer:tokenizer",
     "download": "jgolf.data.download:download",
     "demo": "jgolf.data.demo:demo",
@@ -13,6 +14,7 @@ VERBS: dict[str, str] = {
 
 HELP: dict[str, str] = {
     "pack": "pack documents into token shards",
+    "fuse": "make one token of each space and the case mark after it in CaseOps shards",
     "tokenizer": "train a tokenizer",
     "download": "fetch published shards and their tokenizer",
     "demo": "build a small corpus from this Python's own texts",

@@ -16,24 +16,22 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tyro
 
-from jgolf import files
 from jgolf.data.changes import Changes
 from jgolf.data.documents import check_files, parse_document, read_lines
-from jgolf.data.shards import TOKEN_TYPE, create_shard, is_sidecar, sidecar_of
+from jgolf.data.shard_folder import MOST_COUNTED, Piece, Split, check_shard_tokens, new_shards, write_shards
+from jgolf.data.shards import TOKEN_TYPE
 from jgolf.data.text import table_bytes
-from jgolf.data.tokenizer import Tokenizer, load_tokenizer, tokenizers_in
+from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.errors import DataError, JgolfError
 from jgolf.progress import byte_progress, counted
 
-Split = Literal["train", "val"]
 _TASK_BYTES = 1 << 20  # text handed to a process at a time
 _LONG_LINE_BYTES = 1 << 22  # takes seconds
-_MOST_COUNTED = 65_535  # a sidecar's numbers have 16 bits
 
 
 @dataclass(frozen=True)
@@ -106,31 +104,20 @@ def pack_documents(
     out_dir = Path(out_dir)
     check_files(documents)
     tokenizer = load_tokenizer(tokenizer_path)
-    if shard_tokens < 1:
-        raise DataError(f"--shard-tokens {shard_tokens}: expected at least 1")
-    files.settle(out_dir)
+    check_shard_tokens(shard_tokens)
     if byte_counts is None:
         byte_counts = split == "val"
-    old_shards = sorted(out_dir.glob(f"*_{split}_*.bin"))  # and their sidecars
-    if old_shards and not overwrite:
-        raise DataError(
-            f"{out_dir}: already holds {len(old_shards)} {split} shards ({old_shards[0].name} …); "
-            "choose another --out, or replace them with --overwrite"
-        )
-    has_tokenizer = _holds_tokenizer(out_dir, tokenizer)
 
     totals = _Totals()
-    with files.all_or_nothing(out_dir, split, gone=[path.name for path in old_shards]) as staging:
+    with new_shards(out_dir, [split], tokenizer, overwrite) as staging:
         with byte_progress(f"packing {split}", sum(Path(path).stat().st_size for path in documents)) as advance:
             encode = functools.partial(_encode, tokenizer.path, byte_counts)
             pieces = _tokenized(documents, encode, workers or _usable_cores(), advance, totals)
             with contextlib.closing(pieces):
-                names = _write_shards(staging, split, pieces, shard_tokens)
+                names = write_shards(staging, split, pieces, shard_tokens)
         if not names:
             raise DataError(f"no documents in {', '.join(str(path) for path in documents)}")
-        if not has_tokenizer:
-            files.write_bytes(staging / tokenizer.path.name, tokenizer.model_bytes)
-    paths = tuple(out_dir / name for name in names if not is_sidecar(name))
+    paths = tuple(out_dir / name for name in names)
     elapsed_s, changes = time.monotonic() - start_s, totals.changes
     return PackSummary(paths, changes.documents, totals.tokens, changes.text_bytes, elapsed_s, tokenizer, changes)
 
@@ -138,18 +125,6 @@ def pack_documents(
 def _usable_cores() -> int:
     """Cores that this process may run on, where the system tells; all of them elsewhere."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _holds_tokenizer(out_dir: Path, tokenizer: Tokenizer) -> bool:
-    """Whether `out_dir` holds this tokenizer already; another one there is an error."""
-    models = tokenizers_in(out_dir)
-    for model in models:
-        if model.read_bytes() != tokenizer.model_bytes:
-            raise DataError(
-                f"{out_dir}: holds another tokenizer, {model.name}, for its shards; shards of {tokenizer.path} need "
-                "another --out (or remove that file together with the shards that were packed with it)"
-            )
-    return bool(models)
 
 
 # --- tokens ------------------------------------------------------------------------------------
@@ -170,18 +145,8 @@ class _Lines(NamedTuple):
     file_bytes: int  # that were read for them
 
 
-class _Piece(NamedTuple):
-    """Tokens that follow one another, and the bytes of each where they are counted: uint16."""
-
-    tokens: np.ndarray
-    num_bytes: np.ndarray | None
-
-    def __getitem__(self, index: slice) -> _Piece:
-        return _Piece(*(None if part is None else part[index] for part in tuple(self)))
-
-
 class _Encoded(NamedTuple):
-    piece: _Piece
+    piece: Piece
     changes: Changes
 
 
@@ -204,38 +169,41 @@ def _encode(tokenizer_path: Path, byte_counts: bool, group: _Lines) -> _Encoded:
     """Runs in a worker process."""
     tokenizer = _worker_tokenizer(tokenizer_path)
     changes = Changes()
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     for number, line in enumerate(group.lines, start=group.first_number):
         text = parse_document(line, group.path, number)
         if text is not None:
             pieces.append(_document(tokenizer, text, f"{group.path}:{number}", byte_counts, changes))
     if not pieces:
-        return _Encoded(_Piece(np.empty(0, TOKEN_TYPE), None), changes)
+        return _Encoded(Piece(np.empty(0, TOKEN_TYPE), None), changes)
     tokens, counts = zip(*pieces, strict=True)
-    return _Encoded(_Piece(np.concatenate(tokens), np.concatenate(counts) if byte_counts else None), changes)
+    return _Encoded(Piece(np.concatenate(tokens), np.concatenate(counts) if byte_counts else None), changes)
 
 
-def _document(tokenizer: Tokenizer, text: str, where: str, byte_counts: bool, changes: Changes) -> _Piece:
+def _document(tokenizer: Tokenizer, text: str, where: str, byte_counts: bool, changes: Changes) -> Piece:
     """The tokens of a document, and their bytes if they are to be counted; `changes` learns what becomes of it."""
     text_bytes = len(text.encode())
-    ids, counts = tokenizer.encode_with_bytes(text) if byte_counts else (tokenizer.encode(text), [])
+    try:
+        ids, counts = tokenizer.encode_with_bytes(text) if byte_counts else (tokenizer.encode(text), [])
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     tokens = np.array([tokenizer.bos_id, *ids], TOKEN_TYPE)
     changes.look(where, text_bytes, *tokenizer.written_and_kept(text, ids))
     changes.count("miscounted", where, int(table_bytes(tokens, tokenizer).sum(dtype=np.int64)) - text_bytes)
     if not byte_counts:
-        return _Piece(tokens, None)
+        return Piece(tokens, None)
     uncounted = text_bytes - sum(counts)
     if tokenizer.counts_ends:
         counts = [uncounted, *counts]  # of a document without a piece, which BOS alone stands for
     else:
         changes.count("uncounted", where, uncounted)
         counts = [0, *counts]
-    if max(counts) > _MOST_COUNTED:
+    if max(counts) > MOST_COUNTED:
         raise DataError(
             f"{where}: one token stands for {max(counts):,} bytes, mostly white space, but a sidecar counts up to "
-            f"{_MOST_COUNTED:,}: shorten that white space, or leave the counts out with --byte-counts False"
+            f"{MOST_COUNTED:,}: shorten that white space, or leave the counts out with --byte-counts False"
         )
-    return _Piece(tokens, np.array(counts, TOKEN_TYPE))
+    return Piece(tokens, np.array(counts, TOKEN_TYPE))
 
 
 _worker_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
@@ -251,7 +219,7 @@ def _tokenized(
     workers: int,
     advance: Callable[[int], None],
     totals: _Totals,
-) -> Iterator[_Piece]:
+) -> Iterator[Piece]:
     """The tokens of all documents in order, in pieces; a few more than `workers` groups are under way at a time.
 
     `advance` is told of the bytes of a file once they are tokenized, which takes longer than reading them.
@@ -284,30 +252,3 @@ def _tell_of_long_line(group: _Lines) -> None:
     if size >= _LONG_LINE_BYTES:
         number = group.first_number + [len(line) for line in group.lines].index(size)
         print(f"{group.path}:{number}: a document of {size / 1e6:.1f} MB, tokenized in one piece", file=sys.stderr)
-
-
-# --- shards ------------------------------------------------------------------------------------
-
-
-def _write_shards(folder: Path, split: Split, pieces: Iterator[_Piece], shard_tokens: int) -> list[str]:
-    """Cuts the tokens into shards of `shard_tokens`, with sidecars where bytes were counted; the files' names."""
-    shards: list[list[Path]] = []
-    rest = _next_tokens(pieces)
-    while len(rest.tokens):
-        paths = [folder / f"fineweb_{split}_{len(shards):06d}.bin"]
-        if rest.num_bytes is not None:
-            paths.append(sidecar_of(paths[0]))
-        shards.append(paths)
-        with contextlib.ExitStack() as stack:
-            writers = [stack.enter_context(create_shard(path)) for path in paths]
-            while len(rest.tokens) and writers[0].num_tokens < shard_tokens:
-                room = shard_tokens - writers[0].num_tokens
-                for writer, part in zip(writers, rest, strict=False):
-                    writer.write(part[:room])
-                rest = rest[room:] if len(rest.tokens) > room else _next_tokens(pieces)
-    return [path.name for paths in shards for path in paths]
-
-
-def _next_tokens(pieces: Iterator[_Piece]) -> _Piece:
-    """The next piece that holds tokens; an empty one at the end."""
-    return next((piece for piece in pieces if len(piece.tokens)), _Piece(np.empty(0, TOKEN_TYPE), None))

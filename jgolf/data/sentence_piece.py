@@ -1,9 +1,10 @@
-"""SentencePiece tokenizers, plain and over CaseOps; how many bytes of text each of their pieces stands for."""
+"""SentencePiece tokenizers, plain, over CaseOps, and fused; how many bytes of text each of their pieces stands for."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,10 @@ from jgolf.data import case_ops
 from jgolf.errors import DataError
 
 SPACE = "▁"  # how SentencePiece writes a space
+FUSED_MARKS = ("TITLE", "ALLCAPS", "CAPNEXT")
+"""The operators, the first ones of `case_ops.OPERATORS`, that may be one token with the space before them."""
+_FUSED_FIELD = b"\xc2\x0c\x11jgolf fused"  # field 200, of 17 bytes: this name, and for each mark an id of 16 bits
+_FUSED_BYTES = 6  # of the ids
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def table_fault(self) -> str:
-        if self._marks_spaces and not self._is_text(self._processor.piece_to_id(SPACE)):
+        if self._marks_spaces and self.space_id is None:
             return f"has no piece {SPACE} for a space, which it writes as other bytes or as unknown"
         if self._processor.normalize("a").endswith(SPACE):
             return "adds a space to the end of every text, which is counted"
@@ -111,6 +116,23 @@ class SentencePieceTokenizer:
     def _marks_spaces(self) -> bool:
         """Whether it writes a space as ▁, which then stands for nothing else."""
         return SPACE in self._processor.normalize("a a")
+
+    @functools.cached_property
+    def space_id(self) -> int | None:
+        """The piece that is a space and no more; None where there is none."""
+        token = self._processor.piece_to_id(SPACE if self._marks_spaces else " ")
+        return token if self._is_text(token) else None
+
+    @property
+    def byte_ids(self) -> list[int]:
+        """The byte pieces."""
+        return [token for token in range(self.vocab_size) if self._processor.is_byte(token)]
+
+    def free_byte_ids(self) -> list[int]:
+        """The byte pieces that no character needs; NUL, which hardly is one, is not asked."""
+        points = (point for point in range(1, sys.maxunicode + 1) if not 0xD800 <= point < 0xE000)  # no surrogates
+        needed = set(self._processor.encode("".join(map(chr, points))))
+        return [token for token in self.byte_ids if token not in needed]
 
     def _is_text(self, token: int) -> bool:
         """Whether an id stands for the text of its piece."""
@@ -173,12 +195,102 @@ class CaseOpsTokenizer(SentencePieceTokenizer):
         return case_ops.decode(super().decode(ids), strict=False)
 
 
+class FusedTokenizer(CaseOpsTokenizer):
+    """A CaseOps tokenizer in which a space and the case mark after it are one token, and the word behind them another.
+
+        ▁ ⟨TITLE⟩ the ▁ ⟨ALLCAPS⟩ nasa  →  ▁⟨TITLE⟩ the ▁⟨ALLCAPS⟩ nasa
+
+    Byte pieces that no text needs give their ids for it, so that the vocabulary keeps its size. The file is the model
+    with one more field, which SentencePiece passes over: to it this is the tokenizer that does not fuse.
+
+    Attributes:
+      fused: id of each fused token → id of its mark, in the order of `FUSED_MARKS`.
+    """
+
+    def __init__(self, path: str | Path, model_bytes: bytes):
+        super().__init__(path, model_bytes)
+        ids = np.frombuffer(model_bytes[-_FUSED_BYTES:], "<u2").tolist()
+        self.fused = dict(zip(ids, self._operators, strict=False))
+        if self.space_id is None or len({*self.byte_ids} & {*ids}) < len(ids):
+            raise DataError(
+                f"{path}: a damaged tokenizer: fuses on ids {ids}, expected those of three byte pieces; make it again"
+            )
+
+    def encode(self, text: str) -> list[int]:
+        return self.fuse(self._checked(super().encode(text)))[0].tolist()
+
+    def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
+        ids, num_bytes = super().encode_with_bytes(text)
+        fused, starts = self.fuse(self._checked(ids))
+        return fused.tolist(), np.add.reduceat(np.array(num_bytes, np.int64), starts).tolist()
+
+    def _checked(self, ids: list[int]) -> np.ndarray:
+        """Raises DataError for a text with a byte whose id is a fused token's."""
+        found = np.array(ids, np.int64)
+        if (place := self.find_fused(found)) is not None:
+            raise DataError(
+                f"the text holds the byte {self._pieces[ids[place]]}, whose id is a fused token's in {self.path}: take "
+                "the byte out, or a tokenizer that does not fuse"
+            )
+        return found
+
+    def find_fused(self, ids: np.ndarray) -> int | None:
+        """Where the first fused token is; None where there is none, as has to be before `fuse`."""
+        places = np.flatnonzero(np.isin(ids, [*self.fused]))
+        return int(places[0]) if len(places) else None
+
+    def fuse(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of pieces [n] → with one id for each pair [m], and where in [n] each of them begins."""
+        fused, kept = ids.copy(), np.ones(len(ids), bool)
+        for one, mark in self.fused.items():
+            found = np.flatnonzero((ids[:-1] == self.space_id) & (ids[1:] == mark))
+            fused[found], kept[found + 1] = one, False
+        starts = np.flatnonzero(kept)
+        return fused[starts], starts
+
+    def _decoded(self, ids: list[int]) -> str:
+        pairs = {one: (self.space_id, mark) for one, mark in self.fused.items()}
+        return super()._decoded([piece for token in ids for piece in pairs.get(token, (token,))])
+
+    @functools.cached_property
+    def byte_tables(self) -> ByteTables:
+        tables = super().byte_tables
+        for table in (tables.base_bytes, tables.has_leading_space):
+            table[[*self.fused]] = table[self.space_id] + table[[*self.fused.values()]]
+        return tables
+
+
 def sentence_piece_tokenizer(path: str | Path, model_bytes: bytes) -> SentencePieceTokenizer:
-    """The tokenizer of a model file; one whose pieces include all four operators is over CaseOps.
+    """The tokenizer of a model file; one whose pieces include all four operators is over CaseOps, and may be fused.
 
     Raises:
       DataError: the bytes are no SentencePiece model.
     """
     plain = SentencePieceTokenizer(path, model_bytes)
-    is_case_ops = set(case_ops.OPERATORS) <= set(plain._pieces)
-    return CaseOpsTokenizer(path, model_bytes) if is_case_ops else plain
+    if not set(case_ops.OPERATORS) <= set(plain._pieces):
+        return plain
+    is_fused = model_bytes[:-_FUSED_BYTES].endswith(_FUSED_FIELD)
+    return (FusedTokenizer if is_fused else CaseOpsTokenizer)(path, model_bytes)
+
+
+def fused_tokenizer(tokenizer: SentencePieceTokenizer, path: str | Path) -> FusedTokenizer:
+    """A tokenizer that fuses, as it would be in the file `path`; its ids are the lowest that no text needs.
+
+    Raises:
+      DataError: the tokenizer is not over CaseOps, fuses already, or has no piece for a space or no bytes to spare.
+    """
+    if not isinstance(tokenizer, CaseOpsTokenizer):
+        raise DataError(
+            f"{tokenizer.path}: has no case marks to fuse with the spaces before them: expected a tokenizer over "
+            "CaseOps, as `jgolf data tokenizer --case-ops` trains one"
+        )
+    if isinstance(tokenizer, FusedTokenizer):
+        raise DataError(f"{tokenizer.path}: fuses already; expected the tokenizer that it was made from")
+    free = tokenizer.free_byte_ids()[: len(FUSED_MARKS)]
+    if tokenizer.space_id is None or len(free) < len(FUSED_MARKS):
+        lacks = "no piece for a space" if tokenizer.space_id is None else f"{len(free)} byte pieces that no text needs"
+        raise DataError(
+            f"{tokenizer.path}: has {lacks}, expected one for a space, and {len(FUSED_MARKS)} byte pieces to spare, as "
+            "in a tokenizer that `jgolf data tokenizer --case-ops` trains"
+        )
+    return FusedTokenizer(path, tokenizer.model_bytes + _FUSED_FIELD + np.array(free, "<u2").tobytes())

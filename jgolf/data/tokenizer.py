@@ -1,4 +1,4 @@
-"""What a tokenizer is, and finding and reading one: SentencePiece, the same over CaseOps, or plain bytes."""
+"""What a tokenizer is, and finding and reading one: SentencePiece, the same over CaseOps, fused or not, or bytes."""
 
 from __future__ import annotations
 
@@ -51,10 +51,14 @@ class Tokenizer(Protocol):
     def counts_ends(self) -> bool: ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without BOS."""
+        """Ids of `text`, without BOS.
+
+        Raises:
+          DataError: the text has a byte whose id stands for something else in this tokenizer.
+        """
 
     def encode_with_bytes(self, text: str) -> tuple[list[int], list[int]]:
-        """The same ids, and how many bytes of `text` itself each stands for, what got lost of it included."""
+        """`encode`'s ids, and how many bytes of `text` itself each stands for, what got lost of it included."""
 
     def written_and_kept(self, text: str, ids: list[int]) -> tuple[str, str]:
         """`text` as it is written to be cut into pieces, and that as its ids tell it: equal where nothing is lost."""

@@ -19,7 +19,8 @@ from jgolf.data import case_ops as cases
 from jgolf.data.documents import check_files, read_documents
 from jgolf.data.literal_spaces import with_literal_spaces
 from jgolf.data.pure_bytes import byte_tokenizer_file
-from jgolf.data.sentence_piece import SentencePieceTokenizer
+from jgolf.data.sentence_piece import SentencePieceTokenizer, fused_tokenizer
+from jgolf.data.tokenizer import load_tokenizer
 from jgolf.errors import DataError
 from jgolf.progress import activity, byte_progress
 
@@ -57,6 +58,7 @@ def tokenizer(
     case_ops: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     lossless: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     pure_bytes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    fuse: Path | None = None,
 ) -> None:
     """Train a SentencePiece BPE tokenizer with the challenge's settings, or one that keeps every text as it is.
 
@@ -71,7 +73,18 @@ def tokenizer(
       lossless: Keep everything: line breaks, runs of spaces, characters that the challenge's settings replace by
         others. The bytes that the challenge counts are then those of the text. For code, verse, and tables.
       pure_bytes: Learn nothing: write the tokenizer whose pieces are the 256 bytes. It needs no documents.
+      fuse: Learn nothing: write this CaseOps tokenizer with each space and the case mark after it as one token, on
+        the ids of byte pieces that no text needs.
     """
+    if fuse:
+        if documents or case_ops or lossless or pure_bytes:
+            raise DataError(
+                "--fuse: expected without documents, --case-ops, --lossless and --pure-bytes: there is nothing to learn"
+            )
+        fused = fused_tokenizer(load_tokenizer(fuse), out)
+        files.write_bytes(out, fused.model_bytes)
+        print(f"{out}: {fused.vocab_size} pieces; ids of fused tokens: {', '.join(map(str, fused.pairs))}")
+        return
     if pure_bytes:
         if documents or case_ops or lossless:
             raise DataError(

@@ -31,7 +31,9 @@ PACKAGE = {
         "    def __init__(self, name): pass\n    def read(self, key):\n        from golf.deeper import y\n"
         "    @property\n    def by_name(self): pass\n    @staticmethod\n    def unread(): pass\n"
         "class Left:\n    '''Not empty.'''\n    def unread(self): pass\n    def unread_too(self): pass\n"
-        "class Child(Base):\n    def unread(self): pass\nCHILD = Child\nprint(Base, CHILD, Left)\n"
+        "class Child(Base):\n    def read(self, key): pass\n    def unread(self): pass\n"
+        "class Foreign(int):\n    def unread(self): pass\nclass Heir(Foreign):\n    def unread(self): pass\n"
+        "CHILD = Child\nprint(Base, CHILD, Left, Heir)\n"
     ),
     "deep.py": "x = 1\n",
     "deeper.py": "y = 1\nz = 2\n",
@@ -70,7 +72,9 @@ def test_follows_what_is_used_and_nothing_else(package):
             "class Loader:\n    size: int = deep.x\n    def __init__(self, name): pass\n"
             "    def read(self, key):\n        from golf.deeper import y\n    @property\n    def by_name(self): pass\n"
             "class Left:\n    def unread(self): pass\n"
-            "class Child(Base):\n    def unread(self): pass\nCHILD = Child\nprint(Base, CHILD, Left)\n"
+            "class Child(Base):\n    def read(self, key): pass\n"
+            "class Foreign(int):\n    def unread(self): pass\nclass Heir(Foreign):\n    def unread(self): pass\n"
+            "CHILD = Child\nprint(Base, CHILD, Left, Heir)\n"
         ),
         "deep.py": "x = 1\n",
         "deeper.py": "y = 1\n",

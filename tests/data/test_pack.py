@@ -139,7 +139,7 @@ def test_interrupt_leaves_nothing(tmp_path, documents, tokenizer, monkeypatch):
         next(pieces)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pack_module, "_next_tokens", interrupted)
+    monkeypatch.setattr("jgolf.data.shard_folder._next_tokens", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pack_documents([documents], tokenizer.path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == [] if (tmp_path / "out").exists() else True
