@@ -127,7 +127,8 @@ class Outcome:
 CAPTION = (
     f"Medians (10–90 %). Losses in bfloat16 are expected to differ by at most {LOSS_BOUND:g} nats. Steps within the "
     f"time cap, {CHALLENGE_S:g} s where the config has none, follow from the steps' times and the part of the time "
-    "with the loop; those of the record are published."
+    "with the loop; those of the record are published. Programs are compiled anew before the first step, unless "
+    "JAX_COMPILATION_CACHE_DIR names a folder that holds them."
 )
 
 
