@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -154,7 +156,8 @@ def cluster(
       batch_tokens: Tokens of a step over all devices; 0 for the config's own.
       data: Folder of the shards for each config; its own by default, or random tokens where there is none.
       parts: What to measure: speed in one process, and on one device; losses against one device; collectives;
-        processes of one device each; lost: one of them killed, for the first config.
+        processes of one device each, scaling and losses of which are told beside those parts; lost: one of them
+        killed, for the first config.
       losses: Training steps whose losses are compared.
       runs: How often to time a step.
       budget_s: Seconds that all of it may take; what is not done by then is named.
@@ -168,7 +171,7 @@ def cluster(
     if tuple(parts) != PARTS:
         options["parts"] = parts
     command = command_line("cluster", **options, losses=losses, runs=runs, budget_s=budget_s)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, _ended_by_sigterm():
         folder = Path(temporary)
         cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder / "programs")
         machine = _machine(devices, cache, budget)
@@ -180,6 +183,7 @@ def cluster(
             findings=[Findings(subject.config, machine.devices) for subject in subjects],
             tokens=["random tokens" if subject.data is None else f"tokens of {subject.data}" for subject in subjects],
         )
+        outcome.write(out)  # before anything is measured that could not be kept
         for job in Measurements(subjects, outcome, parts, losses, runs, folder).jobs():
             _do(job, outcome, budget)
             outcome.write(out)
@@ -191,6 +195,16 @@ def cluster(
     else:
         _show(outcome, out)
     return EXIT_CHECK_FAILED if outcome.failed else EXIT_OK
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM is as good as Ctrl-C: the processes that were started end, too."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 # --- what is measured ------------------------------------------------------------------------
