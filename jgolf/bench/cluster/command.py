@@ -442,13 +442,13 @@ def _cell(figure: Figure | None) -> str:
 
 def _show(outcome: Outcome, folder: Path) -> None:
     console = table_console()
-    table = Table(title=outcome.title, caption=CAPTION, box=box.SIMPLE)
+    table = Table(title=outcome.title, box=box.SIMPLE)
     table.add_column("")
     for one in outcome.findings:
         table.add_column(one.config.name, justify="right")
     for row in outcome.rows():
         table.add_row(*row)
     console.print(table)
-    for note in outcome.notes:
-        console.print(note, soft_wrap=True)
+    for text in (CAPTION, *outcome.notes):
+        console.print(text, soft_wrap=True)
     console.print(f"{outcome.command}: written to {folder / MARKDOWN_FILE} and {folder / JSON_FILE}", soft_wrap=True)
