@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jgolf.bench.trace import OTHER, Kernel, kind_of, own_kernels, profile, summed
+from jgolf.bench.trace import OTHER, Kernel, covered, kind_of, of_collectives, own_kernels, profile, summed
 
 OWN = frozenset({"mixed_forward", "sum_sorted", "attention_backward"})
 
@@ -55,6 +56,21 @@ def test_sums() -> None:
         ("matrix products", 5.0, 1.0),
         ("other fusions", 2.0, 1.0),
     ]
+
+
+def test_what_of_the_collectives_is_not_hidden() -> None:
+    """Against a clock of whole nanoseconds, each of which is looked at."""
+    rng = np.random.default_rng(0)
+    executions, running = [], {"ncclDevKernel_AllReduce": np.zeros(300, bool), "nvjet_a": np.zeros(300, bool)}
+    for name in [*running] * 12:
+        start = int(rng.integers(280))
+        end = start + int(rng.integers(20))
+        running[name][start:end] = True
+        executions.append((name, float(start), float(end)))
+    collective, other = running.values()
+    assert of_collectives(executions) == (collective.sum(), (collective & ~other).sum())
+    assert 0 < (collective & ~other).sum() < collective.sum()
+    assert covered([]) == 0
 
 
 def test_own_kernels_are_found_in_a_program() -> None:

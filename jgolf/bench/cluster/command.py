@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -127,7 +129,8 @@ class Outcome:
 CAPTION = (
     f"Medians (10–90 %). Losses in bfloat16 are expected to differ by at most {LOSS_BOUND:g} nats. Steps within the "
     f"time cap, {CHALLENGE_S:g} s where the config has none, follow from the steps' times and the part of the time "
-    "with the loop; those of the record are published."
+    "with the loop; those of the record are published. Programs are compiled anew before the first step, unless "
+    "JAX_COMPILATION_CACHE_DIR names a folder that holds them."
 )
 
 
@@ -153,7 +156,8 @@ def cluster(
       batch_tokens: Tokens of a step over all devices; 0 for the config's own.
       data: Folder of the shards for each config; its own by default, or random tokens where there is none.
       parts: What to measure: speed in one process, and on one device; losses against one device; collectives;
-        processes of one device each; lost: one of them killed, for the first config.
+        processes of one device each, scaling and losses of which are told beside those parts; lost: one of them
+        killed, for the first config.
       losses: Training steps whose losses are compared.
       runs: How often to time a step.
       budget_s: Seconds that all of it may take; what is not done by then is named.
@@ -167,7 +171,7 @@ def cluster(
     if tuple(parts) != PARTS:
         options["parts"] = parts
     command = command_line("cluster", **options, losses=losses, runs=runs, budget_s=budget_s)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, _ended_by_sigterm():
         folder = Path(temporary)
         cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder / "programs")
         machine = _machine(devices, cache, budget)
@@ -179,6 +183,7 @@ def cluster(
             findings=[Findings(subject.config, machine.devices) for subject in subjects],
             tokens=["random tokens" if subject.data is None else f"tokens of {subject.data}" for subject in subjects],
         )
+        outcome.write(out)  # before anything is measured that could not be kept
         for job in Measurements(subjects, outcome, parts, losses, runs, folder).jobs():
             _do(job, outcome, budget)
             outcome.write(out)
@@ -190,6 +195,16 @@ def cluster(
     else:
         _show(outcome, out)
     return EXIT_CHECK_FAILED if outcome.failed else EXIT_OK
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM is as good as Ctrl-C: the processes that were started end, too."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 # --- what is measured ------------------------------------------------------------------------
@@ -427,13 +442,13 @@ def _cell(figure: Figure | None) -> str:
 
 def _show(outcome: Outcome, folder: Path) -> None:
     console = table_console()
-    table = Table(title=outcome.title, caption=CAPTION, box=box.SIMPLE)
+    table = Table(title=outcome.title, box=box.SIMPLE)
     table.add_column("")
     for one in outcome.findings:
         table.add_column(one.config.name, justify="right")
     for row in outcome.rows():
         table.add_row(*row)
     console.print(table)
-    for note in outcome.notes:
-        console.print(note, soft_wrap=True)
+    for text in (CAPTION, *outcome.notes):
+        console.print(text, soft_wrap=True)
     console.print(f"{outcome.command}: written to {folder / MARKDOWN_FILE} and {folder / JSON_FILE}", soft_wrap=True)
