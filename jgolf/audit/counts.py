@@ -103,7 +103,10 @@ def _bytes_of_files(text: Text, tokenizer: Tokenizer, files: Sequence[Path]) -> 
     names = ", ".join(path.name for path in files)
     for number, document in enumerate(islice(read_documents(files), len(text.starts))):
         start, end = int(text.starts[number]), int(ends[number])
-        ids, own = np.array([tokenizer.bos_id, *tokenizer.encode(document)]), text.tokens[start:end]
+        try:
+            ids, own = np.array([tokenizer.bos_id, *tokenizer.encode(document)]), text.tokens[start:end]
+        except DataError as error:
+            raise DataError(f"{names}: document {number + 1:,}: {error}") from None
         is_cut = number == len(text.starts) - 1 and len(own) < len(ids)  # the text ends in it
         if not np.array_equal(ids[: len(own)] if is_cut else ids, own):
             raise DataError(

@@ -83,7 +83,7 @@ def tokenizer(
             )
         fused = fused_tokenizer(load_tokenizer(fuse), out)
         files.write_bytes(out, fused.model_bytes)
-        print(f"{out}: {fused.vocab_size} pieces; ids of fused tokens: {', '.join(map(str, fused.pairs))}")
+        print(f"{out}: {fused.vocab_size} pieces; ids of fused tokens: {', '.join(map(str, fused.fused))}")
         return
     if pure_bytes:
         if documents or case_ops or lossless:

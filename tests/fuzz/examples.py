@@ -23,6 +23,7 @@ from jgolf.compress.container import Header, Segment, Writer, squeezed
 from jgolf.compress.pieces import split
 from jgolf.compress.rans import TOTAL, Decoder, Encoder
 from jgolf.data.pure_bytes import byte_tokenizer_file
+from jgolf.data.sentence_piece import fused_tokenizer
 from jgolf.data.shards import write_shard
 from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.data.train_tokenizer import train_tokenizer
@@ -173,6 +174,11 @@ def write_tokenizer(case_ops: bool) -> Callable[[Path], None]:
             _write(folder / "t.model", train_tokenizer(random_words(0), VOCAB_SIZE, case_ops=case_ops))
 
     return write
+
+
+def write_fused_tokenizer(folder: Path) -> None:
+    write_tokenizer(True)(folder)
+    _write(folder / "t.model", fused_tokenizer(load_tokenizer(folder / "t.model"), "t.model").model_bytes)
 
 
 def write_byte_tokenizer(folder: Path) -> None:

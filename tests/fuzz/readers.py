@@ -124,6 +124,13 @@ DATA = (
         share=0.5,
     ),
     Reader(
+        "fused tokenizer",
+        examples.write_fused_tokenizer,
+        reading.read_tokenizer("t.model"),
+        {"t.model": damage.damaged_file},
+        share=0.5,
+    ),
+    Reader(
         "byte tokenizer",
         examples.write_byte_tokenizer,
         reading.read_tokenizer("t.json"),
