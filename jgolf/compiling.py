@@ -1,8 +1,10 @@
-"""How programs are compiled: XLA's options, and the cache that keeps compiled programs for the next start."""
+"""How programs are compiled: XLA's options, where what it makes is kept for the next start, and a head start."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from pathlib import Path
 
 import jax
@@ -29,9 +31,10 @@ def options(long_kernels: bool = False) -> dict[str, bool | str]:
 def keep_programs() -> None:
     """Keeps what is compiled for a GPU, so that the next start of the same program takes seconds.
 
-    The folder is that of `JAX_COMPILATION_CACHE_DIR`, or `jgolf` in the user's cache folder.
-    `JAX_ENABLE_COMPILATION_CACHE=false` switches it off. On a CPU nothing is kept: programs compiled for
-    one processor may not run on another that shares the folder.
+    That is JAX's cache, what XLA found out about the speed of its kernels included, and whole programs beside it
+    (`jgolf.programs`). The folder is that of `JAX_COMPILATION_CACHE_DIR`, or `jgolf` in the user's cache folder.
+    `JAX_ENABLE_COMPILATION_CACHE=false` switches it off. On a CPU nothing is kept, unless that
+    variable names a folder: programs compiled for one processor may not run on another that shares it.
     """
     if jax.default_backend() != "gpu":
         return
@@ -39,3 +42,16 @@ def keep_programs() -> None:
         user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(user_cache / "jgolf"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def wake_devices() -> None:
+    """Starts the devices' drivers in a thread, while this one goes on importing what trains; before JAX is used.
+
+    Where that fails, whoever uses JAX first is told.
+    """
+    threading.Thread(target=_devices, name="devices").start()
+
+
+def _devices() -> None:
+    with contextlib.suppress(RuntimeError):
+        jax.local_devices()

@@ -18,7 +18,7 @@ ROOT = Path(jgolf.__file__).parent
 FLOORS = (
     # what everything stands on
     *("__init__", "errors", "watch", "run_dir", "compiling", "reading", "encoding", "options"),
-    *("output", "files", "lock", "progress"),
+    *("output", "files", "lock", "progress", "programs"),
     # what a run is, and what becomes of each parameter
     *("config", "rules"),
     # text, the network, its updates, its storage forms, its scores

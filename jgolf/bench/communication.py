@@ -23,8 +23,8 @@ from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.progress import plain_console
 from jgolf.rules import rule_of
-from jgolf.train.checkpoint import abstract_state
 from jgolf.train.mesh import AXIS, device_batch_order, lower_step, make_mesh, replicated
+from jgolf.train.step import abstract_state
 
 GRADIENT_BYTES = 4
 MAX_GRADIENT_RATIO = 1.5

@@ -7,13 +7,15 @@ import sys
 import jax
 
 from jgolf import compiling
-from jgolf.bench.running import RunningStep, bench_config
 
 DONE = "first step done"
 
 
 def main(name: str, sequences: int) -> None:
     """Runs the first step of a config on random tokens."""
+    compiling.wake_devices()
+    from jgolf.bench.running import RunningStep, bench_config  # meanwhile
+
     compiling.keep_programs()
     jax.block_until_ready(RunningStep.compiled(bench_config(name, sequences))())
     print(DONE, flush=True)

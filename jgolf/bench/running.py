@@ -20,8 +20,9 @@ from jgolf.data.shards import BOS_ID
 from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.torch_bridge.torch_extra import import_torch
-from jgolf.train.mesh import AXIS, CompiledStep, StepReport, replicated
-from jgolf.train.step import TrainState, new_state
+from jgolf.train.mesh import AXIS, CompiledStep, StepReport
+from jgolf.train.start import compiling_step, random_state
+from jgolf.train.step import TrainState
 
 MEAN_DOCUMENT_TOKENS = 957  # of FineWeb's validation text, in case-coded pieces
 WEIGHT_STD = 0.1
@@ -111,11 +112,11 @@ class RunningStep:
     def compiled(cls, config: Config, mesh: Mesh | None = None, batch: Batch | None = None) -> RunningStep:
         """From a run's first state, on the devices of `mesh` with a batch there; by default a random one on one."""
         mesh = mesh or one_device()
-        key = jax.random.key(config.train.seed)
-        state = jax.jit(lambda key: new_state(config, key), out_shardings=replicated(mesh))(key)
         if batch is None:
             batch = jax.device_put(random_batch(config), NamedSharding(mesh, P(None, AXIS)))
-        return cls(CompiledStep(config, mesh, state, batch), state, batch)
+        with compiling_step(config, mesh, batch) as step:
+            state = random_state(config, mesh)
+            return cls(step(), state, batch)
 
     def __call__(self, batch: Batch | None = None) -> StepReport:
         """Starts a step on `batch`, or on the one that stays on the device."""

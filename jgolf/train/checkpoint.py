@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from jgolf import config as configs
 from jgolf import files
@@ -26,7 +25,7 @@ from jgolf.reading import read_json
 from jgolf.run_dir import CONFIG_FILE
 from jgolf.train.averages import averaged_params
 from jgolf.train.record import NotARecord, Record, checked_clock, checksums
-from jgolf.train.step import TrainState, new_state
+from jgolf.train.step import TrainState, abstract_state
 from jgolf.train.storage import manager_options, plain_path, reason, silence, unused, whole_steps
 
 FOLDER = "checkpoints"
@@ -110,7 +109,7 @@ class Checkpoints:
 
     def warm_up(self, state: TrainState) -> None:
         """Compiles what `save` needs, so that the first one takes no longer than the others."""
-        jax.block_until_ready(_copied(_one_device_of(state)))
+        jax.block_until_ready(copied(_one_device_of(state)))
 
     def save(self, state: TrainState, step: int, elapsed_s: float) -> None:
         """Begins to write the state after `step` steps; the arrays may be donated once this returns.
@@ -121,7 +120,7 @@ class Checkpoints:
           ArtifactError: this one, or the one before, cannot be written.
         """
         self._wait_until_copied()
-        self._saving = self._thread.submit(self._write, _copied(_one_device_of(state)), step, elapsed_s)
+        self._saving = self._thread.submit(self._write, copied(_one_device_of(state)), step, elapsed_s)
 
     def _write(self, state: TrainState, step: int, elapsed_s: float) -> None:
         parts = _parts(jax.device_get(state))
@@ -331,7 +330,7 @@ def _one_device_of(state: TrainState) -> TrainState:
 
 
 @jax.jit
-def _copied(state: TrainState) -> TrainState:
+def copied(state: TrainState) -> TrainState:
     """A copy in the device's memory, which the step that follows does not overwrite."""
     return jax.tree.map(jnp.copy, state)
 
@@ -369,15 +368,6 @@ def load_state(run_dir: str | Path, config: Config) -> TrainState:
         return checkpoints.restore_weights(config)
     finally:
         checkpoints.close()
-
-
-def abstract_state(config: Config, sharding: NamedSharding | SingleDeviceSharding) -> TrainState:
-    """Shapes of a run's state, each to be placed by `sharding`."""
-    # Only the shapes matter: a drawn-out orthogonal start would be traced for nothing.
-    model = dataclasses.replace(config.model, orthogonal_init=False)
-    config = dataclasses.replace(config, model=model)
-    shapes = jax.eval_shape(lambda key: new_state(config, key), jax.random.key(0))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
 def _abstract_parts(config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from jgolf import compiling
+from jgolf import compiling, programs
 from jgolf.config import Config, TrainConfig
 from jgolf.data.batches import Batch, BatchOrder
 from jgolf.data.shards import TokenStream
@@ -142,8 +143,12 @@ class CompiledStep:
         """Compiles for arguments shaped and placed like `state` and `batch`."""
         self._sharding = NamedSharding(mesh, P(AXIS))
         self._num_local = len(mesh.local_devices)
-        self.compiled = lower_step(config, mesh, state, batch).compile(
-            compiler_options=compiling.options(long_kernels=True)
+        self.compiled = programs.compiled(
+            partial(lower_step, config, mesh, state, batch),
+            ("training step", config.model, config.train, config.optim, config.average, config.quantize),
+            (state, batch),
+            mesh,
+            compiling.options(long_kernels=True),
         )
 
     def __call__(

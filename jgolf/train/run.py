@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -27,7 +26,7 @@ from jgolf.lock import locked
 from jgolf.model.functional import Params, description
 from jgolf.optim.schedule import fraction, loop_is_on
 from jgolf.run_dir import CONFIG_FILE, REQUIREMENTS_FILE
-from jgolf.train.checkpoint import Checkpoints, abstract_state
+from jgolf.train.checkpoint import Checkpoints, copied
 from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
 from jgolf.train.memory import check_room
@@ -36,7 +35,8 @@ from jgolf.train.peers import Peers
 from jgolf.train.requirements import pinned
 from jgolf.train.resume import changed_settings, keep_settings
 from jgolf.train.same_data import check_same_data
-from jgolf.train.step import TrainState, init_state, new_state
+from jgolf.train.start import compiling_step, random_state
+from jgolf.train.step import TrainState, abstract_state, init_state
 
 WARMUP_STEPS = 2
 FirstParams = Callable[[ModelConfig], Mapping[str, np.ndarray]]
@@ -106,6 +106,9 @@ def prepared_run(
             if resume:
                 changed = changed_settings(config, data, run_dir, checkpoints)
                 notes += [f"changed by --resume: {change}" for change in changed]
+        compiled_step = None
+        if config.train.steps and not resume:
+            compiled_step = stack.enter_context(compiling_step(config, mesh, source(0)))
         state, elapsed_s = _first_state(config, mesh, checkpoints if resume else None, initial, peers)
         first_step = int(state.step)
         if peers.is_first:
@@ -125,7 +128,7 @@ def prepared_run(
         clock = Clock(json.loads(peers.agree("clock", json.dumps(elapsed_s))))
         step = None
         if not _is_over(config.train, first_step, clock.elapsed_s):
-            step = CompiledStep(config, mesh, state, source(first_step))
+            step = compiled_step() if compiled_step else CompiledStep(config, mesh, state, source(first_step))
             _warm_up(step, state, source(first_step))
             if checkpoints:
                 checkpoints.warm_up(state)
@@ -214,8 +217,7 @@ def _first_state(
         state, elapsed_s = None, 0.0
     sharding = replicated(mesh)
     if peers.agree("start", "random" if state is None else "given") == "random":
-        key = jax.random.key(config.train.seed)
-        return jax.jit(lambda key: new_state(config, key), out_shardings=sharding)(key), elapsed_s
+        return random_state(config, mesh), elapsed_s
     if state is None:  # another process has it
         state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_state(config, sharding))
     return replicate_from_first(state, mesh), elapsed_s
@@ -225,7 +227,7 @@ def _warm_up(step: CompiledStep, state: TrainState, batch) -> None:
     """Runs throw-away steps, so that loading kernels and capturing graphs is outside the clock."""
     if jax.default_backend() == "cpu":
         return  # nothing to load, and a step at full size takes minutes
-    scratch = jax.tree.map(jnp.copy, state)
+    scratch = copied(state)
     for _ in range(WARMUP_STEPS):
         scratch, _ = step(scratch, batch)
     jax.block_until_ready(scratch)

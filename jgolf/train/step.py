@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jgolf.config import Config, ModelConfig
@@ -72,6 +74,15 @@ def init_state(config: Config, params: Params) -> TrainState:
 def new_state(config: Config, key: PRNGKeyArray) -> TrainState:
     """The state of a run that starts from random parameters."""
     return init_state(config, init(config.model, key))
+
+
+def abstract_state(config: Config, sharding: NamedSharding | SingleDeviceSharding) -> TrainState:
+    """Shapes of a run's state, each to be placed by `sharding`."""
+    # Only the shapes matter: a drawn-out orthogonal start would be traced for nothing.
+    model = dataclasses.replace(config.model, orthogonal_init=False)
+    config = dataclasses.replace(config, model=model)
+    shapes = jax.eval_shape(lambda key: new_state(config, key), jax.random.key(0))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
 def mean_loss_and_grads(

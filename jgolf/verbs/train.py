@@ -14,10 +14,14 @@ def train(argv: list[str], prog: str = "train.py") -> int:
     """Parses the command line and trains; returns the exit code."""
     options, run_dir = read_command(argv, prog, "Train a model.", DEFAULT_CONFIG)
     require_writers(options.writers)
-    from jgolf.load import load_params  # JAX starts only when there is something to train
+    launch = launch_from_environment(options.coordinator, options.num_processes, options.process_id)
+    from jgolf import compiling  # JAX starts only when there is something to train
+
+    if launch is None:  # else the processes join first
+        compiling.wake_devices()
+    from jgolf.load import load_params
     from jgolf.train import loop
 
-    launch = launch_from_environment(options.coordinator, options.num_processes, options.process_id)
     first_params = None if options.init_from is None else partial(load_params, options.init_from)
     return loop.train(
         options.config, run_dir, first_params, options.resume, launch, options.writers, options.skip_damaged

@@ -1,0 +1,37 @@
+"""A run's beginning: its first state, and its step, which compiles meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+from jax.sharding import Mesh
+
+from jgolf import programs
+from jgolf.config import Config
+from jgolf.data.batches import Batch
+from jgolf.train.mesh import CompiledStep, replicated
+from jgolf.train.step import TrainState, abstract_state, new_state
+
+
+def random_state(config: Config, mesh: Mesh) -> TrainState:
+    """The state of a run that starts from random parameters, whole on every device."""
+    key, sharding = jax.random.key(config.train.seed), replicated(mesh)
+    program = jax.jit(lambda key: new_state(config, key), out_shardings=sharding)
+    made_from = ("random state", config.model, config.optim, config.average)
+    return programs.compiled(lambda: program.lower(key), made_from, key, mesh, {})(key)
+
+
+@contextlib.contextmanager
+def compiling_step(config: Config, mesh: Mesh, batch: Batch) -> Iterator[Callable[[], CompiledStep]]:
+    """Compiles the step in a thread of its own while the block runs; yields what waits for it and returns it.
+
+    Of several processes each compiles when it is asked for the step: they compile the same programs in the same order.
+    """
+    if jax.process_count() > 1:
+        yield lambda: CompiledStep(config, mesh, abstract_state(config, replicated(mesh)), batch)
+        return
+    with ThreadPoolExecutor(1, "compilation") as thread:
+        yield thread.submit(lambda: CompiledStep(config, mesh, abstract_state(config, replicated(mesh)), batch)).result
