@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -46,11 +48,23 @@ class Scaling:
         return self.traced
 
 
+@contextlib.contextmanager
+def setting(name: str, value: object) -> Iterator[None]:
+    """One of JAX's own, while the block runs."""
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where programs are kept in a test."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where programs are kept in a test. JAX's own cache has none of them, however long they took to compile."""
     monkeypatch.setattr(programs, "folder", lambda: tmp_path / "programs")
-    return tmp_path / "programs"
+    with setting("jax_persistent_cache_min_compile_time_secs", 1e9):
+        yield tmp_path / "programs"
 
 
 def files_of(folder: Path, kind: str) -> list[Path]:
@@ -139,16 +153,11 @@ def test_a_folder_that_cannot_be_written_to_keeps_nothing(folder: Path) -> None:
 
 
 def test_what_jaxs_own_cache_gave_is_not_written_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    try:
-        factor = 3.0 + os.getpid() / 2**22
-        found = []
+    factor, found = 3.0 + os.getpid() / 2**22, []
+    with setting("jax_persistent_cache_min_compile_time_secs", 0.0):
         for _ in range(2):
             lowered = jax.jit(lambda x: factor * x).lower(jnp.zeros(3))
             found.append(programs._compile(lowered, {})[1])
-    finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
     assert found == [True, False]
     monkeypatch.setattr(programs, "_compile", lambda lowered, options: (lowered.compile(), False))
     scale = Scaling()
@@ -177,12 +186,8 @@ def test_the_oldest_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_where_the_cache_is_off_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_setting(name: str, value: object) -> Path | None:
-        before = getattr(jax.config, name)
-        jax.config.update(name, value)
-        try:
+        with setting(name, value):
             return programs.folder()
-        finally:
-            jax.config.update(name, before)
 
     assert with_setting("jax_compilation_cache_dir", "/somewhere") == Path("/somewhere/programs")
     assert with_setting("jax_compilation_cache_dir", None) is None

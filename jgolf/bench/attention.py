@@ -9,7 +9,7 @@ import jax
 import tyro
 
 from jgolf import compiling
-from jgolf.bench.flops import attention_flops
+from jgolf.bench.flops import attention_flops, visible_pairs
 from jgolf.bench.report import Report, command_line, publish, timed
 from jgolf.bench.running import bench_config, describe
 from jgolf.bench.timing import measure
@@ -60,7 +60,7 @@ def measure_attention(config: Config, runs: int, command: str) -> Report:
         return result, differentiate(gradient)
 
     jit = partial(jax.jit, compiler_options=compiling.options())
-    flops = attention_flops(model, sequences, seq_len)
+    flops = attention_flops(model, visible_pairs(sequences, seq_len))
     figures, notes = [], []
     for kernel, choice in available(model).items():
         forward = jit(partial(causal_attention, choice))

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from jgolf import compiling
@@ -19,6 +20,7 @@ from jgolf.bench.running import RunningStep, bench_config, describe, looped_from
 from jgolf.bench.start import measure_start
 from jgolf.bench.timing import Timing, measure, measure_in_turn
 from jgolf.config import Config
+from jgolf.data.batches import Batch
 from jgolf.train.step import mean_loss_and_grads
 
 WHOLE_STEP = "whole step, steady state"
@@ -85,7 +87,7 @@ def measure_step(
     theirs = _measure_reference(config, running, runs, reference) if reference else {}
     figures = [timed(name, timing) for name, timing in parts.items()]
     figures.insert(1, Figure("device time of a step", traced.device_ms, "ms"))
-    figures += [*_rates(config, parts[WHOLE_STEP], peak_tflops, runs), *memory]
+    figures += [*_rates(config, running.batch, parts[WHOLE_STEP], peak_tflops, runs), *memory]
     return Report("step", describe(config), command, beside(figures, theirs), traced if with_profile else None)
 
 
@@ -121,10 +123,10 @@ def memory_figures(compiled: jax.stages.Compiled) -> list[Figure]:
     return figures
 
 
-def _rates(config: Config, whole: Timing, peak_tflops: float, runs: int) -> list[Figure]:
+def _rates(config: Config, batch: Batch, whole: Timing, peak_tflops: float, runs: int) -> list[Figure]:
     train = config.train
-    sequences = train.batch_tokens // train.seq_len
-    flops = train_flops(config.model, sequences, train.seq_len, looped=looped_from(config) is None)
+    inputs = np.asarray(batch.inputs)
+    flops = train_flops(config.model, inputs, train.piece_length, looped=looped_from(config) is None)
     rate = flops / whole.median_ms / 1e9
     peak_name = "peak, as given"
     if not peak_tflops:
