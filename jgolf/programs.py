@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import importlib
 import os
 import pickle
 import platform
@@ -67,12 +68,16 @@ def compiled(
     if program is not None:
         return program
     lowered = _lowered(lower)
-    name = f"{_digest(lowered.as_text(), str(lowered.in_tree), str(lowered.out_tree), target)}.program"
+    text = lowered.as_text()
+    calls = "stablehlo.custom_call" in text
+    if calls and mesh.devices.flat[0].platform == "cpu":  # LAPACK, whose functions JAX looks up while it lowers
+        return lowered.compile(compiler_options=dict(options))
+    name = f"{_digest(text, str(lowered.in_tree), str(lowered.out_tree), target)}.program"
     program = _load(where / name, mesh)
     if program is None:
         program, is_new = _compile(lowered, options)
         # What JAX's cache gave, XLA may write in a form that does not run.
-        if not is_new or not _keep(program, where / name):
+        if not is_new or not _keep(program, where / name, _libraries() if calls else []):
             return program
     with contextlib.suppress(JgolfError):
         files.write_text(origin, name)
@@ -114,6 +119,12 @@ def _compile(lowered: jax.stages.Lowered, options: Mapping[str, bool | str]) -> 
         return lowered.compile(compiler_options=dict(options)), not hits
     finally:
         jax.monitoring.unregister_event_listener(listen)
+
+
+def _libraries() -> list[str]:
+    """Modules of other packages that are loaded: kernels are registered with XLA where such a module is imported."""
+    ours = {*sys.stdlib_module_names, *sys.builtin_module_names, "__main__", jgolf.__name__}
+    return sorted(name for name in list(sys.modules) if name.partition(".")[0] not in ours)
 
 
 # --- what a program is known by --------------------------------------------------------------
@@ -185,8 +196,12 @@ def _load(path: Path, mesh: Mesh) -> jax.stages.Compiled | None:
         if hashlib.sha256(content).digest() != digest:
             return None
         devices = list(mesh.devices.flat)
+        libraries, serialized = pickle.loads(content)
+        for name in libraries:
+            with contextlib.suppress(ImportError):  # of another program that kept this one
+                importlib.import_module(name)
         program = serialize_executable.deserialize_and_load(
-            *pickle.loads(content), backend=devices[0].client, execution_devices=devices
+            *serialized, backend=devices[0].client, execution_devices=devices
         )
         os.utime(path)
     except Exception:  # of any kind, JAX's and the compiler's own: it is compiled instead
@@ -194,10 +209,10 @@ def _load(path: Path, mesh: Mesh) -> jax.stages.Compiled | None:
     return program
 
 
-def _keep(program: jax.stages.Compiled, path: Path) -> bool:
-    """Writes a program and makes room where there are too many; whether it could be written."""
+def _keep(program: jax.stages.Compiled, path: Path, libraries: list[str]) -> bool:
+    """Writes a program, with what is to be imported first, and makes room; whether it could be written."""
     try:
-        content = pickle.dumps(serialize_executable.serialize(program))
+        content = pickle.dumps((libraries, serialize_executable.serialize(program)))
     except Exception:  # likewise: it is compiled again next time
         return False
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,6 +164,27 @@ def test_what_jaxs_own_cache_gave_is_not_written_again(folder: Path, monkeypatch
     scale = Scaling()
     assert [scale(), scale()] == [1, 2]
     assert not folder.exists()
+
+
+def test_lapack_is_not_called_by_a_program_from_a_file(folder: Path) -> None:
+    """Nothing would have told XLA where its functions are: on a CPU such a program ends the process."""
+    x = jnp.eye(3)
+    for _ in range(2):
+        compiled = programs.compiled(lambda: jax.jit(jnp.linalg.qr).lower(x), "qr", x, MESH, {})
+        np.testing.assert_allclose(abs(compiled(x)[0]), np.eye(3), atol=1e-6)
+    assert not folder.exists()
+
+
+def test_libraries_come_before_a_program_that_calls_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"jax", "jaxlib", "numpy"} <= set(programs._libraries())
+    assert not {"os", "jgolf", "jgolf.programs", "__main__"} & set(programs._libraries())
+    (folder.parent / "registers_kernels.py").write_text("")
+    monkeypatch.syspath_prepend(folder.parent)
+    x = jnp.zeros(3)
+    path = folder / f"{'0' * 64}.program"
+    assert programs._keep(jax.jit(jnp.sin).lower(x).compile(), path, ["no_such_library", "registers_kernels"])
+    assert programs._load(path, MESH)(x).shape == (3,)
+    assert sys.modules.pop("registers_kernels")
 
 
 def test_the_oldest_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
