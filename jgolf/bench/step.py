@@ -51,7 +51,7 @@ def step(
       sequences: Sequences of a step; 0 for what the config gives one device.
       runs: How often to measure.
       peak_tflops: What the device can do in TFLOP/s; 0 measures an 8,192³ bfloat16 product.
-      start: Also time, in fresh processes, from their start to the first step's end: cold, then from the cache.
+      start: Also time fresh processes up to the first step's end: cold, with whole programs, with JAX's cache alone.
       profile: Also show where the device's time goes, by kernel.
       reference: A PyTorch training script to run beside it.
       json: Print JSON instead of a table.

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from jgolf.bench import goals
+from jgolf import programs
+from jgolf.bench import goals, start
 from jgolf.bench.flops import forward_flops, train_flops
 from jgolf.bench.optimizer import update
 from jgolf.bench.report import Figure
@@ -153,14 +154,29 @@ def test_tables(nano_path: str, capsys: pytest.CaptureFixture) -> None:
         assert text in printed
 
 
+def test_starts_with_what_earlier_ones_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def first_step(config: str, sequences: int, cache: Path) -> float:
+        found.append(sorted(path.name for path in cache.iterdir()))
+        for folder in ("of-jax", programs.FOLDER):
+            (cache / folder).mkdir(exist_ok=True)
+        return float(len(found))
+
+    monkeypatch.setattr(start, "seconds_to_first_step", first_step)
+    figures = {figure.name: figure.value for figure in start.measure_start("nano", 2)}
+    assert figures == {start.COLD: 1.0, start.KEPT: 2.0, start.CACHED: 3.0}
+    assert found == [[], ["of-jax", "programs"], ["of-jax"]]
+
+
 def test_a_process_that_has_no_first_step(tmp_path: Path) -> None:
     with pytest.raises(JgolfError, match="ended with 1 before its first step:\n(.|\n)*no config 'none'"):
         seconds_to_first_step("none", 0, tmp_path)
 
 
 def test_all(nano_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    start = [Figure(goals.COLD, 20.0, "s"), Figure(goals.CACHED, 5.0, "s")]
-    monkeypatch.setattr(goals, "measure_start", lambda config, sequences: start)
+    started = [Figure(goals.COLD, 20.0, "s"), Figure(goals.CACHED, 5.0, "s")]
+    monkeypatch.setattr(goals, "measure_start", lambda config, sequences: started)
     monkeypatch.setattr("jgolf.bench.step.measured_peak_tflops", lambda size, dtype, runs: 1.0)
     assert main(["bench", "all", "--config", nano_path, "--sequences", "2", "--runs", "1", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
