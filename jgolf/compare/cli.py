@@ -26,9 +26,9 @@ from jgolf.compare.ttest import (
 )
 from jgolf.compare.unit import Unit, unit_of
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
+from jgolf.history import History, read_history
 from jgolf.options import PathText
 from jgolf.progress import counted, plain_console
-from jgolf.report.history import History, read_history
 
 ScoreName = Literal["auto", "adapted", "sliding", "standard", "validation"]
 _WHERE = {

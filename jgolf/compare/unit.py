@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jgolf.errors import JgolfError
-from jgolf.report.history import History
+from jgolf.history import History
 
 SAME_TEXT = 3e-4
 """Relative difference of bytes a token, above which two texts differ; the digits of a log leave half of that."""

@@ -14,10 +14,10 @@ import tyro
 
 from jgolf import files
 from jgolf.errors import JgolfError
+from jgolf.history import History, read_histories
 from jgolf.progress import counted, progress_bar
 from jgolf.report.artifacts import Contents, artifact_plots
 from jgolf.report.curves import history_plots, step_times_ms
-from jgolf.report.history import History, read_histories
 from jgolf.report.page import Picture, Section, Table, page
 from jgolf.report.plots import DARK, LIGHT, Plot, placed, require_matplotlib
 from jgolf.report.sizes import read_contents

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jgolf.errors import MissingExtraError
-from jgolf.report.history import History
+from jgolf.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

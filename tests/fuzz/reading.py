@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jgolf import config as configs
-from jgolf import files
+from jgolf import files, history
 from jgolf.artifact import container
 from jgolf.artifact.missing import missing
 from jgolf.artifact.scoring import read_artifact
@@ -32,7 +32,6 @@ from jgolf.data.text import read_text
 from jgolf.data.tokenizer import load_tokenizer
 from jgolf.model.functional import parameter_shapes
 from jgolf.report import cli as report
-from jgolf.report import history
 from jgolf.report.curves import history_plots
 from jgolf.sweep.folder import SweepFolder
 from jgolf.sweep.grid import make_runs

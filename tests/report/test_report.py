@@ -18,12 +18,12 @@ from jgolf import config as configs
 from jgolf.artifact import container
 from jgolf.cli import main
 from jgolf.errors import MissingExtraError
+from jgolf.history import read_histories, read_history
 from jgolf.report.curves import history_plots, smoothed, step_times_ms
-from jgolf.report.history import read_histories, read_history
 from jgolf.report.plots import LIGHT, placed
 from jgolf.report.sizes import read_contents
 from tests.conftest import RECIPE
-from tests.report.test_history import REFERENCE_LOG
+from tests.history.test_read import REFERENCE_LOG
 
 matplotlib = pytest.importorskip("matplotlib")
 PNG = b"\x89PNG\r\n\x1a\n"
