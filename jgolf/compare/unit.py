@@ -66,7 +66,7 @@ class Unit:
 
 def _scored(run: History, name: str) -> _Scored | None:
     """What one of the run's scores is over; None where the run does not say."""
-    prefix = "standard_" if name == "standard" else ""
+    prefix = "standard_" if name in ("standard", "pre_quantization") else ""
     if name == "validation" or not {f"{prefix}tokens", f"{prefix}bytes"} <= run.result.keys():
         return None
     tokens, num_bytes = run.result[f"{prefix}tokens"], run.result[f"{prefix}bytes"]

@@ -23,7 +23,16 @@ from jgolf.history.record import (
     number,
 )
 from jgolf.reading import Unreadable, excerpt, parse_json, read_json
-from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, LOG_FILE, METRICS_FILE, RESULT_FILE, RESULTS_FILE
+from jgolf.run_dir import (
+    ARTIFACT_FILE,
+    CONFIG_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    RESULTS_FILE,
+    SAMPLES_FILE,
+    STARTS_FILE,
+)
 
 SCORES = ("val_loss", "val_bpb", "bytes", "tokens")
 """Endings of the names of figures that are numbers, of results."""
@@ -116,7 +125,26 @@ def _read_folder(folder: Path) -> History:
         config=_flat(settings),
         artifact=artifact if artifact.is_file() else None,
         group=group,
+        starts=_read_objects(folder / STARTS_FILE, ("date", "command", "hardware")),
+        samples=_read_objects(folder / SAMPLES_FILE, ("prompt", "text")),
     )
+
+
+def _read_objects(path: Path, texts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The objects of a file, one a line, in which `texts` name texts; none where there is no such file."""
+    found = []
+    for line in lines_of(path) if path.is_file() else ():
+        try:
+            row = parse_json(line.content)
+        except Unreadable as error:
+            raise JgolfError(f"{path}:{line.number}: {error}; remove that line, or the file") from None
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in texts):
+            raise JgolfError(
+                f"{path}:{line.number}: expected an object with the texts {', '.join(texts)}, found {excerpt(row)}; "
+                "remove that line, or the file"
+            )
+        found.append(row)
+    return found
 
 
 def _sweep_row(folder: Path) -> dict[str, Any]:

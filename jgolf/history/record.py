@@ -53,6 +53,8 @@ class History:
       result: the artifact's result.json, or what a log tells under these names; empty where there is none.
       artifact: the artifact's file, None where there is none.
       group: of a sweep's run, the settings that the sweep varies, without the seed.
+      starts: for each time that the run was started, "date", "command", "commit" and "hardware", as far as known.
+      samples: "prompt" and "text" of what its weights wrote, and the settings of the sampling.
     """
 
     name: str
@@ -65,6 +67,8 @@ class History:
     result: dict[str, Any] = field(default_factory=dict)
     artifact: Path | None = None
     group: str = ""
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def legend(self) -> str:
