@@ -160,7 +160,7 @@ def _step_time_plot(runs: Sequence[History]) -> Plot | None:
 def step_times_ms(run: History) -> tuple[np.ndarray, np.ndarray]:
     """Steps, and the mean time of a step since the logged one before, in milliseconds."""
     steps, elapsed_s = run.train["step"], run.train["train_time_s"]
-    known = np.isfinite(elapsed_s)
+    known = np.isfinite(elapsed_s) & (np.diff(elapsed_s, prepend=-np.inf) > 0)  # coarse clocks stand still
     steps, elapsed_s = steps[known], elapsed_s[known]
     return steps[1:], 1000 * np.diff(elapsed_s) / np.diff(steps)
 
