@@ -21,6 +21,7 @@ from jgolf.report.artifacts import Contents, artifact_plots
 from jgolf.report.charts import chart_data
 from jgolf.report.curves import history_plots
 from jgolf.report.groups import (
+    BASELINE,
     Against,
     Group,
     all_against,
@@ -152,6 +153,21 @@ def _place_of(baseline: Path | None, runs: Sequence[History]) -> int | None:
 
 def _write_page(runs: Sequence[History], out: Path, baseline: int | None, refresh_s: int = 0) -> None:
     """Writes the page and the table of results."""
+    for name, text in zip((PAGE_FILE, CSV_FILE), page_and_csv(runs, baseline, refresh_s), strict=True):
+        files.write_text(out / name, text)
+
+
+def page_and_csv(runs: Sequence[History], baseline: int | None = None, refresh_s: int = 0) -> tuple[str, str]:
+    """The page of runs, and the table of their results as CSV.
+
+    Args:
+      runs: grouped, as `with_groups` does.
+      baseline: place of the group that the others are compared with at first; None for the usual one.
+      refresh_s: seconds after which a browser loads the page again; 0 for never.
+
+    Raises:
+      ArtifactError: an artifact of a run is damaged.
+    """
     kind = compared_kind(runs)
     groups = groups_of(runs, kind)
     baseline = default_baseline(groups) if baseline is None else baseline
@@ -184,14 +200,14 @@ def _write_page(runs: Sequence[History], out: Path, baseline: int | None, refres
     for run, row in zip(runs, data["runs"], strict=True):
         row["group"] = place_of[run.legend]
     data |= {"groups": [_group_data(place, group) for place, group in enumerate(groups)], "baseline": baseline}
+    data["baseline_told"] = BASELINE
     data["against"] = {place: [one._asdict() for one in found] for place, found in against.items()}
     title = f"Run {runs[0].name}" if len(runs) == 1 else counted(len(runs), "run")
     listed = ", ".join(group.name for group in groups)
     subtitle = f"{listed}; as of {time.strftime('%H:%M:%S')}" if refresh_s else listed
     baselines = [(groups[place].name, place) for place in against]
     text = page(f"jgolf report: {title}", subtitle, sections, baselines, data, refresh_s)
-    files.write_text(out / PAGE_FILE, text)
-    files.write_text(out / CSV_FILE, csv_text(results).encode(errors="replace").decode())
+    return text, csv_text(results)
 
 
 def _group_data(place: int, group: Group) -> dict[str, Any]:

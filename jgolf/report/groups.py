@@ -23,7 +23,7 @@ from jgolf.sweep.results import half_interval
 
 UNINTERESTING = ("version", "name", "data.dir", "data.tokenizer", "data.build_demo")
 """Settings that say nothing about how a run was trained."""
-BASELINE = "the baseline"
+BASELINE = "baseline"
 MOST_COMPARED = 24
 """Groups of which every one is tested against every other; of more, against the baseline alone."""
 _SEED_IN_NAME = re.compile(r"[-_. ]*seed[-_. ]*[0-9]+", re.IGNORECASE)
@@ -91,8 +91,8 @@ def _most_frequent(runs: Sequence[History]) -> str:
 def with_groups(runs: Sequence[History]) -> list[History]:
     """The runs, those that differ in their seeds alone called alike; a sweep's are already.
 
-    Runs of ours do where all other settings are alike, logs where they lie in one folder and their names are alike but
-    for "seed" and its number.
+    Runs of ours do where all other settings and the commit are alike, and no seed is there twice; logs where they lie
+    in one folder and their names are alike but for "seed" and its number.
     """
     members: dict[tuple, list[History]] = {}
     for run in runs:
@@ -103,7 +103,8 @@ def with_groups(runs: Sequence[History]) -> list[History]:
     found = []
     for run in runs:
         key = _recipe(run)
-        alike = not run.group and len(members[key]) > 1
+        seeds = {one.config.get("train.seed", one.name) for one in members[key]}
+        alike = not run.group and len(members[key]) == len(seeds) > 1
         name = names[key] if taken.count(names[key]) == 1 else ", ".join(one.name for one in members[key])
         found.append(replace(run, group=name) if alike else run)
     return found
@@ -115,15 +116,18 @@ def _recipe(run: History) -> tuple:
         return ("sweep", run.group)
     if run.config:
         left_out = (*UNINTERESTING, "train.seed")
-        return tuple(sorted((name, json.dumps(value)) for name, value in run.config.items() if name not in left_out))
+        settings = sorted((name, json.dumps(value)) for name, value in run.config.items() if name not in left_out)
+        return (*settings, run.starts[-1].get("commit") if run.starts else None)
     plain = _SEED_IN_NAME.sub("", run.path.stem)
     return ("log", str(run.path.resolve().parent), plain) if plain != run.path.stem else ("log", run.name)
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """What the names begin with, or all of them where that is nothing."""
-    start = re.sub(r"[-_. /]*(?:seed|s)?[-_. /]*$", "", os.path.commonprefix(list(names)).rstrip("0123456789"))
-    return start or ", ".join(names)
+    """The words that the names begin with, or all of them where that is nothing."""
+    start = os.path.commonprefix(list(names)).rstrip("0123456789")
+    if not all(name[len(start) :].isdigit() for name in names):
+        start = re.sub(r"[^-_. /,]*$", "", start)
+    return re.sub(r"((^|[-_. /])(seed|s))?[-_. /,]*$", "", start) or ", ".join(names)
 
 
 def groups_of(runs: Sequence[History], kind: str) -> list[Group]:
@@ -162,7 +166,7 @@ def against(a: Group, b: Group) -> Against:
         return Against(difference, math.nan, f"{direction}; not tested: that both scored the same text is not known")
     if min(len(a.bpb), len(b.bpb)) < 2:
         counts = f"{counted(len(a.bpb), 'run')} against {len(b.bpb)}"
-        return Against(difference, math.nan, f"{direction}; {counts}: the seeds' noise is not known")
+        return Against(difference, math.nan, f"{direction}; {counts}: the seeds’ noise is not known")
     if not all(math.isfinite(run.scores[a.kind].val_loss) for run in (*a.runs, *b.runs)):
         return Against(difference, math.nan, f"{direction}; not tested: some losses in nats are not known")
     try:
@@ -173,12 +177,13 @@ def against(a: Group, b: Group) -> Against:
     bits_a_nat = b.mean / found.b.mean if in_nats else 1 / found.unit.nats_per_bit_per_byte
     difference = -bits_a_nat * found.test.difference
     low, high = (-bits_a_nat * nats for nats in reversed(found.test.interval))
-    verdict = "a record by the challenge's rule" if found.is_record() else "no record by the challenge's rule"
+    verdict = "passes" if found.is_record() else "does not pass"
     told = (
-        f"{_direction(difference, b)}{'' if in_nats else ' over the same bytes'} ({CONFIDENCE:.0%} interval "
+        f"{_direction(difference, b)}{'' if in_nats else ' over the same bytes'} ({100 * CONFIDENCE:.0f} % interval "
         f"{signed(low)} to {signed(high)}, "
         f"{'paired' if found.is_paired else 'Welch’s'} t-test over {len(a.bpb)} and {len(b.bpb)} seeds); "
-        f"{verdict}: p = {found.test.p_value:.2g} for at least {MARGIN:g} nats, asked for < {SIGNIFICANCE:g}"
+        f"{verdict} the challenge’s test for a record: p = {found.test.p_value:.2g} of at least {MARGIN:g} nats, asked "
+        f"for < {SIGNIFICANCE:g}"
     )
     return Against(difference, (high - low) / 2, told)
 

@@ -119,8 +119,7 @@ def page(
 
 def download(name: str, table: Table) -> Download:
     """A table as a CSV file within the page."""
-    text = csv_text(table).encode(errors="replace").decode()
-    return Download(name, f"data:text/csv;charset=utf-8,{urllib.parse.quote(text)}")
+    return Download(name, f"data:text/csv;charset=utf-8,{urllib.parse.quote(csv_text(table))}")
 
 
 def require_jinja() -> None:

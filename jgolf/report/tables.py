@@ -305,7 +305,7 @@ def csv_text(table: Table) -> str:
     writer.writerow(table.heads)
     for row in table.rows:
         writer.writerow([_plain(cell) for cell in row])
-    return text.getvalue()
+    return text.getvalue().encode(errors="replace").decode()  # names of files may be no UTF-8
 
 
 def _plain(cell: Cell) -> str | float:

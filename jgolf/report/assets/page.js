@@ -39,7 +39,7 @@
     const size = Math.abs(value);
     return MINUS(size >= 1000 ? value.toFixed(0) : size >= 100 ? value.toFixed(1) : value.toFixed(4));
   };
-  const delta = (one) => (one.told === "the baseline" ? one.told : signed(one.difference));
+  const delta = (one) => (one.told === data.baseline_told ? one.told : signed(one.difference));
   const signed = (value) => (value === null ? "–" : MINUS((value < 0 ? "" : "+") + value.toFixed(4)));
   const axisName = { step: "step", time: "training time in seconds", share: "percent of the run" };
 
@@ -74,7 +74,7 @@
   // --- a chart -------------------------------------------------------------------------------------
 
   const charts = [];
-  let isPassingOn = false;
+  let view = null; // from where to where the curves are shown
 
   function nearest(xs, x) {
     let low = 0;
@@ -99,9 +99,10 @@
         points: { show: options.dots, size: 6, fill: color(curve.place) }, ...options.series });
     });
     const isVisible = (u, at) => u.series[at].show && u.series[at].main;
+    const whole = joined[0].length ? [joined[0][0], joined[0][joined[0].length - 1]] : [0, 1];
     function range(u) {
-      const { min, max } = u.scales.x;
-      const isWhole = options.isLog === false && min <= joined[0][0];
+      const [min, max] = (options.shared && view) || whole;
+      const isWhole = !options.isLog && min <= whole[0];
       const from = isWhole && options.skip && !state.log_x ? Math.max(min, SKIPPED * max) : min;
       const found = [];
       series.forEach((_, at) => {
@@ -138,16 +139,14 @@
         y: { distr: options.isLog ? 3 : 1, range },
       },
       axes: [axis(isLogX, true), axis(options.isLog, false)],
-      cursor: { y: false, drag: { x: true, y: false }, points: { show: false },
-        ...(options.shared ? { sync: { key: "runs", scales: ["x", null] } } : {}) },
+      cursor: { y: false, drag: { x: Boolean(options.shared), y: false, setScale: false }, points: { show: false },
+        bind: { dblclick: () => (options.shared ? zoom : null) },
+        ...(options.shared ? { sync: { key: "runs", scales: ["x", null], filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } } } : {}) },
       hooks: {
         setCursor: [(u) => tell(u, tip, curves, options)],
-        setScale: [(u, key) => {
-          if (key !== "x" || !options.shared || isPassingOn) return;
-          isPassingOn = true;
-          for (const one of charts)
-            if (one.options.shared && one.plot !== u) one.plot.setScale("x", { min: u.scales.x.min, max: u.scales.x.max });
-          isPassingOn = false;
+        setSelect: [(u) => {
+          if (u.select.width > 3) zoomTo(u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x"));
+          u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
         }],
         draw: [(u) => options.draw && options.draw(u)],
       },
@@ -166,15 +165,17 @@
       const seen = new Set(u.series.slice(1).filter((one) => one.show).map((one) => one.curve));
       for (const at of seen) {
         const curve = curves[at];
-        if (!curve.xs.length || x > curve.xs[curve.xs.length - 1] * 1.02 + 0.5) continue;
+        const near = 0.02 * (u.scales.x.max - u.scales.x.min);
+        if (x < curve.xs[0] - near || x > curve.xs[curve.xs.length - 1] + near) continue;
         const value = curve.ys[nearest(curve.xs, x)];
         if (value !== null) rows.push([value, curve]);
       }
       rows.sort((a, b) => a[0] - b[0]);
-      tip.replaceChildren(make("div", "soft", `${options.x} ${plain(+x.toPrecision(6))}`));
-      for (const [value, curve] of rows.slice(0, 9))
-        tip.append(make("div", "", swatch(curve.place), make("span", "", curve.name), make("b", "", figure(value))));
-      if (rows.length > 9) tip.append(make("div", "soft", `and ${rows.length - 9} more`));
+      const most = u.root.parentElement.matches(":hover") ? 9 : 4;
+      tip.replaceChildren(make("div", "soft", `${options.x} ${plain(options.isWholeX ? Math.round(x) : +x.toFixed(1))}`));
+      for (const [value, curve] of rows.slice(0, most))
+        tip.append(make("div", "", swatch(curve.place), make("span", "name", curve.name), make("b", "", figure(value))));
+      if (rows.length > most) tip.append(make("div", "soft", `and ${rows.length - most} more`));
     }
     tip.hidden = !rows.length;
     const isRight = left > u.over.clientWidth / 2;
@@ -240,6 +241,7 @@
       if (state.records && kind.id === "val_bpb") {
         context.strokeStyle = context.fillStyle = style("--soft");
         context.setLineDash([3, 4]);
+        context.textAlign = "left";
         let free = Infinity;
         for (const [name, bpb] of [...data.records].sort((a, b) => a[1] - b[1])) {
           if (!(bpb > u.scales.y.min && bpb < u.scales.y.max)) continue;
@@ -282,6 +284,7 @@
   function drawAll() {
     for (const chart of charts) chart.plot.destroy();
     charts.length = 0;
+    const boxes = [];
     for (const [parent, kinds] of [[find("curves"), data.charts], [find("levels"), data.levels]]) {
       if (!parent) continue;
       parent.replaceChildren();
@@ -294,12 +297,13 @@
         download.addEventListener("click", () => save(kind, isCurve));
         const unit = kind.unit ? [" ", make("small", "", kind.unit)] : [];
         parent.append(make("figure", "", make("figcaption", "", make("h3", "", kind.title, ...unit), download), box));
-        draw(box, curves, isCurve
+        boxes.push([box, curves, isCurve
           ? { shared: true, isLog: isLog(kind), dots: kind.of === "validation", skip: kind.of === "train",
-            robust: kind.id === "step_ms", x: axisName[state.x], draw: lines(kind, curves) }
-          : { shared: false, isLog: false, dots: false, zero: true, x: "level", series: { paths: uPlot.paths.stepped({ align: 1 }) } });
+            robust: kind.id === "step_ms", x: axisName[state.x], isWholeX: state.x === "step", draw: lines(kind, curves) }
+          : { shared: false, isLog: false, dots: false, zero: true, x: "level", isWholeX: true, series: { paths: uPlot.paths.stepped({ align: 1 }) } }]);
       }
     }
+    for (const one of boxes) draw(...one); // when all have their places, and so their widths
     zoom();
   }
 
@@ -316,9 +320,12 @@
     if (!ends.length) return;
     const max = Math.max(...ends.map((end) => end[1]));
     const min = state.tail ? 0.9 * max : Math.min(...ends.map((end) => end[0]));
-    isPassingOn = true;
-    for (const chart of shown) chart.plot.setScale("x", { min, max: max > min ? max : min + 1 });
-    isPassingOn = false;
+    zoomTo(min, max > min ? max : min + 1);
+  }
+
+  function zoomTo(min, max) {
+    view = [min, max];
+    for (const chart of charts) if (chart.options.shared) chart.plot.setScale("x", { min, max });
   }
 
   function save(kind, isCurve) {
