@@ -128,7 +128,9 @@ def _score_name(runs: Sequence[History], wanted: ScoreName) -> str:
     nan = [run for run in runs if wanted in run.scores and not math.isfinite(run.scores[wanted].val_loss)]
     if nan:
         listed = ", ".join(str(run.path) for run in nan)
-        raise JgolfError(f"{listed}: the {_WHERE[wanted]} is not a number: the run diverged; leave it out")
+        untold = all(math.isfinite(run.scores[wanted].val_bpb) for run in nan)
+        why = "tells bits per byte alone, no loss in nats" if untold else "is not a number: the run diverged"
+        raise JgolfError(f"{listed}: the {_WHERE[wanted]} {why}; leave it out")
     missing = [run for run in runs if wanted not in run.scores]
     if missing:
         more = " --adapted" if wanted == "adapted" else ""

@@ -42,9 +42,9 @@ _FIELDS = {
     "loss": ("loss",),
     "val_loss": ("val_loss", "val/loss", "valid_loss", "validation_loss"),
     "val_bpb": ("val_bpb", "val/bpb", "bpb", "validation_bpb"),
-    "train_time_s": ("train_time", "training_time", "elapsed", "elapsed_time", "time"),
+    "train_time_s": ("train_time", "training_time", "elapsed", "elapsed_time", "time", "t"),
     "step_avg_s": ("step_avg",),
-    "tokens_a_second": ("tok/s", "tokens/s", "tok/sec", "tokens/sec"),
+    "tokens_a_second": ("tok/s", "tok_s", "tokens/s", "tok/sec", "tokens/sec"),
     "grad_norm": ("grad_norm", "gnorm"),
     "learning_rate_multiplier": ("lr_scale", "lr_mul", "lr_mult", "lr_multiplier"),
     "eval_s": ("eval_time", "evaluation_time", "elapsed", "elapsed_time", "time"),
@@ -64,6 +64,10 @@ _SCORERS = (
     (r"\bsliding|\bstride|\bs\d+\b", "sliding"),
 )
 """Words of a score → how it was scored; rows of the sequence length where there is none of them."""
+_NAME = re.compile(r"[\w+:-]+(?: [\w+:-]+){0,3}")
+"""What a score is called that has no loss beside it; more words are a sentence, in a script's comments, say."""
+_MODE = re.compile(r"eval_mode\s*[:=]\s*(\w+)", re.IGNORECASE)
+"""How the scores that follow are made, whatever they are called."""
 _UNDER_WAY = re.compile(r"[0-9]\s*/\s*[0-9]|\b(?:chunk|batch|epoch|running|partial|progress)\b")
 """In the words of a figure that is not final yet."""
 _EVENTS = (
@@ -74,8 +78,8 @@ _EVENTS = (
 _BEGINS = re.compile(r"\bstart(?:s|ed)?\b|\benabled?\b|\bactivated?\b|\bbegins?\b|\bon\b")
 _BYTES = r"\s*[:=]\s*(?P<value>[0-9][0-9,]*(?:\.[0-9]+)?)\s*(?P<unit>bytes|kB|MB|MiB|B)\b"
 FACTS = (
-    ("total_bytes", rf"total (?:submission|artifact) size{_BYTES}", False),
-    ("total_bytes", rf"total (?:submission|artifact) size\s*[^\s:=][^:=]{{0,80}}{_BYTES}", True),
+    ("total_bytes", rf"total[ _](?:(?:submission|artifact)[ _])?size{_BYTES}", False),
+    ("total_bytes", rf"total[ _](?:(?:submission|artifact)[ _])?size\s*[^\s:=][^:=]{{0,80}}{_BYTES}", True),
     ("artifact_bytes", rf"serialized model\s*[^\s:=][^:=]{{0,80}}{_BYTES}", True),
     ("code_bytes", rf"code size(?: \(uncompressed\))?{_BYTES}", False),
     ("code_bytes", rf"code size(?: \(compressed\)|_compressed){_BYTES}", True),
@@ -141,6 +145,7 @@ class _Log:
         self._result: dict[str, Any] = {}
         self._coarse: list[tuple[int, float, float]] = []  # step, seconds rounded to minutes, tokens a second
         self._end: tuple[int, float] | None = None
+        self._mode = ""
 
     def add(self, text: str, where: str) -> None:
         """Reads a line; `where` names it in errors."""
@@ -151,6 +156,8 @@ class _Log:
             self._add_train(text, fields)
         if fields.keys() & {"val_bpb", "train_loss", "val_loss", "loss"}:
             return
+        if mode := _MODE.search(text):
+            self._mode = mode[1].lower()
         head = _STEP.search(text)
         if head:
             self._add_mark(text, _step(head), _seconds(fields, "train_time_s"))
@@ -182,7 +189,8 @@ class _Log:
         label = text[: min(fields[name].start() for name in names)]
         head = _STEP.search(label)
         words = (label[: head.start()] + " " + label[head.end() :] if head else label).lower()
-        kind = _kind(words.replace("_", " ").replace("-", " "), "stride" in fields)
+        is_named = len(names) > 1 or _NAME.fullmatch(words.strip())
+        kind = _kind(words, "sliding" if "stride" in fields else self._mode) if is_named else None
         if kind is None and head:
             row = {
                 "step": _step(head),
@@ -278,14 +286,19 @@ def _is_same(one: _Score, other: _Score) -> bool:
     return abs(one.score.val_bpb - other.score.val_bpb) <= apart
 
 
-def _kind(words: str, has_stride: bool) -> str | None:
-    """One of SCORE_KINDS for the words before a score; None where they name none."""
+def _kind(label: str, mode: str) -> str | None:
+    """One of SCORE_KINDS for the words before a score; None where they name none.
+
+    Args:
+      label: the words in lower case.
+      mode: how it was scored where they do not say; "" where that is not known.
+    """
+    words = label.replace("_", " ").replace("-", " ")
     weights = next((name for pattern, name in _WEIGHTS if re.search(pattern, words)), None)
     scorer = next((name for pattern, name in _SCORERS if re.search(pattern, words)), None)
     if weights is None and scorer is None:
         return None
-    if scorer is None and has_stride:
-        scorer = "sliding"
+    scorer = scorer or next((name for pattern, name in _SCORERS if re.search(pattern, mode.replace("_", " "))), None)
     if weights == "raw":
         return "validation" if scorer is None else None
     if weights == "pre_quantization":

@@ -30,6 +30,7 @@ NAN = math.nan
         ("step:500/20000 | train_loss:2.39 | train_time:42.1s | lr_mul:0.5", 500, 42.1, 2.39, 0.5),
         ("[rank 0] 12/20 train_loss=2.5, train_time=1.5min", 12, 90.0, 2.5, NAN),
         ("step:500/20000 train_loss:2.3955 step_avg:84.0ms", 500, 42.0, 2.3955, NAN),
+        ("step:500/6500 loss:2.3955 t:42105ms lr:1e-3", 500, 42.105, 2.3955, NAN),
         ("step 500 loss 2.3955 elapsed 0.5h", 500, 1800.0, 2.3955, NAN),
         ("step:3/9 train_loss:nan train_time:5ms", 3, 0.005, NAN, NAN),
         ("step:3/9 train_loss:1e1 train_time:5", 3, NAN, 10.0, NAN),
@@ -107,6 +108,9 @@ def test_scores_are_kept_apart(label, kind, form, tmp_path):
         'log0(f"final_int8_zlib_roundtrip val_loss:{q_val_loss:.4f} val_bpb:{q_val_bpb:.4f}")',
         'log0(f"step:{step}/{args.iterations} train_loss:{train_loss.item():.4f}")',
         "start time: 12.30.45, step by step",
+        "# the sliding window brings the final val_bpb: 1.1428",
+        "  ttt_chunk [11/1893] bpb=1.157 time=3.1s",
+        "  sliding_eval [ 12.3%] 100/1234 windows running_bpb=1.1234",
     ],
 )
 def test_what_is_no_score(line, tmp_path):
@@ -166,6 +170,18 @@ def test_facts(lines, expected, tmp_path):
 )
 def test_events(line, expected, tmp_path):
     assert _read(tmp_path, line).events == expected
+
+
+def test_a_mode_says_how_what_follows_was_scored(tmp_path):
+    line = "final_int8_zlib_roundtrip val_loss:2.5 val_bpb:1.25"
+    assert _read(tmp_path, "final_eval_mode:sliding_window stride:64", line).scores == {"sliding": (2.5, 1.25)}
+    assert _read(tmp_path, "final_eval_mode:standard", line).scores == {"standard": (2.5, 1.25)}
+    assert _read(tmp_path, f"{line} stride:64").scores == {"sliding": (2.5, 1.25)}
+
+
+def test_a_score_in_bits_alone(tmp_path):
+    (score,) = _read(tmp_path, "quantized_sliding_window val_bpb: 1.0828").scores.values()
+    assert math.isnan(score.val_loss) and score.val_bpb == 1.0828
 
 
 ROUNDTRIP = "final_int6_roundtrip_exact val_loss:1.93700000 val_bpb:1.14720000"
