@@ -183,7 +183,7 @@ def page_and_csv(runs: Sequence[History], baseline: int | None = None, refresh_s
     if len(groups) < len(runs):
         sections[-1] = replace(sections[-1], tables=[results, seeds_table(groups, differences)])
     if len(groups) > 1 and kind:
-        text = f"Bits per byte, {SCORE_KINDS[kind]}. Dots are means, circles seeds, bars 95 % intervals of the mean."
+        text = f"Bits per byte, {SCORE_KINDS[kind]}. Strokes are means, circles seeds, bars 95 % intervals of the mean."
         forests = [("scores", "Scores"), ("differences", "Difference from the baseline; lower is better")]
         sections.append(Section("Comparison", text, forests=forests))
     sections.append(Section("Training", CURVES, has_curves=True))

@@ -252,7 +252,14 @@
           context.stroke();
           if (free - y < 13 * devicePixelRatio) continue;
           free = y;
-          context.fillText(`${name} ${bpb}`, left + 4 * devicePixelRatio, y - 3 * devicePixelRatio);
+          const place = [`${name} ${bpb}`, left + 4 * devicePixelRatio, y - 3 * devicePixelRatio];
+          context.save();
+          context.strokeStyle = style("--panel");
+          context.lineWidth = 4 * devicePixelRatio;
+          context.setLineDash([]);
+          context.strokeText(...place);
+          context.fillText(...place);
+          context.restore();
         }
       }
       if (state.events && kind.of === "train" && state.x !== "time") {
@@ -396,10 +403,10 @@
       for (const point of row.points) track.append(mark("seed", at(point)));
       track.append(mark("mean", at(row.mean)));
       const interval = row.half ? ` ± ${row.half.toFixed(4)}` : "";
-      grid.append(make("span", "", row.name), track, make("span", "", (hasZero ? signed(row.mean) : figure(row.mean)) + interval));
+      grid.append(make("span", "name", row.name), track, make("span", "", (hasZero ? signed(row.mean) : figure(row.mean)) + interval));
     }
     const write = hasZero ? signed : figure;
-    grid.append(make("span"), make("div", "axis", make("span", "", write(low)), make("span", "", write(high))), make("span"));
+    grid.append(make("span", "name"), make("div", "axis", make("span", "", write(low)), make("span", "", write(high))), make("span"));
     parent.replaceChildren(grid);
   }
 
