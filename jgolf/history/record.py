@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,14 +112,3 @@ def check_bpb(row: Mapping[str, Any], where: str) -> None:
     bpb = number(row.get("val_bpb"))
     if bpb <= 0:
         raise JgolfError(f"{where}: val_bpb is {bpb:g}, expected more than 0")
-
-
-def richest_kind(runs: Sequence[History]) -> str:
-    """The last of SCORE_KINDS that every run has as a finite number; "" where there is none."""
-    kinds = [kind for kind in SCORE_KINDS if all(math.isfinite(bpb_of(run, kind)) for run in runs)]
-    return kinds[-1] if kinds else ""
-
-
-def bpb_of(run: History, kind: str) -> float:
-    """Bits per byte of one of the run's scores; NaN where it has none."""
-    return run.scores[kind].val_bpb if kind in run.scores else math.nan

@@ -12,9 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from jgolf import files
-from jgolf.artifact.size import LIMIT_BYTES
 from jgolf.errors import JgolfError
-from jgolf.evaluate.challenge import CHALLENGE_SECONDS
 from jgolf.history import SCORE_KINDS, History, read_histories
 from jgolf.progress import counted, progress_bar
 from jgolf.report.artifacts import Contents, artifact_plots
@@ -22,40 +20,30 @@ from jgolf.report.charts import chart_data
 from jgolf.report.curves import history_plots
 from jgolf.report.groups import (
     BASELINE,
-    Against,
     Group,
     all_against,
-    best_group,
     compared_kind,
     default_baseline,
     groups_of,
-    score_of,
-    signed,
     with_groups,
 )
-from jgolf.report.page import Bar, Card, Sample, Section, download, page, require_jinja
+from jgolf.report.page import Sample, Section, download, page, require_jinja
 from jgolf.report.plots import Plot, placed, require_matplotlib
 from jgolf.report.seeds import groups_plots
 from jgolf.report.sizes import read_contents
 from jgolf.report.tables import (
     csv_text,
-    duration,
-    evaluation_seconds,
     leaderboard_table,
-    original_bpb,
-    quantization_gap,
     results_table,
     seeds_table,
     settings_tables,
     sizes_table,
     starts_table,
-    total_bytes,
-    train_seconds,
 )
+from jgolf.report.verdict import cards, verdict
 
 PAGE_FILE = "index.html"
 CSV_FILE = "results.csv"
-MOST_CARDS = 6
 MOST_SAMPLES = 3
 """Of each run, the newest."""
 CURVES = (
@@ -177,7 +165,7 @@ def page_and_csv(runs: Sequence[History], baseline: int | None = None, refresh_s
     results = results_table(runs, kind, [differences[place_of[run.legend]] for run in runs])
     contents = _contents(runs)
     sections = [
-        Section("Verdict", _verdict(groups, kind), cards=_cards(groups, baseline, differences)),
+        Section("Verdict", verdict(groups, kind), cards=cards(groups, baseline, differences)),
         Section("Results", tables=[results], csv=download(CSV_FILE, results)),
     ]
     if len(groups) < len(runs):
@@ -225,74 +213,6 @@ def _with_distinct_names(histories: Sequence[History]) -> list[History]:
         twice = next(name for name in named if named.count(name) > 1)
         raise JgolfError(f"{twice}: named twice; expected each run once")
     return [replace(run, name=name) for run, name in zip(histories, named, strict=True)]
-
-
-# --- the verdict -------------------------------------------------------------------------------------------
-
-
-def _verdict(groups: Sequence[Group], kind: str) -> str:
-    best = best_group(groups)
-    if best is None:
-        return "No score that is a number has been logged."
-    of = "" if len(groups) == 1 else f", {groups[best].name}"
-    seeds = f", mean of {len(groups[best].bpb)} seeds" if len(groups[best].bpb) > 1 else ""
-    return f"Best score: {groups[best].mean:.4f} bits per byte ({SCORE_KINDS[kind]}{of}{seeds})."
-
-
-def _cards(groups: Sequence[Group], baseline: int, differences: Sequence[Against]) -> list[Card]:
-    """The best groups, the best first, and the baseline."""
-    scored = [place for place, group in enumerate(groups) if math.isfinite(group.mean)]
-    chosen = sorted(scored, key=lambda place: groups[place].mean)[:MOST_CARDS]
-    if baseline in scored and baseline not in chosen:
-        chosen[-1] = baseline
-    return [_card(place, groups[place], differences[place].told if len(groups) > 1 else "") for place in chosen]
-
-
-def _card(place: int, group: Group, told: str) -> Card:
-    seeds = f", mean of {len(group.bpb)} seeds" if len(group.bpb) > 1 else ""
-    interval = f" ± {group.half:.4f}" if math.isfinite(group.half) else ""
-    lines = []
-    original = _mean([original_bpb(run, group.kind) for run in group.runs])
-    if math.isfinite(original):
-        lines.append(f"{original:.4f} over the bytes of the original text")
-    gap = _mean([quantization_gap(run) for run in group.runs])
-    if math.isfinite(gap):
-        before = _mean([score_of(run, "pre_quantization") for run in group.runs])
-        lines.append(f"quantization costs {signed(gap)} from {before:.4f}")
-    kind = f"bits per byte, {SCORE_KINDS[group.kind]}{seeds}"
-    return Card(place, place, group.name, f"{group.mean:.4f}{interval}", kind, lines, told, _bars(group))
-
-
-def _bars(group: Group) -> list[Bar]:
-    """Bytes and seconds of what the challenge allows; of several seeds the most."""
-    bars = []
-    limit = max(int(run.result.get("limit_bytes", LIMIT_BYTES)) for run in group.runs)
-    size = _most([total_bytes(run) for run in group.runs])
-    if math.isfinite(size):
-        what = "" if "total_bytes" in group.runs[0].result else " without code"
-        bars.append(_bar(f"{size:,.0f} of {limit:,} bytes{what}", size, limit))
-    trained = _most([train_seconds(run) for run in group.runs])
-    if math.isfinite(trained):
-        bars.append(_bar(f"{trained:,.0f} of {CHALLENGE_SECONDS} s of training, {duration(trained)}", trained))
-    scored = [evaluation_seconds(run) for run in group.runs]
-    seconds = _most([seconds for seconds, _ in scored])
-    if math.isfinite(seconds):
-        where = next(where for found, where in scored if found == seconds)
-        bars.append(_bar(f"{seconds:,.1f} of {CHALLENGE_SECONDS} s of evaluation, {where}", seconds))
-    return bars
-
-
-def _bar(text: str, amount: float, limit: float = CHALLENGE_SECONDS) -> Bar:
-    return Bar(text, round(min(100.0, 100 * amount / limit), 2), amount > limit)
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
-
-
-def _most(values: Sequence[float]) -> float:
-    return max((value for value in values if math.isfinite(value)), default=math.nan)
 
 
 def _samples(runs: Sequence[History]) -> list[Sample]:

@@ -204,7 +204,7 @@ def seeds_table(groups: Sequence[Group], differences: Sequence[Against]) -> Tabl
             _number_cell(group.mean, "{:.4f}", group.mean == best),
             _number_cell(group.half, "± {:.4f}"),
             _delta(one),
-            _number_cell(_mean([total_bytes(run) for run in group.runs]), "{:,.0f}"),
+            _number_cell(mean([total_bytes(run) for run in group.runs]), "{:,.0f}"),
         ]
         for group, one in zip(groups, differences, strict=True)
     ]
@@ -212,7 +212,8 @@ def seeds_table(groups: Sequence[Group], differences: Sequence[Against]) -> Tabl
     return Table("Means over the seeds, and half the 95 % confidence interval of the mean", heads, rows, name="seeds")
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Of those that are a number; NaN without any."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
