@@ -112,7 +112,7 @@ def page(
         refresh_s=refresh_s,
         style=_markup(_style()),
         library=_markup(_library()),
-        script=_markup(_asset("page.js")),
+        script=_markup(_script()),
     )
     return text.encode(errors="replace").decode()  # paths among the settings may be no UTF-8
 
@@ -166,6 +166,11 @@ def _colors(theme: Theme, ground: str, stripe: str, soft: str, accent: str, warn
 def _library() -> str:
     """uPlot with its license in place of the comment with its address: the page names no other."""
     return f"/*\nuPlot 1.6.32\n\n{_asset('uPlot.LICENSE')}\n*/\n{_asset('uPlot.iife.min.js').partition('*/')[2]}"
+
+
+def _script() -> str:
+    """What the page does, in one scope."""
+    return f"(() => {{\n'use strict';\n{_asset('curves.js')}{_asset('page.js')}}})();\n"
 
 
 def _asset(name: str) -> str:
