@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import re
+import shutil
+import subprocess
 import sys
 import urllib.parse
 import warnings
@@ -22,6 +24,7 @@ from jgolf.history import read_histories, read_history
 from jgolf.report.charts import chart_data
 from jgolf.report.curves import history_plots, smoothed, step_times_ms
 from jgolf.report.leaderboard import leaderboard
+from jgolf.report.page import _script
 from jgolf.report.plots import LIGHT, placed
 from jgolf.report.sizes import read_contents
 from tests.conftest import RECIPE
@@ -174,6 +177,12 @@ def test_the_page_needs_no_other_file(tmp_path):
     assert csv == (tmp_path / "out" / "results.csv").read_text()
     script = " ".join(page.scripts)
     assert "Copyright (c) 2022 Leon Sorokin" in script and "prefers-color-scheme: dark" in script
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_script_can_be_read(tmp_path):
+    (tmp_path / "page.js").write_text(_script())
+    subprocess.run(["node", "--check", str(tmp_path / "page.js")], check=True)
 
 
 def test_the_page_draws_the_runs_numbers(tmp_path):
