@@ -92,6 +92,8 @@ def test_metrics_hold_every_step_once(run_dir):
     assert [row["step"] for row in rows if "train_loss" in row] == list(range(1, 41))
     assert sum(row.get("late_qat", False) for row in rows) == 2  # multipliers 0.1 and 0.05
     assert json.loads((run_dir / "config.json").read_text())["model"]["num_layers"] == 2
+    (start,) = map(json.loads, (run_dir / "starts.jsonl").read_text().splitlines())
+    assert start["command"].startswith("train.py demo --run-dir") and start["hardware"].endswith("cpu")
 
 
 def test_export_scores_what_is_on_the_disk(run_dir, exported, demo_dir):
@@ -157,9 +159,12 @@ def test_an_export_that_makes_no_sense_leaves_the_earlier_one(run_dir, exported,
 
 def test_sample_writes_text(run_dir):
     words = ("-m", "jgolf", "sample", run_dir, "--prompt", "The function", "--tokens", "8")
-    first, again = run(*words).stdout, run_here(*words).stdout
+    first, again = run(*words).stdout, run_here(*words, "--keep").stdout
     assert first.startswith("The function")
     assert first == again
+    kept = json.loads((run_dir / "samples.jsonl").read_text())
+    (run_dir / "samples.jsonl").unlink()
+    assert kept["prompt"] == "The function" and f"{kept['text']}\n" == first and kept["tokens"] == 8
 
 
 def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir, tmp_path):
@@ -185,6 +190,7 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir
         (["train.py", "--seed", "99999999999999999999"], 2, "train.seed is 99999999999999999999: expected from 0 to"),
         (["train.py", "--run-dir", __file__], 2, "test_commands.py: a file, expected a folder"),
         (["-m", "jgolf", "sample", "x", "--temperature", "nan"], 2, "--temperature nan"),
+        (["-m", "jgolf", "sample", "x.jgolf", "--keep"], 2, "--keep: x.jgolf is no run directory"),
         (["-m", "jgolf", "sample", "x", "--top-p", "0"], 2, "--top-p 0.0: expected more than 0, and at most 1"),
         (["-m", "jgolf", "evaluate", "x", "--max-tokens", "-5"], 2, "--max-tokens -5: expected at least 0"),
         (

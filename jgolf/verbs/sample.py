@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import tyro
 
+from jgolf import files
 from jgolf.config import Average
 from jgolf.errors import JgolfError
 from jgolf.evaluate.sample import continuations
 from jgolf.load import load_model
 from jgolf.options import PathText
+from jgolf.run_dir import CONFIG_FILE, SAMPLES_FILE
 from jgolf.verbs.scoring import tokenizer_of
 
 
@@ -26,6 +29,7 @@ def sample(
     tokenizer: Path | None = None,
     config: PathText | None = None,
     average: Average | None = None,
+    keep: bool = False,
 ) -> None:
     """Let a model continue a text.
 
@@ -42,6 +46,7 @@ def sample(
       tokenizer: Its file; the run's own by default, also of a run's artifact.
       config: For PyTorch files, what their tensors do not tell.
       average: For a run, the weights to use; those that it exports by default.
+      keep: Add the text to the run's samples.jsonl, which `jgolf report` shows.
     """
     if not 0 <= temperature < math.inf or top_k < 0 or tokens < 0:
         raise JgolfError(
@@ -51,6 +56,8 @@ def sample(
         raise JgolfError(f"--top-p {top_p}: expected more than 0, and at most 1")
     if not 0 <= seed < 1 << 32:
         raise JgolfError(f"--seed {seed}: expected from 0 to 4294967295")
+    if keep and not Path(model, CONFIG_FILE).is_file():
+        raise JgolfError(f"--keep: {model} is no run directory, in which the text could be kept; leave --keep out")
     prompt = prompt.encode(errors="replace").decode()  # bytes of the command line that are no UTF-8
     loaded = load_model(model, config, average)
     pieces = tokenizer_of(loaded, tokenizer)
@@ -71,3 +78,11 @@ def sample(
         print(text[len(shown) :], end="", flush=True)
         shown = text
     print()
+    if keep:
+        settings = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        _keep(Path(model, SAMPLES_FILE), {"prompt": prompt, "text": shown, **settings})
+
+
+def _keep(path: Path, sample: dict[str, Any]) -> None:
+    before = path.read_bytes() if path.is_file() else b""
+    files.write_bytes(path, before + files.json_text(sample, ascii_only=False).encode() + b"\n")
