@@ -19,7 +19,8 @@ from jgolf.output import outlives_its_readers
 from jgolf.progress import plain_console
 
 VERBS: dict[str, tuple[str, str]] = {
-    "data": ("", "prepare tokens: pack, tokenizer, download, demo, inspect"),
+    "new": ("jgolf.verbs.new:new", "a model from a text of your own, in one command"),
+    "data": ("", "prepare tokens: split, pack, tokenizer, download, demo, inspect"),
     "train": ("jgolf.verbs.train:train", "train a model"),
     "export": ("jgolf.verbs.export:export", "quantize a run, pack it into an artifact and score that"),
     "evaluate": ("jgolf.verbs.evaluate:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),

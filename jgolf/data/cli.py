@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 VERBS: dict[str, str] = {
+    "split": "jgolf.data.split:split",
     "pack": "jgolf.data.pack:pack",
     "tokenizer": "jgolf.data.train_tokenizer:tokenizer",
     "download": "jgolf.data.download:download",
@@ -12,6 +13,7 @@ VERBS: dict[str, str] = {
 """Verb → "module:function"."""
 
 HELP: dict[str, str] = {
+    "split": "divide a text into documents to train on and others held out",
     "pack": "pack documents into token shards",
     "tokenizer": "train a tokenizer",
     "download": "fetch published shards and their tokenizer",
