@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("jgolf.report.cli:report", "draw runs, the PyTorch reference's too, on one page"),
     "compare": ("jgolf.compare:compare", "test whether runs beat others by the challenge's rule for a record"),
     "sample": ("jgolf.verbs.sample:sample", "let a model continue a text"),
+    "serve": ("jgolf.verbs.serve:serve", "a page on this machine, in which a model continues what you type"),
     "compress": ("jgolf.verbs.compress:compress", "compress files by a model, without loss"),
     "decompress": ("jgolf.verbs.compress:decompress", "give back files that compress made smaller"),
     "convert": ("jgolf.verbs.convert:convert", "turn PyTorch checkpoints and artifacts into ours and back"),

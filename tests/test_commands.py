@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,25 @@ def test_sample_writes_text(run_dir):
     first, again = run(*words).stdout, run_here(*words).stdout
     assert first.startswith("The function")
     assert first == again
+
+
+def test_serve_writes_what_sample_does(run_dir):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "jgolf", "serve", str(run_dir), "--port", "0"]
+    words = ("--prompt", "The function", "--tokens", "8", "--top-k", "0", "--top-p", "0.9", "--seed", "3")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert "128 tokens of context, 1,024 pieces" in server.stdout.readline()
+            address = server.stdout.readline().partition(" ")[0]
+            asked = {"prompt": "The function", "tokens": 8, "temperature": 0.8, "top_p": 0.9, "seed": 3}
+            request = urllib.request.Request(
+                f"{address}continue", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                text = answer.read().decode()
+        finally:
+            server.kill()
+    assert f"The function{text}\n" == run_here("-m", "jgolf", "sample", run_dir, *words).stdout
 
 
 def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir, tmp_path):

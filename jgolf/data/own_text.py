@@ -149,8 +149,8 @@ def _not_text(path: Path, error: UnicodeDecodeError, before: int, first: bytes) 
     wide = "; it begins as UTF-16 does" if first[:2] in _WIDE_MARKS else ""
     return DataError(
         f"{path}: not UTF-8 text: byte 0x{error.object[error.start]:02x} at position {before + error.start}{wide}: "
-        f"convert it, for instance with `iconv -f {'UTF-16' if wide else 'ISO-8859-1'} -t UTF-8`, or turn it into plain "
-        "text if it is none"
+        f"convert it, for instance with `iconv -f {'UTF-16' if wide else 'ISO-8859-1'} -t UTF-8`, or turn it into "
+        "plain text if it is none"
     )
 
 

@@ -63,7 +63,7 @@ class Journal:
         if other:
             differing = "; ".join(f"{name} was {earlier.get(name)!s:.200}, is {asked[name]!s:.200}" for name in other)
             raise JgolfError(
-                f"{folder}: begun with other options ({differing}): give the same ones to go on, or choose another --out"
+                f"{folder}: begun with other options ({differing}): give the same ones, or choose another --out"
             )
 
     def keep(self, **facts: Any) -> None:

@@ -185,6 +185,7 @@ class _Stages:
             f"\n{folder}: {bits:.4f} bits per byte of held-out text; the model is {folder / ARTIFACT_FILE}, "
             f"{result['artifact_bytes']:,} bytes\n"
             f"  let it write:       jgolf sample {quoted} --prompt '…'\n"
+            f"  type and see:       jgolf serve {quoted}\n"
             f"  draw the run:       jgolf report {quoted}"
         )
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import tyro
 
 from jgolf.config import Average
-from jgolf.errors import JgolfError
-from jgolf.evaluate.sample import continuations
+from jgolf.evaluate.sample import check_sampling, continuations, continued_text
 from jgolf.load import load_model
 from jgolf.options import PathText
 from jgolf.verbs.scoring import tokenizer_of
@@ -43,31 +41,16 @@ def sample(
       config: For PyTorch files, what their tensors do not tell.
       average: For a run, the weights to use; those that it exports by default.
     """
-    if not 0 <= temperature < math.inf or top_k < 0 or tokens < 0:
-        raise JgolfError(
-            f"--temperature {temperature}, --top-k {top_k}, --tokens {tokens}: expected numbers of 0 or more"
-        )
-    if not 0 < top_p <= 1:
-        raise JgolfError(f"--top-p {top_p}: expected more than 0, and at most 1")
-    if not 0 <= seed < 1 << 32:
-        raise JgolfError(f"--seed {seed}: expected from 0 to 4294967295")
+    check_sampling(tokens, temperature, top_k, top_p, seed)
     prompt = prompt.encode(errors="replace").decode()  # bytes of the command line that are no UTF-8
     loaded = load_model(model, config, average)
     pieces = tokenizer_of(loaded, tokenizer)
     ids = [pieces.bos_id, *pieces.encode(prompt)]
-    shown = pieces.decode(ids)
-    print(shown, end="", flush=True)
+    print(pieces.decode(ids), end="", flush=True)
     train, how = loaded.config.train, (temperature, top_k, seed, top_p)
     generated = continuations(
         loaded.config.model, loaded.params, ids, tokens, train.seq_len, *how, documents=train.documents
     )
-    for token in generated:
-        if token == pieces.bos_id:
-            break
-        ids.append(token)
-        text = pieces.decode(ids)
-        if text.endswith("\ufffd"):
-            continue  # in the middle of a character of several bytes
-        print(text[len(shown) :], end="", flush=True)
-        shown = text
+    for text in continued_text(pieces, ids, generated):
+        print(text, end="", flush=True)
     print()
