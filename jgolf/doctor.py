@@ -50,6 +50,7 @@ EXTRAS = {
     "entropy": ("constriction", "smaller artifacts: --codec range"),
     "parquet": ("pyarrow", "Parquet files in jgolf new and jgolf data split"),
     "report": ("matplotlib", "jgolf report"),
+    "safetensors": ("safetensors", ".safetensors files"),
     "tensorboard": ("tensorboardX", "--writers tensorboard"),
     "torch": ("torch", "PyTorch checkpoints, jgolf convert and crosscheck"),
     "wandb": ("wandb", "--writers wandb"),

@@ -30,7 +30,7 @@ def sample(
     Example: jgolf sample runs/demo --prompt "The function" --tokens 100
 
     Args:
-      model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
+      model: A run directory, a .jgolf artifact, .safetensors, or a PyTorch checkpoint (.pt) or artifact (.ptz).
       prompt: The text to continue; empty starts a new document.
       tokens: Tokens to write at most; a new document ends the text.
       temperature: Below 1 prefers likely tokens; 0 always takes the likeliest.

@@ -32,7 +32,7 @@ def serve(
     Ctrl-C ends it. Example: jgolf serve runs/demo
 
     Args:
-      model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
+      model: A run directory, a .jgolf artifact, .safetensors, or a PyTorch checkpoint (.pt) or artifact (.ptz).
       port: Where it listens, on 127.0.0.1; 0 for any that is free.
       tokenizer: Its file; the run's own by default, also of a run's artifact.
       config: For PyTorch files, what their tensors do not tell.
