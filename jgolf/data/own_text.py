@@ -39,10 +39,9 @@ def find_texts(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         else:
             raise DataError(f"{path}: no such file or folder")
     if not found:
-        named = ", ".join(map(str, paths)) or "nothing"
+        named = f"{', '.join(map(str, paths))}: no text there" if paths else "no text given"
         raise DataError(
-            f"{named}: no text there: name text files, .jsonl or .parquet files, or folders of such (.zst and .gz "
-            "are read too)"
+            f"{named}: name text files, .jsonl or .parquet files, or folders of such (.zst and .gz are read too)"
         )
     return list(dict.fromkeys(found)), left_out
 

@@ -19,7 +19,7 @@ from jgolf.bench.timing import measure
 from jgolf.config import Config
 from jgolf.model.functional import parameter_shapes
 
-TOKENS_A_PARAMETER = 3
+TOKENS_A_PARAMETER = 2
 """Fewest training tokens for each parameter."""
 MOST_PASSES = 16
 """Over a text: more teach a network its text rather than its language."""

@@ -135,6 +135,8 @@ def test_missing_and_empty_places(tmp_path: Path) -> None:
         find_texts([tmp_path / "nowhere.txt"])
     with pytest.raises(DataError, match="no text there: name text files"):
         find_texts([tmp_path])
+    with pytest.raises(DataError, match="^no text given: name text files"):
+        find_texts([])
     with pytest.raises(DataError, match="--held-out-share 0.7"):
         split_documents([tmp_path], tmp_path / "out", held_out_share=0.7)
 
