@@ -23,6 +23,8 @@ TOKENS_A_PARAMETER = 2
 """Fewest training tokens for each parameter."""
 MOST_PASSES = 16
 """Over a text: more teach a network its text rather than its language."""
+RATE_RISE = 2.0
+"""Operations a second of a network's step over those of the next smaller one's: up to so many times."""
 RUNS = 3
 """Of a step, to measure its time."""
 
@@ -174,10 +176,11 @@ def choose(
     seconds: float,
     step_s: Callable[[dict[str, int]], float],
 ) -> tuple[Candidate, float]:
-    """The largest candidate that gets TOKENS_A_PARAMETER, and the seconds of its step.
+    """The largest candidate that gets TOKENS_A_PARAMETER, or the smallest, and the seconds of its step.
 
-    The step of the smallest is measured, and those of the others are taken to be as many operations a second, which
-    larger ones exceed; the one chosen so is measured, too, and if it is slower than that, smaller ones are looked at.
+    The steps of few are measured: the smallest's, then that of the largest which gets enough if its operations take as
+    long as those of the one before, and so on, as long as one gets enough. The next larger one is measured, too, where
+    it gets enough if it does RATE_RISE times as many a second.
 
     Args:
       candidates: rising.
@@ -186,20 +189,25 @@ def choose(
       seconds: of training.
       step_s: measures a step, from a candidate's settings.
     """
-    first, *others = candidates
-    measured = step_s(first.settings)
-    rate = first.flops / measured
-    for candidate in reversed(others):
-        if _gets_enough(candidate, candidate.flops / rate, batch_tokens, text_tokens, seconds):
-            found = step_s(candidate.settings)
-            if _gets_enough(candidate, found, batch_tokens, text_tokens, seconds):
-                return candidate, found
-    return first, measured
 
+    def gets_enough(index: int, step_s: float) -> bool:
+        tokens = min(seconds / step_s * batch_tokens, MOST_PASSES * text_tokens)
+        return tokens >= TOKENS_A_PARAMETER * candidates[index].parameters
 
-def _gets_enough(candidate: Candidate, step_s: float, batch_tokens: int, text_tokens: int, seconds: float) -> bool:
-    tokens = min(seconds / step_s * batch_tokens, MOST_PASSES * text_tokens)
-    return tokens >= TOKENS_A_PARAMETER * candidate.parameters
+    best, best_s = 0, step_s(candidates[0].settings)
+    above = len(candidates) if gets_enough(0, best_s) else 1
+    while best + 1 < above:
+        rate = candidates[best].flops / best_s
+        rates = {index: rate * (RATE_RISE if index == best + 1 else 1) for index in range(best + 1, above)}
+        likely = [index for index in rates if gets_enough(index, candidates[index].flops / rates[index])]
+        if not likely:
+            break
+        found_s = step_s(candidates[likely[-1]].settings)
+        if gets_enough(likely[-1], found_s):
+            best, best_s = likely[-1], found_s
+        else:
+            above = likely[-1]
+    return candidates[best], best_s
 
 
 def run_settings(steps: int, most_steps: int, seconds: float) -> dict[str, Any]:

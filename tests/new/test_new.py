@@ -65,11 +65,14 @@ def test_a_small_text_wants_a_small_network() -> None:
     assert chosen(1e6, enough + 1)[0] == 40
     assert chosen(1e6, enough - 1)[0] == 20
     assert chosen(1e6, 1) == (10, 1.0, [10])
+    assert chosen(0.01) == (10, 1.0, [10])  # and so does a short time
 
 
-def test_one_that_turns_out_slow_is_not_taken() -> None:
+def test_what_is_slower_or_faster_than_thought() -> None:
     seconds = TOKENS_A_PARAMETER * 40 * 40 / 10 * 1.001
     assert chosen(seconds, slower={40: 1.5}) == (20, 2.0, [10, 40, 20])
+    assert chosen(seconds, slower={80: 0.25}) == (40, 4.0, [10, 40])  # 80 would have to be four times as fast
+    assert chosen(seconds * 2.1, slower={80: 0.45}) == (80, 3.6, [10, 40, 80])
 
 
 @pytest.mark.parametrize("kind", [CPU, GPU])
@@ -139,8 +142,10 @@ def verse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_text_becomes_a_model_and_the_same_command_goes_on(verse: Path) -> None:
-    words = ("new", "verse.txt", "--minutes", "0.02", "--config", "least.py")
+def test_a_text_becomes_a_model_and_the_same_command_goes_on(
+    verse: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    words = ["new", "verse.txt", "--minutes", "0.02", "--config", "least.py"]
     done = jgolf(*words, cwd=verse)
     assert done.returncode == 0, done.stdout + done.stderr
     out = verse / "runs" / "verse"
@@ -169,11 +174,11 @@ def test_a_text_becomes_a_model_and_the_same_command_goes_on(verse: Path) -> Non
     journal = json.loads((out / "new.json").read_text())
     journal["done"].remove("compress")  # as if it had been killed there
     (out / "new.json").write_text(json.dumps(journal))
-    on = jgolf(*words, cwd=verse)
-    assert on.returncode == 0, on.stdout + on.stderr
-    assert re.findall(r"^\$ jgolf (.*)$", on.stdout, re.MULTILINE) == [shown[-1] + " --overwrite"]
-    other = jgolf("new", "verse.txt", "--minutes", "3", "--config", "least.py", cwd=verse)
-    assert other.returncode == 2 and "begun with other options (minutes was 0.02, is 3.0)" in other.stderr
+    monkeypatch.chdir(verse)
+    assert main(words) == 0
+    assert re.findall(r"^\$ jgolf (.*)$", capfd.readouterr().out, re.MULTILINE) == [shown[-1] + " --overwrite"]
+    assert main(["new", "verse.txt", "--minutes", "3", "--config", "least.py"]) == 2
+    assert "begun with other options (minutes was 0.02, is 3.0)" in capfd.readouterr().err
 
 
 @pytest.mark.slow
