@@ -48,7 +48,9 @@ STYLES: dict[Verdict, str] = {"ok": "green", "optional": "dim", "warning": "yell
 EXTRAS = {
     "download": ("huggingface_hub", "jgolf data download"),
     "entropy": ("constriction", "smaller artifacts: --codec range"),
+    "parquet": ("pyarrow", "Parquet files in jgolf new and jgolf data split"),
     "report": ("matplotlib", "jgolf report"),
+    "safetensors": ("safetensors", ".safetensors files"),
     "tensorboard": ("tensorboardX", "--writers tensorboard"),
     "torch": ("torch", "PyTorch checkpoints, jgolf convert and crosscheck"),
     "wandb": ("wandb", "--writers wandb"),

@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,25 @@ def test_sample_writes_text(run_dir):
     assert kept["prompt"] == "The function" and f"{kept['text']}\n" == first and kept["tokens"] == 8
 
 
+def test_serve_writes_what_sample_does(run_dir):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "jgolf", "serve", str(run_dir), "--port", "0"]
+    words = ("--prompt", "The function", "--tokens", "8", "--top-k", "0", "--top-p", "0.9", "--seed", "3")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert "128 tokens of context, 1,024 pieces" in server.stdout.readline()
+            address = server.stdout.readline().partition(" ")[0]
+            asked = {"prompt": "The function", "tokens": 8, "temperature": 0.8, "top_p": 0.9, "seed": 3}
+            request = urllib.request.Request(
+                f"{address}continue", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                text = answer.read().decode()
+        finally:
+            server.kill()
+    assert f"The function{text}\n" == run_here("-m", "jgolf", "sample", run_dir, *words).stdout
+
+
 def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir, tmp_path):
     result = json.loads((run_dir / "artifact" / "result.json").read_text())
     start = run_dir / "artifact" / "model.jgolf"
@@ -179,7 +199,11 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        (["train.py", "nothing"], 2, "no config 'nothing': expected one of baseline, demo, pr1855, pr414, pr592"),
+        (
+            ["train.py", "nothing"],
+            2,
+            "no config 'nothing': expected one of baseline, demo, pr1855, pr414, pr592, small",
+        ),
         (["train.py", "pr592", "--data", "/nowhere"], 2, "jgolf data"),
         (["train.py", "--model.num-heads", "5"], 2, "model.num_heads is 5: expected a divisor of model_dim"),
         (["train.py", "--resume", "--run-dir", "/nowhere"], 2, "no run to resume"),

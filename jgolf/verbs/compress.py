@@ -46,7 +46,7 @@ def compress(
 
     Args:
       sources: What to compress; FILE.jgz is written beside FILE, which stays.
-      model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
+      model: A run directory, a .jgolf artifact, .safetensors, or a PyTorch checkpoint (.pt) or artifact (.ptz).
       out: The file to write, or a folder for the files.
       streams: Parts of a text that are read side by side, each from a start without context; fewer take longer and make
         the file smaller. 0 for one for each context of tokens, up to 512.

@@ -35,7 +35,7 @@ class ScoringOptions:
     """What is scored, and how."""
 
     model: tyro.conf.Positional[PathText]
-    """A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz)."""
+    """A run directory, a .jgolf artifact, .safetensors, or a PyTorch checkpoint (.pt) or artifact (.ptz)."""
     tokens: tuple[Path, ...] = ()
     """Token shards to score; by default the validation split of the run, also of a run's artifact."""
     tokenizer: Path | None = None

@@ -18,6 +18,8 @@ def train(argv: list[str], prog: str = "train.py") -> int:
     from jgolf.train import loop
 
     launch = launch_from_environment(options.coordinator, options.num_processes, options.process_id)
+    if launch is not None:
+        print(launch, file=sys.stderr, flush=True)  # before they meet, which may fail
     first_params = None if options.init_from is None else partial(load_params, options.init_from)
     return loop.train(
         options.config, run_dir, first_params, options.resume, launch, options.writers, options.skip_damaged

@@ -18,7 +18,7 @@ import numpy as np
 
 from jgolf import config as configs
 from jgolf import files, history
-from jgolf.artifact import container
+from jgolf.artifact import container, safe_tensors
 from jgolf.artifact.missing import missing
 from jgolf.artifact.scoring import read_artifact
 from jgolf.artifact.seeds import SeedRun, best_scorer
@@ -55,6 +55,12 @@ def read_stored(folder: Path) -> Any:
 
 def read_model(folder: Path) -> Any:
     artifact = read_artifact(folder / "model.jgolf")
+    assert parameter_shapes(artifact.model) == {path: tensor.shape for path, tensor in artifact.stored.items()}
+    return artifact.params()
+
+
+def read_safetensors(folder: Path) -> Any:
+    artifact, _ = safe_tensors.read(folder / "model.safetensors")
     assert parameter_shapes(artifact.model) == {path: tensor.shape for path, tensor in artifact.stored.items()}
     return artifact.params()
 
