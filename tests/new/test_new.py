@@ -142,6 +142,7 @@ def verse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_text_becomes_a_model_and_the_same_command_goes_on(
     verse: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:

@@ -200,7 +200,8 @@ def test_the_others_name_a_process_that_was_killed(runs: Runs, tmp_path: Path, l
     pair[lost].kill()
     output = finish(pair[1 - lost], 4, within_s=60)
     assert f"process {lost} of 2 is lost" in output and "--resume" in output
-    after = [line for line in output.splitlines() if not line.startswith(("step:", "checkpoint:", "[Gloo]"))]
+    expected = "step:", "checkpoint:", "[Gloo]", f"process {1 - lost} of 2, by "
+    after = [line for line in output.splitlines() if not line.startswith(expected)]
     assert len(after) == 1, output
     pair[lost].communicate()
 
