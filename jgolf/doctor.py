@@ -99,7 +99,7 @@ def doctor(argv: list[str], prog: str = "jgolf doctor") -> int:
         table.add_row(check.name, Text(check.verdict, style=STYLES[check.verdict]), check.found + advice)
     console.print(table)
     named = [] if configs.leading_name(argv)[0] or options.resume else [DEFAULT_CONFIG]
-    command = shlex.join(["python", "train.py", *named, *argv])
+    command = shlex.join(["jgolf", "train", *named, *argv])
     print(f"{counted(missing, 'thing')} missing" if missing else f"ready to train: {command}")
     return EXIT_CHECK_FAILED if missing else EXIT_OK
 

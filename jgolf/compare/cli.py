@@ -134,7 +134,7 @@ def _score_name(runs: Sequence[History], wanted: ScoreName) -> str:
     missing = [run for run in runs if wanted not in run.scores]
     if missing:
         more = " --adapted" if wanted == "adapted" else ""
-        how = "validate them" if wanted == "validation" else f"export them: python export.py {missing[0].path}{more}"
+        how = "validate them" if wanted == "validation" else f"export them: jgolf export {missing[0].path}{more}"
         instead = "" if wanted == "validation" else ", or compare validations during training: --score validation"
         listed = ", ".join(str(run.path) for run in missing)
         raise JgolfError(f"{listed}: no {_WHERE[wanted]} found; {how}{instead}")

@@ -22,7 +22,7 @@ SHOW_CURSOR = "\x1b[?25h"
 
 def how_to_resume(run_dir: Path) -> str:
     """The command with which a run goes on."""
-    return f"python train.py --resume --run-dir {shlex.quote(str(run_dir))}"
+    return f"jgolf train --resume --run-dir {shlex.quote(str(run_dir))}"
 
 
 def _say(text: str) -> None:

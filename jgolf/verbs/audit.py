@@ -129,7 +129,7 @@ def _settled(options: AuditOptions, own: EvaluateConfig) -> AuditOptions:
             return dataclasses.replace(options, model=str(model / name))
     raise ArtifactError(
         f"{model}: has neither {ARTIFACT_FILE} nor {ARTIFACT_NAME}, expected the folder of a run that was exported, or "
-        "of a submission: python export.py makes either"
+        "of a submission: jgolf export makes either"
     )
 
 

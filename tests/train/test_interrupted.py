@@ -87,7 +87,7 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     process.send_signal(number)
     output = finish(process, exit_code)
     assert "asked to stop: what is trained is saved" in output
-    assert f"python train.py --resume --run-dir {run_dir}" in output
+    assert f"jgolf train --resume --run-dir {run_dir}" in output
     assert str(tmp_path) not in (run_dir / "train.log").read_text()  # it may be published
     last = max(metrics(run_dir, "train_loss"))
     assert [int(path.name) for path in (run_dir / "checkpoints").iterdir()] == [last]
