@@ -46,6 +46,13 @@ def find_texts(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return list(dict.fromkeys(found)), left_out
 
 
+def check_outside(paths: Sequence[Path], out_dir: Path) -> None:
+    """Raises DataError where `out_dir` lies in a folder of texts: what is written there would be read as text later."""
+    for path in paths:
+        if path.is_dir() and out_dir.resolve().is_relative_to(path.resolve()):
+            raise DataError(f"--out {out_dir}: lies in {path}, of which all texts are read: choose a folder outside it")
+
+
 def documents_of(path: Path, advance: Callable[[int], None] = lambda num_bytes: None) -> Iterator[Iterable[str]]:
     """The documents of a file, each as pieces that follow one another; `advance` is told of bytes read from disk.
 
