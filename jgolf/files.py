@@ -29,9 +29,11 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     whatever was at `path` before stays there until that moment, and for good after an error.
 
     Raises:
-      JgolfError: the disk is full or the folder cannot be written to.
+      JgolfError: the disk is full, the folder cannot be written to, or `path` is a device, say, and no file.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise JgolfError(f"{path}: not a file, so none can be put in its place: choose another name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -115,6 +115,8 @@ def kind_of(path: str | Path) -> Kind:
         if (path / CONFIG_FILE).is_file():
             return "run"
         raise ArtifactError(f"{path}: not a run directory: there is no {CONFIG_FILE} in it")
+    if path.exists() and not path.is_file():  # a pipe, say, which could not be read twice
+        raise ArtifactError(f"{path}: not a file, expected one that holds a model: write it to a file first")
     try:
         with path.open("rb") as file:
             start = file.read(len(container.MAGIC))

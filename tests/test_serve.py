@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from jgolf.data.pure_bytes import ByteTokenizer, byte_tokenizer_file
 from jgolf.errors import JgolfError
 from jgolf.evaluate.sample import continued_text
-from jgolf.serve.server import Asked, PageServer
+from jgolf.serve.server import ADDRESS, Asked, PageServer
 
 JSON = {"Content-Type": "application/json"}
 ASKED = {"prompt": "ä", "tokens": 3, "temperature": 0.5, "top_p": 1, "seed": 7}
@@ -74,8 +76,10 @@ def test_a_text_is_streamed(server: PageServer, released: threading.Event) -> No
     assert busy.status == 503 and b"one at a time" in busy.read()
     assert send(server, "GET", "/model").status == 200
     released.set()
-    assert answer.read() == b"3 0.5 1 7"
-    assert send(server, "POST", "/continue", ASKED).read().decode() == "ä13 0.5 1 7"
+    assert answer.read() == b"3 0.5 1.0 7"
+    assert send(server, "POST", "/continue", ASKED).read().decode() == "ä13 0.5 1.0 7"
+    asked = {**ASKED, "temperature": 10**60}  # as a float, as no 64 bits hold it otherwise
+    assert send(server, "POST", "/continue", asked).read().decode() == "ä13 1e+60 1.0 7"
 
 
 def test_who_goes_away_makes_room(server: PageServer, released: threading.Event) -> None:
@@ -90,6 +94,21 @@ def test_who_goes_away_makes_room(server: PageServer, released: threading.Event)
             return
         again.read()
     raise AssertionError("still busy")
+
+
+def test_who_breaks_off_is_passed_over_in_silence(server: PageServer, capfd: pytest.CaptureFixture) -> None:
+    """A browser that is closed resets its connections, at any moment."""
+    head = f"Host: 127.0.0.1:{server.port}\r\n"
+    post = f"POST /continue HTTP/1.1\r\n{head}Content-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+    for sent in ("GET / HT", f"GET / HTTP/1.0\r\n{head}\r\n", post, f"{post}{{"):
+        with socket.create_connection((ADDRESS, server.port)) as connection:
+            connection.sendall(sent.encode())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset when closed
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(10)
+    assert send(server, "GET", "/model").read() == b"a model"
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -128,6 +147,11 @@ def test_its_own_names_are_taken(server: PageServer, host: str) -> None:
         ({**ASKED, "tokens": True}, {}, "tokens: expected int, found True"),
         ({**ASKED, "seed": 1.5}, {}, "seed: expected int, found 1.5"),
         ({**ASKED, "temperature": None}, {}, "temperature: expected int or float, found None"),
+        (
+            b'{"prompt": "a\\ud800", "tokens": 1, "temperature": 1, "top_p": 1, "seed": 1}',
+            {},
+            "prompt: not UTF-8 text: '",
+        ),
         ({**ASKED, "tokens": -1}, {}, "fewer than none"),
         (ASKED, {"Content_Type": "text/plain"}, "expected Content-Type: application/json"),
         (ASKED, {"Content_Length": "99999999"}, "Content-Length '99999999': expected a number up to 1,048,576"),

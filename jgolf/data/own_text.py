@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jgolf.data.documents import decompressed, format_suffix, parse_document, read_documents, read_lines
 from jgolf.errors import DataError, MissingExtraError
-from jgolf.reading import BYTE_ORDER_MARK
+from jgolf.reading import BYTE_ORDER_MARK, WIDE_MARKS
 
 PARQUET = ".parquet"
 TEXT_COLUMN = "text"
@@ -16,7 +16,6 @@ _JSON_LINES = (".jsonl", ".ndjson")
 _COMPRESSED_TEXTS = (*_JSON_LINES, ".json", ".txt", ".md")  # that are read, compressed, from a folder
 _LOOKED_AT_BYTES = 1 << 16  # of a file in a folder, to see whether it is text
 _ROWS_AT_ONCE = 1024
-_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def find_texts(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -44,6 +43,13 @@ def find_texts(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             f"{named}: name text files, .jsonl or .parquet files, or folders of such (.zst and .gz are read too)"
         )
     return list(dict.fromkeys(found)), left_out
+
+
+def check_outside(paths: Sequence[Path], out_dir: Path) -> None:
+    """Raises DataError where `out_dir` lies in a folder of texts: what is written there would be read as text later."""
+    for path in paths:
+        if path.is_dir() and out_dir.resolve().is_relative_to(path.resolve()):
+            raise DataError(f"--out {out_dir}: lies in {path}, of which all texts are read: choose a folder outside it")
 
 
 def documents_of(path: Path, advance: Callable[[int], None] = lambda num_bytes: None) -> Iterator[Iterable[str]]:
@@ -145,7 +151,7 @@ def _decoded(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
 
 def _not_text(path: Path, error: UnicodeDecodeError, before: int, first: bytes) -> DataError:
     """The error for bytes that are no UTF-8; `before` ones are before those that could not be decoded."""
-    wide = "; it begins as UTF-16 does" if first[:2] in _WIDE_MARKS else ""
+    wide = "; it begins as UTF-16 does" if first[:2] in WIDE_MARKS else ""
     return DataError(
         f"{path}: not UTF-8 text: byte 0x{error.object[error.start]:02x} at position {before + error.start}{wide}: "
         f"convert it, for instance with `iconv -f {'UTF-16' if wide else 'ISO-8859-1'} -t UTF-8`, or turn it into "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from jgolf import files
-from jgolf.data.own_text import cut, documents_of, find_texts
+from jgolf.data.own_text import check_outside, cut, documents_of, find_texts
 from jgolf.data.train_tokenizer import LEARNT_CHARS
 from jgolf.errors import DataError
 from jgolf.progress import byte_progress, counted
@@ -97,6 +98,9 @@ def split(
       seed: Of the shuffle.
       overwrite: Replace these files where they are there already.
     """
+    for option, value in (("--held-out-kb", held_out_kb), ("--max-mb", max_mb)):
+        if not math.isfinite(value):
+            raise DataError(f"{option} {value}: expected a number, more than 0")
     print(
         split_documents(texts, out, held_out_share, int(held_out_kb * 1000), int(max_mb * 1e6), seed, overwrite),
     )
@@ -114,7 +118,8 @@ def split_documents(
     """Writes `train.jsonl`, `val.jsonl` and `held-out.txt` into `out_dir`, all of them or none; see `split`.
 
     Raises:
-      DataError: a text cannot be used, there are not two different documents, or the files are there already.
+      DataError: a text cannot be used, `out_dir` lies in a folder of them, there are not two different documents, or
+        the files are there already.
       MissingExtraError: Parquet, and pyarrow is not installed.
       JgolfError: `out_dir` cannot be written to.
     """
@@ -123,6 +128,7 @@ def split_documents(
             f"--held-out-share {held_out_share} --held-out-kb {held_out_bytes / 1000} --max-mb {max_bytes / 1e6}: "
             "expected more than 0 each, and a share of at most 0.5"
         )
+    check_outside(texts, out_dir)
     files.settle(out_dir)
     there = [name for name in (TRAIN_FILE, VALIDATION_FILE, EXCERPT_FILE) if (out_dir / name).exists()]
     if there and not overwrite:

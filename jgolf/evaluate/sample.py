@@ -89,6 +89,6 @@ def chosen(
         scaled = jnp.where(scaled >= jax.lax.top_k(scaled, top_k)[0][-1], scaled, -jnp.inf)
     falling = jnp.sort(scaled, descending=True)
     before = jnp.cumsum(jax.nn.softmax(falling)) - jax.nn.softmax(falling)
-    least = jnp.min(jnp.where((before < top_p) | (top_p >= 1), falling, jnp.inf))
+    least = jnp.min(jnp.where((before < top_p) | (top_p >= 1), falling, falling[0]))
     drawn = jax.random.categorical(key, jnp.where(scaled >= least, scaled, -jnp.inf))
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits))

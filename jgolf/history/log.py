@@ -16,7 +16,7 @@ import numpy as np
 
 from jgolf.errors import JgolfError
 from jgolf.history.record import TRAIN_COLUMNS, VALIDATION_COLUMNS, Columns, FinalScore, Rows, Told, check_bpb
-from jgolf.reading import Unreadable, parse_integer, parse_number, read_lines
+from jgolf.reading import WIDE_MARKS, Unreadable, parse_integer, parse_number, read_lines
 
 LARGEST_STEP = 1 << 53
 """Up to which float64 holds every integer."""
@@ -25,6 +25,8 @@ LONGEST_LINE = 1 << 16
 MINUTES_ROUNDED_S = 3.0
 """By how much a time in minutes with one decimal may be off."""
 
+_COLORS = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]")
+"""What makes a terminal show colours, and erase a line before a progress bar is drawn anew."""
 _NUMBER = r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?![0-9.,])|[0-9.]*[0-9](?:e[+-]?[0-9]+)?|nan\b|inf\b)"
 _STEP = re.compile(
     r"\b(?:step|iter|iteration)(?:\s*[:=#]\s*|\s+)(?P<step>[0-9]+)(?:\s*/\s*[0-9]+)?"
@@ -88,7 +90,7 @@ FACTS = (
     ("num_devices", r"\bworld_size\s*[:=]\s*(?P<value>[0-9]+)", True),
     ("batch_tokens", r"\btrain_batch_tokens\s*[:=]\s*(?P<value>[0-9]+)", True),
     ("seed", r"^\s*seed\s*[:=]\s*(?P<value>[0-9]+)\b", True),
-    ("device", r"\|\s*[0-9]+\s+(?P<value>NVIDIA \w[\w ]*?)\s{2,}(?:On|Off)\b", True),
+    ("device", r"\|\s*[0-9]+\s+(?P<value>NVIDIA \w[\w ]{0,80}?)\s{2,}(?:On|Off)\b", True),
     ("device", r" tokens a step in sequences of [0-9]+, [0-9]+ × (?P<value>.{1,80}?) in [0-9]+ process", True),
 )
 """Name in a result, where it stands in a line, and whether it goes before what an earlier line said of it."""
@@ -115,7 +117,11 @@ def read_log(path: Path) -> Told:
     """
     log = _Log()
     for line in lines_of(path):
-        for text in line.content.decode(errors="replace").splitlines():  # a progress bar ends its lines otherwise
+        if line.number == 1 and line.content.startswith(WIDE_MARKS):
+            raise JgolfError(f"{path}: begins as UTF-16 does: convert it, for instance with `iconv -f UTF-16 -t UTF-8`")
+        for text in _COLORS.sub(
+            "", line.content.decode(errors="replace")
+        ).splitlines():  # a progress bar ends its lines otherwise
             try:
                 log.add(text[:LONGEST_LINE], f"{path}:{line.number}")
             except Unreadable as error:

@@ -70,7 +70,7 @@ class Journal:
         """Adds what was found out."""
         self.facts |= facts
         content = {"asked": self.asked, "facts": self.facts, "begun": self._begun, "done": self._done}
-        files.write_text(self.path, files.json_text(content, indent=1, ascii_only=False) + "\n")
+        files.write_text(self.path, files.json_text(content, indent=1) + "\n")
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage's command has ended well."""

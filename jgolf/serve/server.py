@@ -8,6 +8,7 @@ work has to be JSON, which a browser lets no other page send.
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -69,6 +70,11 @@ class PageServer(ThreadingHTTPServer):
         except OSError as error:
             why = "taken by another program" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
             raise JgolfError(f"--port {port}: {why}; give another, or 0 for any that is free") from None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of who went away in the middle."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     @property
     def port(self) -> int:
@@ -173,4 +179,8 @@ def _asked(body: bytes) -> Asked:
             raise Unreadable(
                 f"{name}: expected {' or '.join(one.__name__ for one in kind)}, found {excerpt(found[name])}"
             )
-    return Asked(**found)
+    try:
+        found["prompt"].encode()  # JSON can spell half a surrogate pair, which is no text
+    except UnicodeEncodeError as error:
+        raise Unreadable(f"prompt: not UTF-8 text: {excerpt(found['prompt'][error.start], 8)}") from None
+    return Asked(**found | {name: float(found[name]) for name in ("temperature", "top_p")})

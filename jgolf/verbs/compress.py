@@ -137,12 +137,12 @@ def _checked(sources: Iterable[Path]) -> list[Path]:
     if not found:
         raise JgolfError("no files: name one or more")
     for path in found:
+        if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe may take for ever
+            raise JgolfError(f"{path}: not a file that has an end, so it cannot be read as one")
         try:
             path.open("rb").close()
         except OSError as error:
             raise JgolfError(f"{path}: cannot be read: {error.strerror or error}") from None
-        if not path.is_file():
-            raise JgolfError(f"{path}: not a file that has an end, so it cannot be read as one")
     return found
 
 

@@ -17,11 +17,11 @@ import tyro
 from jgolf import config as configs
 from jgolf.data.documents import read_documents
 from jgolf.data.fitting import SAMPLE_BYTES, Fit, first_texts, fitting
-from jgolf.data.own_text import find_texts
+from jgolf.data.own_text import check_outside, find_texts
 from jgolf.data.shards import TokenStream, find_shards
 from jgolf.data.split import EXCERPT_FILE, TRAIN_FILE, VALIDATION_FILE
 from jgolf.data.tokenizer import find_tokenizer, load_tokenizer
-from jgolf.errors import DataError, JgolfError
+from jgolf.errors import EXIT_INTERRUPTED, DataError, JgolfError
 from jgolf.lock import locked
 from jgolf.new.folder import JOURNAL_FILE, CommandFailed, Journal, run_command
 from jgolf.new.sizes import MOST_PASSES, Choice, choose_here, most_pieces_here
@@ -34,6 +34,8 @@ LEAST_BYTES = 20_000
 """Of a text: less teaches nothing, and leaves too little to validate on."""
 LEARNT_BYTES = 5_000_000
 """That a tokenizer learns from at most."""
+MOST = 1_000_000
+"""Minutes, and megabytes."""
 SAMPLE_TOKENS = 150
 PROMPT_WORDS = 6
 MOST_PROMPT_CHARS = 80
@@ -61,12 +63,18 @@ def new(
       max_mb: Megabytes of text that are read at most.
       seed: Of what is held out, and of the first weights.
     """
-    if not 0 < minutes < 1e6:
-        raise JgolfError(f"--minutes {minutes}: expected more than 0")
+    for option, value in (("--minutes", minutes), ("--max-mb", max_mb)):
+        if not 0 < value <= MOST:
+            raise JgolfError(f"{option} {value}: expected more than 0, and at most {MOST:,}")
+    if not 0 <= seed < 1 << 32:
+        raise JgolfError(f"--seed {seed}: expected from 0 to 4294967295")
+    texts = [_no_option(path) for path in texts]
     found, _ = find_texts(texts)
     if config:
         configs.load(config)
-    folder = out or Path("runs") / texts[0].resolve().name.partition(".")[0]
+    name = texts[0].resolve().name.strip(".").partition(".")[0]
+    folder = _no_option(out or Path("runs") / (name or "text"))
+    check_outside(texts, folder)
     asked = {
         "texts": [str(path.resolve()) for path in texts],
         "files": len(found),
@@ -78,11 +86,14 @@ def new(
     }
     if (folder / CONFIG_FILE).exists() and not (folder / JOURNAL_FILE).exists():
         raise JgolfError(f"{folder}: already holds a run; choose another --out")
-    options = {"--out": folder, "--minutes": f"{minutes:g}", "--max-mb": f"{max_mb:g}", "--seed": seed}
+    options = {"--out": folder, "--minutes": _digits(minutes), "--max-mb": _digits(max_mb), "--seed": seed}
     options |= {"--config": config} if config else {}
     again = shlex.join(["jgolf", "new", *map(str, texts), *_words(options)])
     with locked(folder / "text", f"wait for its end, or choose another --out than {folder}"):
-        _Stages(folder, Journal(folder, asked), again).all(texts)
+        try:
+            _Stages(folder, Journal(folder, asked), again).all(texts)
+        except KeyboardInterrupt:  # between two commands
+            raise CommandFailed(f"asked to stop; to go on: {again}", EXIT_INTERRUPTED) from None
 
 
 class _Stages:
@@ -95,7 +106,7 @@ class _Stages:
     def all(self, texts: Sequence[Path]) -> None:
         """Runs all of them."""
         asked = self._journal.asked
-        options = {"--out": self._text, "--max-mb": f"{asked['max_mb']:g}", "--seed": asked["seed"]}
+        options = {"--out": self._text, "--max-mb": _digits(asked["max_mb"]), "--seed": asked["seed"]}
         self._command("split", ["data", "split", *texts, *_words(options)], "--overwrite")
         tokenizer = self._tokenizer()
         for split, name in (("train", TRAIN_FILE), ("val", VALIDATION_FILE)):
@@ -104,7 +115,7 @@ class _Stages:
         self._train()
         self._command("export", ["export", self._folder])
         artifact, excerpt = self._folder / ARTIFACT_FILE, self._text / EXCERPT_FILE
-        for stage, prompt in (("sample", []), ("sample on", _words({"--prompt": _beginning(excerpt)}))):
+        for stage, prompt in (("sample", []), ("sample on", [f"--prompt={_beginning(excerpt)}"])):
             self._command(stage, ["sample", artifact, *prompt, "--tokens", SAMPLE_TOKENS])
         options = {"--model": artifact, "--out": self._folder / f"{EXCERPT_FILE}.jgz"}
         self._command("compress", ["compress", excerpt, *_words(options), "--against"], "--overwrite")
@@ -194,13 +205,24 @@ def _words(options: dict[str, Any]) -> list[str]:
     return [str(word) for option in options.items() for word in option]
 
 
+def _digits(value: float) -> str:
+    """A number in full: the command that is printed asks for the same."""
+    return str(int(value) if value.is_integer() else value)
+
+
+def _no_option(path: Path) -> Path:
+    """The path in a form in which no command takes it for an option."""
+    return path.absolute() if str(path).startswith("-") else path
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
 def _beginning(path: Path) -> str:
-    """The first words of a text."""
-    return " ".join(path.read_text(encoding="utf-8").split()[:PROMPT_WORDS])[:MOST_PROMPT_CHARS]
+    """The first words of a text, without NUL, which no command line can hold."""
+    words = path.read_text(encoding="utf-8").replace("\0", " ").split()
+    return " ".join(words[:PROMPT_WORDS])[:MOST_PROMPT_CHARS]
 
 
 def _apart(function: Callable, *arguments: Any) -> Any:

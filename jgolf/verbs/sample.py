@@ -12,6 +12,7 @@ from jgolf.config import Average
 from jgolf.errors import JgolfError
 from jgolf.evaluate.sample import check_sampling, continuations, continued_text
 from jgolf.load import load_model
+from jgolf.lock import in_turn
 from jgolf.options import PathText
 from jgolf.run_dir import CONFIG_FILE, SAMPLES_FILE
 from jgolf.verbs.scoring import tokenizer_of
@@ -70,5 +71,6 @@ def sample(
 
 
 def _keep(path: Path, sample: dict[str, Any]) -> None:
-    before = path.read_bytes() if path.is_file() else b""
-    files.write_bytes(path, before + files.json_text(sample, ascii_only=False).encode() + b"\n")
+    with in_turn(path.parent):
+        before = path.read_bytes() if path.is_file() else b""
+        files.write_bytes(path, before + files.json_text(sample, ascii_only=False).encode() + b"\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jgolf.cli import main
 from jgolf.data.documents import read_documents
 from jgolf.data.fitting import first_texts, fitting
 from jgolf.data.own_text import cut, documents_of, find_texts
@@ -43,6 +44,20 @@ def test_parts_are_the_text_and_end_where_it_does() -> None:
     assert list(cut(["one two three"], 9)) == ["one two ", "three"]
     assert list(cut(["x" * 25], 10)) == ["x" * 10, "x" * 10, "x" * 5]
     assert list(cut(["abc\r\n\r\ndef ghi"], 9)) == ["abc\r\n\r\n", "def ghi"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--max-mb", "inf"), ("--max-mb", "nan"), ("--held-out-kb", "inf")])
+def test_numbers_that_are_none(tmp_path: Path, option: str, value: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["data", "split", str(tmp_path), "--out", str(tmp_path / "out"), option, value]) == 2
+    assert f"{option} {value}: expected a number, more than 0" in capsys.readouterr().err
+
+
+def test_what_is_written_is_not_read_with_the_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(prose(0))
+    for out in (tmp_path, tmp_path / "out"):
+        with pytest.raises(DataError, match="lies in .*, of which all texts are read: choose a folder outside it"):
+            split_documents([tmp_path], out)
+    split_documents([tmp_path / "a.txt"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])

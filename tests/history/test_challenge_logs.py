@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from jgolf.errors import JgolfError
 from jgolf.history import read_history
 from jgolf.history.log import read_log
 
@@ -32,6 +33,8 @@ NAN = math.nan
         ("step:500/20000 train_loss:2.3955 step_avg:84.0ms", 500, 42.0, 2.3955, NAN),
         ("step:500/6500 loss:2.3955 t:42105ms lr:1e-3", 500, 42.105, 2.3955, NAN),
         ("step 500 loss 2.3955 elapsed 0.5h", 500, 1800.0, 2.3955, NAN),
+        ("\x1b[2K\x1b[32mstep:\x1b[1;36m3\x1b[0m/9 train_loss:\x1b[1m2.5\x1b[0m train_time:5ms", 3, 0.005, 2.5, NAN),
+        ("step:3/9 train_loss:2.5 train_time:5ms\r", 3, 0.005, 2.5, NAN),
         ("step:3/9 train_loss:nan train_time:5ms", 3, 0.005, NAN, NAN),
         ("step:3/9 train_loss:1e1 train_time:5", 3, NAN, 10.0, NAN),
     ],
@@ -265,3 +268,16 @@ def _read(folder, *lines: str):
     path = folder / "a.log"
     path.write_text("\n".join(lines) + "\n")
     return read_log(path)
+
+
+def test_a_log_in_utf_16(tmp_path):
+    """As PowerShell writes what it redirects."""
+    path = tmp_path / "x.log"
+    path.write_text("step:3/9 train_loss:2.5 train_time:5ms", encoding="utf-16")
+    with pytest.raises(JgolfError, match="x.log: begins as UTF-16 does: convert it"):
+        read_history(path)
+
+
+def test_a_line_that_is_almost_a_device_takes_no_time(tmp_path):
+    """Looked at 10¹⁰ times if each of its spaces could end the name."""
+    _read(tmp_path, "step:3/9 train_loss:2.5 train_time:5ms\n| 0 NVIDIA a" + " " * (1 << 16) + "x")

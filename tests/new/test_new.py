@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -122,6 +123,40 @@ def test_a_command_is_printed_as_it_runs(capfd: pytest.CaptureFixture) -> None:
     assert error.value.exit_code == 2
 
 
+def test_the_command_to_go_on_asks_for_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a name that is no UTF-8, begins as an option does or with a dot, and with many digits."""
+    shown: list[list[str]] = []
+
+    def stopped(words: list[str], again: str) -> None:
+        shown.append([*words, *shlex.split(again)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jgolf.verbs.new.run_command", stopped)
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("-\udcff .txt", "-\udcff "), (".notes", "notes")):
+        (tmp_path / name).write_text("a small text")
+        words = [f"./{name}", "--minutes", "10.1234567", "--max-mb", "12345.67891"]
+        assert main(["new", *words]) == EXIT_INTERRUPTED
+        journal = (tmp_path / "runs" / folder / "new.json").read_text()
+        assert "-" not in [word[0] for word in shown[-1] if name in word]
+        assert "12345.67891" in shown[-1][: shown[-1].index("jgolf")]
+        assert main(shown[-1][shown[-1].index("new") :]) == EXIT_INTERRUPTED
+        assert (tmp_path / "runs" / folder / "new.json").read_text() == journal
+        assert {key: json.loads(journal)["asked"][key] for key in ("minutes", "max_mb")} == {
+            "minutes": 10.1234567,
+            "max_mb": 12345.67891,
+        }
+
+
+def test_what_it_writes_is_no_text_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a text")
+    for out in ([], ["--out", "x/y"], ["--out", "."]):
+        assert main(["new", ".", *out]) == 2
+        assert ": lies in ., of which all texts are read: choose a folder outside it" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 # --- end to end --------------------------------------------------------------------------------
 
 
@@ -211,6 +246,10 @@ def test_stopping_stops_the_training_and_it_goes_on_from_there(verse: Path, tmp_
         (b"a small text, " * 40, [], "bytes to train on, expected at least 20,000: give more text"),
         (b"caf\xe9", [], "a.txt: not UTF-8 text: byte 0xe9"),
         (b"text", ["--minutes", "0"], "--minutes 0.0: expected more than 0"),
+        (b"text", ["--minutes", "nan"], "--minutes nan: expected more than 0"),
+        (b"text", ["--minutes", "1e7"], "--minutes 10000000.0: expected more than 0, and at most 1,000,000"),
+        (b"text", ["--max-mb", "inf"], "--max-mb inf: expected more than 0, and at most 1,000,000"),
+        (b"text", ["--seed", "-1"], "--seed -1: expected from 0 to 4294967295"),
         (b"text", ["--config", "nothing"], "no config 'nothing'"),
     ],
 )
