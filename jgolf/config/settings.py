@@ -179,6 +179,16 @@ class MuonConfig:
     """Decoupled weight decay."""
     row_normalization: bool = False
     """Normalize every output's row before the orthogonalization."""
+    neuron_normalization: bool = False
+    """Divide every output's row after the orthogonalization by the root of its mean square over the steps, and keep the
+    matrix's norm (NorMuon)."""
+    neuron_decay: Annotated[float, DECAY, Mark.TRACED] = 0.95
+    """Decay of that mean over the steps."""
+    look_ahead: Annotated[float, OFF_OR_MORE, Mark.TRACED_ABOVE_0] = 0.0
+    """Gradients are taken at weights moved on by this much of their distance from their own moving average; 0 takes
+    them at the weights themselves."""
+    look_ahead_decay: Annotated[float, DECAY, Mark.TRACED] = 0.99
+    """Decay of that moving average."""
     newton_schulz_coefficients: Literal["standard", "polar_express"] = "standard"
     """Coefficients of the iterations: the same in all, or the five of Polar Express."""
     newton_schulz_steps: Annotated[int, NOT_NEGATIVE] = 5
@@ -224,6 +234,8 @@ class OptimConfig:
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
     matrices: Literal["muon", "adamw"] = "adamw"
     """What updates the matrices."""
+    cautious_decay: bool = False
+    """Decay a weight only in steps whose update shrinks it, too."""
     grad_clip: Annotated[float, OFF_OR_MORE, Mark.TRACED] = 0.0
     """Largest global norm of the gradients; 0 does not clip."""
     clip: Literal["mean", "rank"] = "mean"
