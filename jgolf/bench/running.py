@@ -24,6 +24,8 @@ from jgolf.train.mesh import AXIS, CompiledStep, StepReport, replicated
 from jgolf.train.step import TrainState, new_state
 
 MEAN_DOCUMENT_TOKENS = 957  # of FineWeb's validation text, in case-coded pieces
+AVERAGED_STEP = 1000
+"""Where in a run its moving average is measured."""
 WEIGHT_STD = 0.1
 """About that of trained matrices: quantized at the recipe's steps, levels of some three bits."""
 

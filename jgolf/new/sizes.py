@@ -158,9 +158,12 @@ def choose_here(vocab_size: int, text_tokens: int, seconds: float, config: str =
     by_time = max(1, int(seconds / seconds_a_step))
     by_text = math.ceil(MOST_PASSES * text_tokens / base.train.batch_tokens)
     steps = min(by_time, by_text)
+    of_length = run_settings(steps, by_text, seconds)
+    if base.average.ema_share:
+        del of_length["average.ema_decay"]  # its average fits any length
     return Choice(
         config=config or kind.config,
-        settings={**own, **chosen.settings, **run_settings(steps, by_text, seconds)},
+        settings={**own, **chosen.settings, **of_length},
         parameters=chosen.parameters,
         step_s=seconds_a_step,
         steps=steps,
