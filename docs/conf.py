@@ -1,4 +1,4 @@
-"""The site of README.md, CHANGELOG.md and these pages: `sphinx-build -W -c docs . docs/_site`, with the extra `docs`.
+"""The site of README.md, CHANGELOG.md and these pages: `sphinx-build -W -c docs . docs/_site`, by the extra `docs`.
 
 The pages are read where they lie, so that their links to one another and to source files hold here and there.
 """
