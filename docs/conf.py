@@ -1,4 +1,4 @@
-"""The site of README.md, CHANGELOG.md and these pages: `sphinx-build -W -c docs . docs/_site`, with the extra `docs`.
+"""The site of README.md, CHANGELOG.md and these pages: `sphinx-build -W -c docs . docs/_site`, by the extra `docs`.
 
 The pages are read where they lie, so that their links to one another and to source files hold here and there.
 """
@@ -25,7 +25,18 @@ napoleon_use_ivar = True
 suppress_warnings = ["ref.python"]  # of types called as some attribute is: bytes
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 
-PAGES = ("cluster", "quantization", "evaluation", "audit", "compression", "research", "performance", "reference")
+PAGES = (
+    "own-text",
+    "cluster",
+    "quantization",
+    "evaluation",
+    "audit",
+    "compression",
+    "recipe",
+    "research",
+    "performance",
+    "reference",
+)
 """As the README lists them."""
 
 
