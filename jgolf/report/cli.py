@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -93,16 +94,30 @@ def report(
 
 
 def _watch(paths: Sequence[Path], out: Path, baseline: Path | None, every_s: float) -> None:
-    """Writes the page again and again; the last one does not load itself again."""
-    print(f"{out / PAGE_FILE}: written anew every {every_s:g} s; Ctrl-C ends that", flush=True)
-    try:
-        while True:
-            found = _read(paths)
-            _write_page(found, out, _place_of(baseline, found), refresh_s=math.ceil(every_s))
-            time.sleep(every_s)
-    except KeyboardInterrupt:
+    """Writes the page again and again; the last one does not load itself again.
+
+    What cannot be read after the first time, as files that are being copied anew, leaves the page as it is.
+    """
+
+    def write(refresh_s: int = 0) -> None:
         found = _read(paths)
-        _write_page(found, out, _place_of(baseline, found))
+        _write_page(found, out, _place_of(baseline, found), refresh_s)
+
+    refresh_s, told = math.ceil(every_s), ""
+    try:
+        write(refresh_s)
+        print(f"{out / PAGE_FILE}: written anew every {every_s:g} s; Ctrl-C ends that", flush=True)
+        while True:
+            time.sleep(every_s)
+            try:
+                write(refresh_s)
+                told = ""
+            except JgolfError as error:
+                if str(error) != told:
+                    told = str(error)
+                    print(f"{told}; the page stays as it was until that can be read", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        write()
 
 
 def _read(paths: Sequence[Path]) -> list[History]:

@@ -370,6 +370,29 @@ def test_a_running_run_is_watched(tmp_path, monkeypatch):
     assert not any("http-equiv" in meta for meta in Page(run / "report" / "index.html").all("meta"))
 
 
+def test_what_vanishes_for_a_while_is_waited_for(tmp_path, monkeypatch, capsys):
+    run = write_run(tmp_path / "a")
+    page, metrics = run / "report" / "index.html", run / "metrics.jsonl"
+    content, pages = metrics.read_bytes(), []
+
+    def sleep(seconds: float) -> None:
+        pages.append(page.read_bytes())
+        if len(pages) == 1:
+            metrics.write_bytes(b"[\n")
+        elif len(pages) == 3:
+            metrics.write_bytes(content)
+        elif len(pages) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("jgolf.report.cli.time.sleep", sleep)
+    assert main(["report", str(run), "--watch", "20"]) == 0
+    assert pages[0] == pages[1] == pages[2]
+    error = capsys.readouterr().err
+    assert error.count("the page stays as it was until that can be read") == error.count("metrics.jsonl:1: ") == 1
+    metrics.unlink()
+    assert main(["report", str(run), "--watch", "20"]) == 2
+
+
 def test_samples_and_starts_are_shown(tmp_path):
     run = write_run(tmp_path / "a")
     sample = {"prompt": "1 <", "text": "1 < 2 & so on", "temperature": 0.8}
