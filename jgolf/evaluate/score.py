@@ -3,9 +3,6 @@
 A scorer is a function `(config, params, text, …) → Scored`: the negative log likelihood of each of the text's
 N − 1 targets, and what else there is to say. A target's score depends on the tokens before it only.
 
-With the option `hints` it tilts its predictions to tokens that its own past hints at: see `jgolf.evaluate.hints` and
-`jgolf.evaluate.tilt`.
-
 Whoever wants to look is handed everything as it happens, by the option `observe`: "predictions", the `Predictions`
 that some targets are about to be scored by, and "scored", their `ScoredTargets`. The number with them says how often
 the scorer had learnt from the text, 0 for those that do not.
@@ -29,13 +26,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int
 
 from jgolf import compiling
-from jgolf.config import HintsConfig, ModelConfig
+from jgolf.config import ModelConfig
 from jgolf.data.text import Text
 from jgolf.errors import DataError
 from jgolf.evaluate.challenge import CHALLENGE_BYTES, CHALLENGE_DEVICES
-from jgolf.evaluate.hints import in_order_of_text
 from jgolf.evaluate.predictions import Predictions
-from jgolf.evaluate.tilt import HintTotals, Tilt, TiltedPredictions
 from jgolf.evaluate.windows import (
     Windows,
     document_windows,
@@ -53,6 +48,19 @@ ATTENTION_SCORES_BYTES = 2**29
 """Room for one layer's float32 attention scores where the written model runs, which holds them in memory."""
 UNSCORED = np.float32(-np.inf)
 """Nats of a target that is not scored. It is not NaN, which is what a diverged model scores."""
+
+
+class HintTotals(NamedTuple):
+    """What came of all hints that predictions were tilted to: see `jgolf.evaluate.tilt`."""
+
+    fired: int
+    """Scored targets for which there was one."""
+    hits: int
+    """Of these, for which it was right."""
+    gained_nats: float
+    """By which all scores together got better."""
+    seconds: float
+    """What finding the hints took."""
 
 
 class Scored(NamedTuple):
@@ -277,7 +285,8 @@ class ScoredTargets(NamedTuple):
 
 def gathered(parts: Iterable[ScoredTargets], text: Text) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """All scores, a target's as often as it was scored, and the bytes of each: what `summarize` takes."""
-    targets, nats = (np.concatenate(part) for part in list(zip(*parts, strict=True))[:2])
+    pairs = zip(*((part.targets, part.nats) for part in parts), strict=True)
+    targets, nats = (np.concatenate(own) for own in pairs)
     original = text.target_original
     return nats, text.target_bytes[targets], None if original is None else original[targets]
 
@@ -289,29 +298,14 @@ def _of_windows(
     windows: Windows,
     seq_len: int,
     observe: Observer = unobserved,
-    hints: HintsConfig | None = None,
     **how,
 ) -> Scored:
-    """Windows that score no target twice; what `hints` change is known, and observed, when all are scored."""
-    nats, what = np.full(len(text.tokens) - 1, UNSCORED), (config, params, text.tokens, windows, seq_len)
-    if hints is None:
-        for part in window_nats(*what, observe=observe, **how):
-            nats[part.targets] = part.nats
-            observe("scored", 0, part)
-        return Scored(nats, mean_context(windows))
-    tilt = Tilt(text.tokens, in_order_of_text(text.starts, len(nats)), hints)
-    hint_nats, events = nats.copy(), []
-    for part in window_nats(*what, observe=lambda *event: events.append(event), hints=tilt.hints, **how):
-        nats[part.targets], hint_nats[part.targets] = part.nats, part.hint_nats
-        events.append(("scored", 0, part))
-    scored = nats != UNSCORED
-    nats, log_weights = tilt.tilted_in_turn(nats, hint_nats, scored)
-    for name, number, value in events:
-        if name == "predictions":
-            observe(name, number, TiltedPredictions(value, tilt, log_weights))
-        else:
-            observe(name, number, ScoredTargets(value.targets, nats[value.targets]))
-    return Scored(nats, mean_context(windows), hints=tilt.totals(scored))
+    """Windows that score no target twice."""
+    nats = np.full(len(text.tokens) - 1, UNSCORED)
+    for part in window_nats(config, params, text.tokens, windows, seq_len, observe=observe, **how):
+        nats[part.targets] = part.nats
+        observe("scored", 0, part)
+    return Scored(nats, mean_context(windows))
 
 
 def window_nats(

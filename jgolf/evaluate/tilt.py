@@ -11,33 +11,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-from jgolf.config import HintsConfig
-from jgolf.evaluate.hints import NONE, Order, hints_of
+from jgolf.config import HintsConfig, ModelConfig
+from jgolf.data.text import Text
+from jgolf.evaluate.hints import NONE, Order, hints_of, in_order_of_text
 from jgolf.evaluate.predictions import Predictions
+from jgolf.evaluate.score import UNSCORED, HintTotals, Scored, ScoredTargets, Scorer
+from jgolf.model.functional import Params
+from jgolf.watch import Observer, unobserved
 
 LogWeights = Callable[[int], Float[np.ndarray, " strengths"]]
 """Target with a hint → the log weights of the β when it is scored; they need not sum to one."""
-
-
-class HintTotals(NamedTuple):
-    """What came of all hints.
-
-    Attributes:
-      fired: scored targets for which there was a hint.
-      hits: of these, for which it was right.
-      gained_nats: by which all of them together got better.
-      seconds: that finding the hints took.
-    """
-
-    fired: int
-    hits: int
-    gained_nats: float
-    seconds: float
 
 
 def log_ratios(
@@ -160,3 +147,30 @@ class TiltedPredictions:
         hit = tokens == self.tilt.hints[target]
         ratios = log_ratios(self.tilt.strengths, np.full(len(tokens), hint_nats), hit)
         return mixed(self.log_weights(target), ratios)
+
+
+def hinted(scorer: Scorer, settings: HintsConfig) -> Scorer:
+    """A scorer of `jgolf.evaluate.score` whose predictions are tilted to hints from all of the text before each target.
+
+    How far each is tilted is known, and what is observed told, when the network has scored everything.
+    """
+
+    def tilting(
+        config: ModelConfig, params: Params, text: Text, *args, observe: Observer = unobserved, **how
+    ) -> Scored:
+        tilt, events = Tilt(text.tokens, in_order_of_text(text.starts, len(text.tokens) - 1), settings), []
+        how |= {"hints": tilt.hints, "observe": lambda *event: events.append(event)}
+        found = scorer(config, params, text, *args, **how)
+        scored, hint_nats = found.nats != UNSCORED, np.full(len(found.nats), UNSCORED)
+        for what, _, value in events:
+            if what == "scored":
+                hint_nats[value.targets] = value.hint_nats
+        nats, log_weights = tilt.tilted_in_turn(found.nats, hint_nats, scored)
+        for what, number, value in events:
+            if what == "predictions":
+                observe(what, number, TiltedPredictions(value, tilt, log_weights))
+            else:
+                observe(what, number, ScoredTargets(value.targets, nats[value.targets]))
+        return found._replace(nats=nats, hints=tilt.totals(scored))
+
+    return tilting

@@ -26,7 +26,6 @@ from jgolf.progress import activity, counted, progress_bar, table_console
 from jgolf.run_dir import ARTIFACT_FILE, AUDIT_FILE
 from jgolf.verbs.scoring import (
     LEARN,
-    SCORERS,
     SLIDE,
     Opened,
     ScoringOptions,
@@ -34,6 +33,7 @@ from jgolf.verbs.scoring import (
     check_options,
     opened,
     read_options,
+    scorer_of,
 )
 
 SMALL_VOCABULARY = 2048
@@ -143,12 +143,12 @@ def audited_scorer(what: Opened, options: ScoringOptions) -> Audited:
         arguments.append(what.stride)
     if name in LEARN:
         arguments.append(getattr(options, name))
-    how = {**options.hinted, **({} if name == "adapted" else {"batch_tokens": options.batch_tokens})}
+    run, how = scorer_of(options, name), {} if name == "adapted" else {"batch_tokens": options.batch_tokens}
     if name == "tuned":
         how["within_documents"] = what.apart
 
     def score(text, **watch):
-        return SCORERS[name](model, params, text, *arguments, **how, **watch)
+        return run(model, params, text, *arguments, **how, **watch)
 
     shortest = seq_len + 1
     if name == "adapted":

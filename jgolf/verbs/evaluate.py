@@ -24,7 +24,6 @@ from jgolf.load import LoadedModel, load_model
 from jgolf.progress import counting, progress_bar
 from jgolf.verbs.scoring import (
     LEARN,
-    SCORERS,
     SLIDE,
     Opened,
     ScoringOptions,
@@ -32,6 +31,7 @@ from jgolf.verbs.scoring import (
     check_options,
     opened,
     read_options,
+    scorer_of,
 )
 
 
@@ -116,17 +116,17 @@ def _score(opened: Opened, options: EvaluateOptions) -> Score:
     scorer, loaded, text, seq_len = opened.scorer, opened.loaded, opened.text, opened.seq_len
     what = loaded.config.model, loaded.params, text, seq_len
     stride = (opened.stride,) if scorer in SLIDE else ()
-    batch_tokens = options.batch_tokens
+    run, batch_tokens = scorer_of(options, scorer), options.batch_tokens
     if scorer in LEARN:
         with counting("scoring", len(text.tokens) - 1, "tokens") as tell:
             how: dict[str, Any] = {"tell": tell, "resume_file": options.resume_file}
             if scorer == "adapted":
-                return score(SCORERS[scorer], *what, options.adapted, **how, **options.hinted)
+                return score(run, *what, options.adapted, **how)
             how |= {"within_documents": opened.apart, "batch_tokens": batch_tokens}
-            return score(SCORERS[scorer], *what, *stride, options.tuned, **how)
+            return score(run, *what, *stride, options.tuned, **how)
     how = {"batch_tokens": batch_tokens, "progress": progress_bar("scoring")}
     if not options.reference_windows:
-        return score(SCORERS[scorer], *what, *stride, **how, **options.hinted)
+        return score(run, *what, *stride, **how)
     if scorer == "packed":
         return reference_packed_score(*what, max(1, batch_tokens // seq_len), options.reference_ranks, **how)
     return reference_sliding_score(*what, *stride, **how)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
@@ -15,7 +16,8 @@ from jgolf.data.shards import find_shards
 from jgolf.data.text import Text, read_text
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, JgolfError
-from jgolf.evaluate.score import documents, packed, rows, scorers_of, sliding
+from jgolf.evaluate.score import Scorer, documents, packed, rows, scorers_of, sliding
+from jgolf.evaluate.tilt import hinted
 from jgolf.evaluate.ttt.adapted import adapted
 from jgolf.evaluate.ttt.tuned import tuned
 from jgolf.load import LoadedModel
@@ -64,11 +66,6 @@ class ScoringOptions:
     """Tilt each prediction to the token that followed the last times that the text read the same."""
     hints: HintsConfig = field(default_factory=HintsConfig)
 
-    @property
-    def hinted(self) -> dict[str, HintsConfig]:
-        """The option of scorers that has them tilt their predictions, where that is asked for."""
-        return {"hints": self.hints} if self.with_hints else {}
-
 
 Options = TypeVar("Options", bound=ScoringOptions)
 
@@ -108,6 +105,13 @@ def check_options(options: ScoringOptions, own: EvaluateConfig) -> None:
         ("--batch-tokens", options.batch_tokens, 1),
     )
     configs.validate(Config(evaluate=EvaluateConfig(adapted=options.adapted, tuned=options.tuned, hints=options.hints)))
+
+
+def scorer_of(options: ScoringOptions, name: ScorerName) -> Scorer:
+    """The scorer of this name, which tilts its predictions to hints where that is asked for."""
+    if not options.with_hints:
+        return SCORERS[name]
+    return partial(adapted, hints=options.hints) if name == "adapted" else hinted(SCORERS[name], options.hints)
 
 
 def at_least(*numbers: tuple[str, int, int]) -> None:
