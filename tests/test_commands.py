@@ -120,7 +120,7 @@ def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir, tmp_pa
     given = ("--tokens", *demo_dir.glob("*_val_*.bin"), "--tokenizer", *demo_dir.glob("*.model"))
     given += ("--max-tokens", MAX_TOKENS, "--batch-tokens", 2048)
     score = json.loads(run("-m", "jgolf", "evaluate", artifact, *given, "--json").stdout)
-    facts = {"seconds", "context", "compile_s", "scorer", "devices", "bytes_per_s", "challenge_s"}
+    facts = {"seconds", "context", "compile_s", "hints", "scorer", "devices", "bytes_per_s", "challenge_s"}
     assert score.keys() == {"val_loss", "val_bpb", "tokens", "bytes", "original_bpb", "original_bytes"} | facts
     assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-6)
     assert score["original_bpb"] == score["val_bpb"]  # the demo's tokenizer keeps its text
@@ -131,6 +131,10 @@ def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir, tmp_pa
     sliding = json.loads(run_here("-m", "jgolf", "evaluate", artifact, *given, "--stride", "64", "--json").stdout)
     assert sliding["val_bpb"] == pytest.approx(result["sliding_val_bpb"], rel=1e-6)
     assert sliding["tokens"] == result["tokens"]
+    hinted = run_here("-m", "jgolf", "evaluate", artifact, *given, "--hints", "--hints.orders", "1", "2", "--json")
+    found = json.loads(hinted.stdout)
+    assert found["hints"]["hits"] <= found["hints"]["fired"] and found["hints"]["fired"] > 0
+    assert found["val_bpb"] + found["hints"]["gained_bpb"] == pytest.approx(score["val_bpb"], rel=1e-6)
     alone = run_here("-m", "jgolf", "evaluate", artifact, "--max-tokens", MAX_TOKENS).stdout  # its run knows the data
     assert f"val_bpb {result['val_bpb']:.6f}" in alone
     shutil.copy(artifact, tmp_path)
@@ -239,6 +243,18 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir
             "--within-documents: --scorer documents says it already",
         ),
         (["-m", "jgolf", "evaluate", "x", "--reference-ranks", "2"], 2, "expected with --scorer packed --reference-w"),
+        (["-m", "jgolf", "evaluate", "x", "--hints.share", "0.9"], 2, "--hints.…: expected with --hints"),
+        (
+            ["-m", "jgolf", "evaluate", "x", "--hints", "--hints.orders", "4", "2"],
+            2,
+            "hints.orders is (4, 2): expected one or more numbers of tokens from 1 on, rising",
+        ),
+        (["-m", "jgolf", "evaluate", "x", "--hints", "--scorer", "tuned"], 2, "--hints: expected with any scorer but"),
+        (
+            ["-m", "jgolf", "evaluate", "x", "--hints", "--reference-windows", "--stride", "5"],
+            2,
+            "--hints: expected without --reference-windows",
+        ),
         (["-m", "jgolf", "evaluate", "/nowhere/x.jgolf"], 2, "/nowhere/x.jgolf: cannot be read"),
     ],
 )

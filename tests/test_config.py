@@ -66,6 +66,10 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
         ("evaluate.adapted.chunk_by_length", ((256, 8), (256, 24)), "pairs of a length, rising"),
         ("evaluate.adapted.learning_rate_by_length", ((256, -1.0),), "a learning rate of 0 or more"),
         ("evaluate.adapted.sgd.momentum", 1.0, "below 1"),
+        ("evaluate.hints.orders", (), "one or more numbers of tokens"),
+        ("evaluate.hints.orders", (8, 4), "rising"),
+        ("evaluate.hints.share", 0.0, "a share above 0"),
+        ("evaluate.hints.strengths", (0.5, -1.0), "from 0 to 100"),
     ],
 )
 def test_senseless_settings_are_refused_by_name(name, value, expected):

@@ -52,6 +52,13 @@ RISING_WIDTHS = Bound(
     lambda widths: all(width >= 1 for width in widths) and list(widths) == sorted(set(widths)),
     "different numbers of tokens from 1 on, rising; none for parts of the context",
 )
+RISING_ORDERS = Bound(
+    lambda orders: len(orders) > 0 and RISING_WIDTHS.allowed(orders), "one or more numbers of tokens from 1 on, rising"
+)
+SHARE = Bound(lambda value: 0 < value <= 1, "a share above 0, up to 1")
+STRENGTHS = Bound(
+    lambda values: len(values) > 0 and all(0 <= value <= 100 for value in values), "one or more numbers from 0 to 100"
+)
 CHUNKS_BY_LENGTH = Bound(
     lambda steps: _rises(steps) and all(chunk >= 1 for _, chunk in steps),
     "pairs of a length, rising, and a chunk of at least 1",
@@ -459,6 +466,20 @@ class AdaptedConfig:
 
 
 @dataclass(frozen=True)
+class HintsConfig:
+    """Hints at the next token by what followed the same tokens before, and how far a prediction is tilted to them."""
+
+    orders: Annotated[tuple[int, ...], RISING_ORDERS] = (4, 8, 12, 16)
+    """Tokens of the contexts that are looked for; the longest that is known often enough counts."""
+    min_count: Annotated[int, POSITIVE] = 2
+    """How often a context has to be known."""
+    share: Annotated[float, SHARE] = 0.8
+    """Of these times, the share in which the hinted token has to have followed."""
+    strengths: Annotated[tuple[float, ...], STRENGTHS] = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
+    """What may be added to the hinted token's logit; all of them are mixed, by how well they did so far."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """How validation is scored."""
 
@@ -470,6 +491,7 @@ class EvaluateConfig:
     """Validate, during training and in sweeps, on this many tokens only; 0 takes all."""
     adapted: AdaptedConfig = field(default_factory=AdaptedConfig)
     tuned: SGDConfig = field(default_factory=lambda: SGDConfig(learning_rate=0.005, epochs=3))
+    hints: HintsConfig = field(default_factory=HintsConfig)
 
 
 @dataclass(frozen=True)
