@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             exit_code = _run(argv)
             sys.stdout.flush()
             return exit_code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
         except OSError as error:  # of a file that no one expected to fail, standard output for one
             name = f"{error.filename}: " if error.filename is not None else ""
             print(f"error: {_shortened(f'{name}{error.strerror or error}')}", file=sys.stderr)
@@ -111,9 +114,6 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
         reason = (str(error).strip().splitlines() or ["no more can be had"])[0]
         print(f"error: out of memory: {reason}: {advice}, a smaller model, or more devices", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def _shortened(error: str) -> str:

@@ -230,6 +230,10 @@ def _apart(function: Callable, *arguments: Any) -> Any:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_at_once_when_interrupted) as pool:
         try:
             return pool.submit(function, *arguments).result()
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.terminate()  # or its work would be waited for
+            raise
         except BrokenProcessPool:
             raise JgolfError("the process that times training steps was killed, probably for lack of memory") from None
 

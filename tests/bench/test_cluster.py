@@ -204,6 +204,7 @@ def test_random_tokens(nano: Config, tmp_path: Path) -> None:
     [
         (["--devices", "1"], "--devices is 1: expected 2 or more"),
         (["--runs", "0"], "--runs is 0: expected at least 1"),
+        (["--budget-s", "nan"], "--budget-s is nan: expected seconds, more than 0"),
         (["--data", "a", "b"], "--data names 2 folders for 1 configs: expected one for each"),
         (["--data", "none"], "none: no such data folder"),
         (["--batch-tokens", "100"], "train.batch_tokens is 100: expected a multiple of"),

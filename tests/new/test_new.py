@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -20,6 +21,7 @@ from jgolf.cli import main
 from jgolf.errors import EXIT_INTERRUPTED, JgolfError
 from jgolf.new.folder import CommandFailed, Journal, run_command
 from jgolf.new.sizes import CPU, GPU, MOST_PASSES, TOKENS_A_PARAMETER, Candidate, choose, run_settings
+from jgolf.verbs.new import _apart
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -155,6 +157,20 @@ def test_what_it_writes_is_no_text_of_its_own(tmp_path: Path, monkeypatch: pytes
         assert main(["new", ".", *out]) == 2
         assert ": lies in ., of which all texts are read: choose a folder outside it" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def _interrupt_the_parent(seconds: float) -> None:
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(seconds)
+
+
+def test_work_in_another_process_ends_with_this_one() -> None:
+    """Also where that one was not interrupted itself."""
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        _apart(_interrupt_the_parent, 600.0)
+    assert time.monotonic() - started < 60
+    assert not multiprocessing.active_children()
 
 
 # --- end to end --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import signal
 import sys
@@ -166,7 +167,7 @@ def cluster(
     """
     budget = Budget(budget_s)
     subjects = _subjects(config, batch_tokens, data)
-    _check_options(devices, losses, runs, parts)
+    _check_options(devices, losses, runs, parts, budget_s)
     options = {"config": config, "devices": devices, "batch_tokens": batch_tokens, "data": data}
     if tuple(parts) != PARTS:
         options["parts"] = parts
@@ -410,12 +411,14 @@ def _subject(name: str, batch_tokens: int, data: Path | None) -> Subject:
     return Subject(dataclasses.replace(config, model=resolved_for(config.data, config.model)), folder)
 
 
-def _check_options(devices: int, losses: int, runs: int, parts: Sequence[Part]) -> None:
+def _check_options(devices: int, losses: int, runs: int, parts: Sequence[Part], budget_s: float) -> None:
     if not parts:
         raise ConfigError(f"--parts names none: expected some of {', '.join(PARTS)}")
     for name, value, least in (("devices", devices, 0), ("losses", losses, 1), ("runs", runs, 1)):
         if value < least:
             raise ConfigError(f"--{name} is {value}: expected at least {least}")
+    if not 0 < budget_s < math.inf:
+        raise ConfigError(f"--budget-s is {budget_s}: expected seconds, more than 0")
     if devices == 1:
         raise ConfigError("--devices is 1: expected 2 or more, or 0 for all")
 
