@@ -243,7 +243,7 @@ def _read_result(folder: Path) -> dict[str, Any]:
         if name.endswith(SCORES) and not _is_score(name, value):
             raise JgolfError(
                 f"{folder / RESULT_FILE}: {name} is {excerpt(value)}, expected {_expected(name)}; export the run "
-                f"again: python export.py {folder}"
+                f"again: jgolf export {folder}"
             )
     return result
 
