@@ -19,7 +19,11 @@ from jgolf import __version__
 from jgolf.artifact import submission
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jgolf").rglob("*.py")}
+SOURCES = {
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "jgolf").rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+}
 CONFIGS = {path.name for path in (ROOT / "configs").glob("*.py")}
 PROGRAM = """
 import hashlib, json
@@ -67,7 +71,7 @@ def test_the_wheel_holds_the_package_its_configs_and_its_licence(built):
         about = f"jgolf-{__version__}.dist-info"
         metadata = email.message_from_bytes(wheel.read(f"{about}/METADATA"))
         assert wheel.read(f"{about}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
-    assert names == SOURCES | {"jgolf/py.typed"} | {f"jgolf/configs/{name}" for name in CONFIGS}
+    assert names == SOURCES | {f"jgolf/configs/{name}" for name in CONFIGS}
     assert metadata["Version"] == __version__ and metadata["License-Expression"] == "MIT"
     assert metadata.get_payload().startswith("# jgolf\n")
 
