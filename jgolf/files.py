@@ -66,6 +66,13 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def add_line(path: str | Path, value: Any, anew: bool = False) -> None:
+    """Adds `value` as a line of JSON, in UTF-8, to what the file holds, or begins it `anew`, all or nothing."""
+    path = Path(path)
+    before = path.read_bytes() if path.is_file() and not anew else b""
+    write_bytes(path, before + json_text(value, ascii_only=False).encode() + b"\n")
+
+
 def json_text(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:
     """`value` as JSON; null stands for NaN and infinity, which JSON does not have."""
     return json.dumps(_without_nan(value), indent=indent, allow_nan=False, ensure_ascii=ascii_only)

@@ -27,8 +27,6 @@ def keep_start(run_dir: Path, devices: Sequence[jax.Device], first_step: int) ->
     Raises:
       JgolfError: the folder cannot be written to.
     """
-    path = run_dir / STARTS_FILE
-    before = path.read_bytes() if first_step and path.is_file() else b""
     start = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]).encode(errors="replace").decode(),
@@ -37,7 +35,7 @@ def keep_start(run_dir: Path, devices: Sequence[jax.Device], first_step: int) ->
         "hardware": f"{len(devices)} × {devices[0].device_kind}",
         "first_step": first_step,
     }
-    files.write_bytes(path, before + files.json_text(start, ascii_only=False).encode() + b"\n")
+    files.add_line(run_dir / STARTS_FILE, start, anew=not first_step)
 
 
 def commit(package: Path) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -67,10 +66,5 @@ def sample(
     print()
     if keep:
         settings = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        _keep(Path(model, SAMPLES_FILE), {"prompt": prompt, "text": shown, **settings})
-
-
-def _keep(path: Path, sample: dict[str, Any]) -> None:
-    with in_turn(path.parent):
-        before = path.read_bytes() if path.is_file() else b""
-        files.write_bytes(path, before + files.json_text(sample, ascii_only=False).encode() + b"\n")
+        with in_turn(model):
+            files.add_line(Path(model, SAMPLES_FILE), {"prompt": prompt, "text": shown, **settings})
