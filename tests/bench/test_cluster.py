@@ -13,9 +13,10 @@ import pytest
 
 from jgolf import config as configs
 from jgolf.bench.cluster import command
-from jgolf.bench.cluster.command import Budget, Job, Outcome, share_of
+from jgolf.bench.cluster.command import Budget, Job, share_of
 from jgolf.bench.cluster.findings import Findings, steps_within
 from jgolf.bench.cluster.lost import random_folder
+from jgolf.bench.cluster.outcome import Outcome
 from jgolf.bench.cluster.processes import Machine, Processes
 from jgolf.bench.cluster.tokens import write_random_shard
 from jgolf.bench.cluster.worker import Measured
