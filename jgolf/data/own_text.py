@@ -31,8 +31,8 @@ def find_texts(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     for path in paths:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path))
-            found += [file for file in inside if _looks_like_text(file)]
-            left_out += [file for file in inside if not _looks_like_text(file)]
+            for file in inside:
+                (found if _looks_like_text(file) else left_out).append(file)
         elif path.exists():
             found.append(path)
         else:

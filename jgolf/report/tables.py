@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jgolf.history import SCORE_KINDS, History
+from jgolf.history.record import number
 from jgolf.progress import counted
 from jgolf.report.artifacts import Contents
 from jgolf.report.curves import step_times_ms
@@ -103,8 +104,7 @@ def quantization_gap(run: History) -> float:
 
 
 def _result(run: History, name: str) -> float:
-    value = run.result.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    return number(run.result.get(name))
 
 
 def _training_loss(run: History) -> float:
@@ -147,7 +147,7 @@ def results_table(runs: Sequence[History], kind: str, differences: Sequence[Agai
         *([_bpb_figure(kind), _original_figure(kind)] if kind else []),
         *map(_bpb_figure, kinds),
         _Figure("quantization gap", quantization_gap, signed, -1),
-        _Figure("validation loss, nats", lambda run: _loss(run), "{:.4f}".format, -1),
+        _Figure("validation loss, nats", _loss, "{:.4f}".format, -1),
         _Figure("training loss, nats", _training_loss, "{:.4f}".format),
         _Figure("bytes", total_bytes, "{:,.0f}".format, -1),
         _Figure("steps", _steps, "{:,.0f}".format),
