@@ -206,7 +206,7 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir
         (
             ["train.py", "nothing"],
             2,
-            "no config 'nothing': expected one of baseline, demo, pr1855, pr414, pr592, small",
+            "no config 'nothing': expected one of baseline, best, demo, pr1855, pr414, pr592, small",
         ),
         (["train.py", "pr592", "--data", "/nowhere"], 2, "jgolf data"),
         (["train.py", "--model.num-heads", "5"], 2, "model.num_heads is 5: expected a divisor of model_dim"),
