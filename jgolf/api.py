@@ -19,6 +19,11 @@ functions run on the host, in NumPy.
     per_example = jax.vmap(jax.grad(partial(loss, config)), in_axes=(None, 0, 0))
     data = pack(quantize(params, QuantizeConfig()), {"note": "mine"})
 
+A model that was trained and scored, from its run's folder or any file of it (`jgolf.load`):
+
+    model = load_model("runs/demo/artifact/model.jgolf")
+    logits = apply(model.config.model, model.params, tokens)
+
 examples/functional.py shows them at work.
 """
 
@@ -35,7 +40,9 @@ from jgolf.artifact.container import CodecName
 from jgolf.artifact.container import pack as _pack
 from jgolf.artifact.container import unpack as _unpack
 from jgolf.config import Config, ModelConfig, QuantizeConfig
+from jgolf.data.tokenizer import Tokenizer, load_tokenizer
 from jgolf.evaluate.score import bits_per_byte
+from jgolf.load import LoadedModel, load_model
 from jgolf.model import functional, initial
 from jgolf.model.functional import Params
 from jgolf.quantize import export as _export
@@ -49,11 +56,13 @@ from jgolf.train.step import StepMetrics, TrainState
 __all__ = [
     "Batch",
     "Config",
+    "LoadedModel",
     "ModelConfig",
     "Params",
     "QuantizeConfig",
     "StepMetrics",
     "StoredTensor",
+    "Tokenizer",
     "TrainState",
     "apply",
     "averaged_params",
@@ -63,6 +72,8 @@ __all__ = [
     "init",
     "init_many",
     "init_state",
+    "load_model",
+    "load_tokenizer",
     "loss",
     "pack",
     "quantize",

@@ -19,7 +19,8 @@ from jgolf.output import outlives_its_readers
 from jgolf.progress import plain_console
 
 VERBS: dict[str, tuple[str, str]] = {
-    "data": ("", "prepare tokens: pack, fuse, tokenizer, download, demo, inspect"),
+    "new": ("jgolf.verbs.new:new", "a model from a text of your own, in one command"),
+    "data": ("", "prepare tokens: split, pack, fuse, tokenizer, download, demo, inspect"),
     "train": ("jgolf.verbs.train:train", "train a model"),
     "export": ("jgolf.verbs.export:export", "quantize a run, pack it into an artifact and score that"),
     "evaluate": ("jgolf.verbs.evaluate:evaluate", "score a run, an artifact or a checkpoint in bits per byte"),
@@ -28,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("jgolf.report.cli:report", "draw runs, the PyTorch reference's too, on one page"),
     "compare": ("jgolf.compare:compare", "test whether runs beat others by the challenge's rule for a record"),
     "sample": ("jgolf.verbs.sample:sample", "let a model continue a text"),
+    "serve": ("jgolf.verbs.serve:serve", "a page on this machine, in which a model continues what you type"),
     "compress": ("jgolf.verbs.compress:compress", "compress files by a model, without loss"),
     "decompress": ("jgolf.verbs.compress:decompress", "give back files that compress made smaller"),
     "convert": ("jgolf.verbs.convert:convert", "turn PyTorch checkpoints and artifacts into ours and back"),
@@ -55,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             exit_code = _run(argv)
             sys.stdout.flush()
             return exit_code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
         except OSError as error:  # of a file that no one expected to fail, standard output for one
             name = f"{error.filename}: " if error.filename is not None else ""
             print(f"error: {_shortened(f'{name}{error.strerror or error}')}", file=sys.stderr)
@@ -109,9 +114,6 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
         reason = (str(error).strip().splitlines() or ["no more can be had"])[0]
         print(f"error: out of memory: {reason}: {advice}, a smaller model, or more devices", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def _shortened(error: str) -> str:

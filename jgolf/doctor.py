@@ -48,7 +48,9 @@ STYLES: dict[Verdict, str] = {"ok": "green", "optional": "dim", "warning": "yell
 EXTRAS = {
     "download": ("huggingface_hub", "jgolf data download"),
     "entropy": ("constriction", "smaller artifacts: --codec range"),
+    "parquet": ("pyarrow", "Parquet files in jgolf new and jgolf data split"),
     "report": ("matplotlib", "jgolf report"),
+    "safetensors": ("safetensors", ".safetensors files"),
     "tensorboard": ("tensorboardX", "--writers tensorboard"),
     "torch": ("torch", "PyTorch checkpoints, jgolf convert and crosscheck"),
     "wandb": ("wandb", "--writers wandb"),
@@ -97,7 +99,7 @@ def doctor(argv: list[str], prog: str = "jgolf doctor") -> int:
         table.add_row(check.name, Text(check.verdict, style=STYLES[check.verdict]), check.found + advice)
     console.print(table)
     named = [] if configs.leading_name(argv)[0] or options.resume else [DEFAULT_CONFIG]
-    command = shlex.join(["python", "train.py", *named, *argv])
+    command = shlex.join(["jgolf", "train", *named, *argv])
     print(f"{counted(missing, 'thing')} missing" if missing else f"ready to train: {command}")
     return EXIT_CHECK_FAILED if missing else EXIT_OK
 

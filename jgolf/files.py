@@ -29,9 +29,11 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     whatever was at `path` before stays there until that moment, and for good after an error.
 
     Raises:
-      JgolfError: the disk is full or the folder cannot be written to.
+      JgolfError: the disk is full, the folder cannot be written to, or `path` is a device, say, and no file.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise JgolfError(f"{path}: not a file, so none can be put in its place: choose another name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +64,13 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Writes `text` as UTF-8 to `path`, all or nothing."""
     write_bytes(path, text.encode())
+
+
+def add_line(path: str | Path, value: Any, anew: bool = False) -> None:
+    """Adds `value` as a line of JSON, in UTF-8, to what the file holds, or begins it `anew`, all or nothing."""
+    path = Path(path)
+    before = path.read_bytes() if path.is_file() and not anew else b""
+    write_bytes(path, before + json_text(value, ascii_only=False).encode() + b"\n")
 
 
 def json_text(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:

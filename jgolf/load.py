@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from jgolf import config as configs
-from jgolf.artifact import container
-from jgolf.artifact.scoring import check_shapes, read_artifact
+from jgolf.artifact import container, safe_tensors
+from jgolf.artifact.scoring import Artifact, check_shapes, read_artifact
 from jgolf.config import Average, Config, ModelConfig
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.quantize.stored import StoredTensor, dequantize
@@ -23,7 +23,8 @@ from jgolf.torch_bridge.config_option import Given
 
 RECIPE = "pr592"
 """Has the settings that a file which holds a model alone does not tell: where its data may be, say."""
-Kind = Literal["run", "jgolf", "ptz", "pt"]
+Kind = Literal["run", "jgolf", "safetensors", "ptz", "pt"]
+_COMPLETE: tuple[Kind, ...] = ("run", "jgolf", "safetensors")  # kinds that hold their settings
 MAX_NAMED = 10  # tensors that one message names
 PYTORCH_MAGICS = (b"PK\x03\x04", b"\x80\x02")  # torch.save's zip archive, and its older pickle
 
@@ -55,7 +56,8 @@ def load_model(
     """Reads a model; its kind is told by what the file holds, not by its name.
 
     Args:
-      path: a run directory, a .jgolf artifact, a PyTorch state dict or an artifact of the PyTorch reference.
+      path: a run directory, a .jgolf artifact, a .safetensors file of ours, a PyTorch state dict or an artifact of the
+        PyTorch reference.
       config: the option `--config`: settings of a PyTorch model that its tensors do not tell.
       average: which weights of a run: raw, ema, swa or ema+swa; None takes those that the run exports.
       own: settings of the script that a PyTorch model belongs to, for what neither its tensors nor `config` tell.
@@ -63,19 +65,20 @@ def load_model(
     Raises:
       ArtifactError: the file is missing, unknown, damaged, does not fit the model, or has values that are not finite.
       ConfigError: the option cannot be used, or contradicts the tensors.
-      MissingExtraError: a PyTorch file, and PyTorch is not installed.
+      MissingExtraError: a PyTorch or safetensors file, and that package is not installed.
     """
     if average is not None and average not in get_args(Average):
         raise ConfigError(f"--average is {average!r}: expected one of {', '.join(get_args(Average))}")
     kind = kind_of(path)
     if average is not None and kind != "run":
         raise ConfigError(f"{path}: holds one set of weights; --average chooses among those of a run directory")
-    if config is not None and kind in ("run", "jgolf"):
+    if config is not None and kind in _COMPLETE:
         raise ConfigError(f"{path}: holds its own config; --config is for PyTorch files")
     if kind == "run":
         model = _load_run(path, average)
     else:
-        model = _load_artifact(path) if kind == "jgolf" else _load_pytorch(path, kind, config, own)
+        holds_settings = {"jgolf": _load_artifact, "safetensors": _load_safetensors}
+        model = holds_settings[kind](path) if kind in holds_settings else _load_pytorch(path, kind, config, own)
     _check_finite(model.params, kind, str(path))
     return model
 
@@ -88,7 +91,7 @@ def load_params(path: str | Path, model: ModelConfig) -> dict[str, np.ndarray]:
       MissingExtraError: a PyTorch file, and PyTorch is not installed.
     """
     kind = kind_of(path)
-    if kind in ("run", "jgolf"):
+    if kind in _COMPLETE:
         params = load_model(path).params
         check_shapes(_shapes(params), model, str(path))
         return params
@@ -112,13 +115,18 @@ def kind_of(path: str | Path) -> Kind:
         if (path / CONFIG_FILE).is_file():
             return "run"
         raise ArtifactError(f"{path}: not a run directory: there is no {CONFIG_FILE} in it")
+    if path.exists() and not path.is_file():  # a pipe, say, which could not be read twice
+        raise ArtifactError(f"{path}: not a file, expected one that holds a model: write it to a file first")
     try:
         with path.open("rb") as file:
             start = file.read(len(container.MAGIC))
+            further = file.read(safe_tensors.LOOKED_AT_BYTES)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
     if start == container.MAGIC:
         return "jgolf"
+    if safe_tensors.begins(start + further):
+        return "safetensors"
     if compressed.method_of(start) is not None or start == compressed.PER_GROUP_MAGIC:
         return "ptz"
     if start.startswith(PYTORCH_MAGICS):
@@ -127,8 +135,8 @@ def kind_of(path: str | Path) -> Kind:
         return "ptz"
     found = f"starts with {start!r}" if start else "an empty file"
     raise ArtifactError(
-        f"{path}: {found}, expected a run directory, a jgolf artifact (.jgolf), a PyTorch state dict "
-        f"(.pt) or an artifact of a PyTorch script, compressed with {' or '.join(compressed.METHODS)} (.ptz)"
+        f"{path}: {found}, expected a run directory, a jgolf artifact (.jgolf), .safetensors, a PyTorch "
+        f"state dict (.pt) or an artifact of a PyTorch script, compressed with {' or '.join(compressed.METHODS)} (.ptz)"
     )
 
 
@@ -141,14 +149,25 @@ def _load_run(path: str | Path, average: str | None) -> LoadedModel:
 
 def _load_artifact(path: str | Path) -> LoadedModel:
     artifact = read_artifact(path)
+    config, params = _with_recipe(artifact), artifact.params()
+    return LoadedModel(config, params, artifact.stored, artifact.tokenizer_fingerprint, str(path))
+
+
+def _load_safetensors(path: str | Path) -> LoadedModel:
+    artifact, quantize = safe_tensors.read(path)
+    config = dataclasses.replace(_with_recipe(artifact), quantize=quantize)
+    return LoadedModel(config, artifact.params(), None, artifact.tokenizer_fingerprint, str(path))
+
+
+def _with_recipe(artifact: Artifact) -> Config:
+    """The settings of an artifact; all that it does not tell is RECIPE's."""
     recipe = configs.load(RECIPE)
-    full_config = dataclasses.replace(
+    return dataclasses.replace(
         recipe,
         name=artifact.name,
         model=artifact.model,
         train=dataclasses.replace(recipe.train, seq_len=artifact.seq_len, documents=artifact.documents),
     )
-    return LoadedModel(full_config, artifact.params(), artifact.stored, artifact.tokenizer_fingerprint, str(path))
 
 
 def _load_pytorch(path: str | Path, kind: Kind, option: str | None, own: Given | None) -> LoadedModel:

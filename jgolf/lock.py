@@ -54,6 +54,25 @@ def locked(folder: str | Path, advice: str) -> Iterator[None]:
         os.close(file)
 
 
+@contextlib.contextmanager
+def in_turn(folder: str | Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same folder; does not keep away from `locked`.
+
+    Raises:
+      JgolfError: the folder cannot be opened.
+    """
+    try:
+        file = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise JgolfError(f"{folder}: cannot be read: {error.strerror or error}") from None
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
 def _opened(path: Path) -> int | None:
     """The file, locked; None where another process has locked it."""
     while True:

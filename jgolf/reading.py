@@ -6,6 +6,7 @@ overflow a stack are refused with an `Unreadable`, whose words the caller puts b
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ MAX_DEPTH = 64  # of lists and objects within one another
 MAX_NUMBER_CHARS = 64
 EXCERPT_CHARS = 80
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _READ_BYTES = 1 << 16
 
 
@@ -104,7 +106,7 @@ def text_of(content: bytes) -> str:
     try:
         return content.removeprefix(BYTE_ORDER_MARK).decode()
     except UnicodeDecodeError as error:
-        wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+        wide = content[:2] in WIDE_MARKS
         hint = "; it begins as UTF-16 does: convert it to UTF-8" if wide else ""
         raise Unreadable(f"not UTF-8 text: byte 0x{content[error.start]:02x} at position {error.start}{hint}") from None
 

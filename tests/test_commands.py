@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,8 @@ def test_metrics_hold_every_step_once(run_dir):
     assert [row["step"] for row in rows if "train_loss" in row] == list(range(1, 41))
     assert sum(row.get("late_qat", False) for row in rows) == 2  # multipliers 0.1 and 0.05
     assert json.loads((run_dir / "config.json").read_text())["model"]["num_layers"] == 2
+    (start,) = map(json.loads, (run_dir / "starts.jsonl").read_text().splitlines())
+    assert start["command"].startswith("train.py demo --run-dir") and start["hardware"].endswith("cpu")
 
 
 def test_export_scores_what_is_on_the_disk(run_dir, exported, demo_dir):
@@ -117,7 +120,7 @@ def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir, tmp_pa
     given = ("--tokens", *demo_dir.glob("*_val_*.bin"), "--tokenizer", *demo_dir.glob("*.model"))
     given += ("--max-tokens", MAX_TOKENS, "--batch-tokens", 2048)
     score = json.loads(run("-m", "jgolf", "evaluate", artifact, *given, "--json").stdout)
-    facts = {"seconds", "context", "compile_s", "scorer", "devices", "bytes_per_s", "challenge_s"}
+    facts = {"seconds", "context", "compile_s", "hints", "scorer", "devices", "bytes_per_s", "challenge_s"}
     assert score.keys() == {"val_loss", "val_bpb", "tokens", "bytes", "original_bpb", "original_bytes"} | facts
     assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-6)
     assert score["original_bpb"] == score["val_bpb"]  # the demo's tokenizer keeps its text
@@ -128,6 +131,10 @@ def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir, tmp_pa
     sliding = json.loads(run_here("-m", "jgolf", "evaluate", artifact, *given, "--stride", "64", "--json").stdout)
     assert sliding["val_bpb"] == pytest.approx(result["sliding_val_bpb"], rel=1e-6)
     assert sliding["tokens"] == result["tokens"]
+    hinted = run_here("-m", "jgolf", "evaluate", artifact, *given, "--hints", "--hints.orders", "1", "2", "--json")
+    found = json.loads(hinted.stdout)
+    assert found["hints"]["hits"] <= found["hints"]["fired"] and found["hints"]["fired"] > 0
+    assert found["val_bpb"] + found["hints"]["gained_bpb"] == pytest.approx(score["val_bpb"], rel=1e-6)
     alone = run_here("-m", "jgolf", "evaluate", artifact, "--max-tokens", MAX_TOKENS).stdout  # its run knows the data
     assert f"val_bpb {result['val_bpb']:.6f}" in alone
     shutil.copy(artifact, tmp_path)
@@ -157,9 +164,31 @@ def test_an_export_that_makes_no_sense_leaves_the_earlier_one(run_dir, exported,
 
 def test_sample_writes_text(run_dir):
     words = ("-m", "jgolf", "sample", run_dir, "--prompt", "The function", "--tokens", "8")
-    first, again = run(*words).stdout, run_here(*words).stdout
+    first, again = run(*words).stdout, run_here(*words, "--keep").stdout
     assert first.startswith("The function")
     assert first == again
+    kept = json.loads((run_dir / "samples.jsonl").read_text())
+    (run_dir / "samples.jsonl").unlink()
+    assert kept["prompt"] == "The function" and f"{kept['text']}\n" == first and kept["tokens"] == 8
+
+
+def test_serve_writes_what_sample_does(run_dir):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "jgolf", "serve", str(run_dir), "--port", "0"]
+    words = ("--prompt", "The function", "--tokens", "8", "--top-k", "0", "--top-p", "0.9", "--seed", "3")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert "128 tokens of context, 1,024 pieces" in server.stdout.readline()
+            address = server.stdout.readline().partition(" ")[0]
+            asked = {"prompt": "The function", "tokens": 8, "temperature": 0.8, "top_p": 0.9, "seed": 3}
+            request = urllib.request.Request(
+                f"{address}continue", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                text = answer.read().decode()
+        finally:
+            server.kill()
+    assert f"The function{text}\n" == run_here("-m", "jgolf", "sample", run_dir, *words).stdout
 
 
 def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir, tmp_path):
@@ -174,7 +203,11 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        (["train.py", "nothing"], 2, "no config 'nothing': expected one of baseline, demo, pr1855, pr414, pr592"),
+        (
+            ["train.py", "nothing"],
+            2,
+            "no config 'nothing': expected one of baseline, best, demo, pr1855, pr414, pr592, small",
+        ),
         (["train.py", "pr592", "--data", "/nowhere"], 2, "jgolf data"),
         (["train.py", "--model.num-heads", "5"], 2, "model.num_heads is 5: expected a divisor of model_dim"),
         (["train.py", "--resume", "--run-dir", "/nowhere"], 2, "no run to resume"),
@@ -185,6 +218,7 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir
         (["train.py", "--seed", "99999999999999999999"], 2, "train.seed is 99999999999999999999: expected from 0 to"),
         (["train.py", "--run-dir", __file__], 2, "test_commands.py: a file, expected a folder"),
         (["-m", "jgolf", "sample", "x", "--temperature", "nan"], 2, "--temperature nan"),
+        (["-m", "jgolf", "sample", "x.jgolf", "--keep"], 2, "--keep: x.jgolf is no run directory"),
         (["-m", "jgolf", "sample", "x", "--top-p", "0"], 2, "--top-p 0.0: expected more than 0, and at most 1"),
         (["-m", "jgolf", "evaluate", "x", "--max-tokens", "-5"], 2, "--max-tokens -5: expected at least 0"),
         (
@@ -209,6 +243,18 @@ def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir
             "--within-documents: --scorer documents says it already",
         ),
         (["-m", "jgolf", "evaluate", "x", "--reference-ranks", "2"], 2, "expected with --scorer packed --reference-w"),
+        (["-m", "jgolf", "evaluate", "x", "--hints.share", "0.9"], 2, "--hints.…: expected with --hints"),
+        (
+            ["-m", "jgolf", "evaluate", "x", "--hints", "--hints.orders", "4", "2"],
+            2,
+            "hints.orders is (4, 2): expected one or more numbers of tokens from 1 on, rising",
+        ),
+        (["-m", "jgolf", "evaluate", "x", "--hints", "--scorer", "tuned"], 2, "--hints: expected with any scorer but"),
+        (
+            ["-m", "jgolf", "evaluate", "x", "--hints", "--reference-windows", "--stride", "5"],
+            2,
+            "--hints: expected without --reference-windows",
+        ),
         (["-m", "jgolf", "evaluate", "/nowhere/x.jgolf"], 2, "/nowhere/x.jgolf: cannot be read"),
     ],
 )

@@ -59,6 +59,10 @@ def test_welch_is_scipys(count_a, count_b):
     np.testing.assert_allclose(found.statistic, expected.statistic, rtol=1e-9)
     np.testing.assert_allclose(found.p_value, expected.pvalue, rtol=1e-9)
     np.testing.assert_allclose(found.degrees_of_freedom, expected.df, rtol=1e-9)
+    squares = b.var(ddof=1) / count_b, a.var(ddof=1) / count_a  # of the means' standard errors
+    freedom = sum(squares) ** 2 / (squares[0] ** 2 / (count_b - 1) + squares[1] ** 2 / (count_a - 1))
+    np.testing.assert_allclose(found.statistic, (b.mean() - a.mean() - 0.005) / sum(squares) ** 0.5, rtol=1e-9)
+    np.testing.assert_allclose(found.degrees_of_freedom, freedom, rtol=1e-9)
     interval = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
     np.testing.assert_allclose(found.interval, (interval.low, interval.high), rtol=1e-9)
 
@@ -73,6 +77,8 @@ def test_the_paired_test_is_scipys(count):
     np.testing.assert_allclose(found.statistic, expected.statistic, rtol=1e-9)
     np.testing.assert_allclose(found.p_value, expected.pvalue, rtol=1e-9)
     assert found.degrees_of_freedom == expected.df == count - 1
+    error = (b - a).std(ddof=1) / count**0.5
+    np.testing.assert_allclose(found.statistic, ((b - a).mean() - 0.005) / error, rtol=1e-9)
     interval = stats.ttest_rel(b, a).confidence_interval(0.95)
     np.testing.assert_allclose(found.interval, (interval.low, interval.high), rtol=1e-9)
 
@@ -116,6 +122,14 @@ def test_further_pairs_give_the_chance_that_is_asked_for():
 
     assert share_of_records(count) > 0.79
     assert share_of_records(count - 1) < 0.81
+
+
+def test_a_side_that_does_not_vary_is_tested_without_a_warning(recwarn):
+    """Then the noise is the other side's, whose degrees of freedom remain."""
+    found = welch_test(Sample((1.9, 1.9, 1.9)), Sample(WORSE), 0.005)
+    error = np.std(WORSE, ddof=1) / 3**0.5
+    np.testing.assert_allclose(found.statistic, (np.mean(WORSE) - 1.9 - 0.005) / error, rtol=1e-9)
+    assert found.degrees_of_freedom == pytest.approx(2) and not recwarn.list
 
 
 def test_what_is_no_record_needs_a_seed_at_least():

@@ -57,6 +57,7 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
         ("train.learning_rate_floor", 1.5, "a learning-rate multiplier"),
         ("train.warmdown_fraction", 1.5, "a part of the run"),
         ("average.ema_decay", 0.0, "ema is switched off"),
+        ("average.ema_share", 0.3, "up to 0.28868"),
         ("quantize.clip_percentiles", (0.5, 1.5), "up to 1"),
         ("quantize.late_qat_start", 1.5, "multiplier"),
         ("quantize.control", "int8", "fp16 or fp32"),
@@ -65,6 +66,10 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
         ("evaluate.adapted.chunk_by_length", ((256, 8), (256, 24)), "pairs of a length, rising"),
         ("evaluate.adapted.learning_rate_by_length", ((256, -1.0),), "a learning rate of 0 or more"),
         ("evaluate.adapted.sgd.momentum", 1.0, "below 1"),
+        ("evaluate.hints.orders", (), "one or more numbers of tokens"),
+        ("evaluate.hints.orders", (8, 4), "rising"),
+        ("evaluate.hints.share", 0.0, "a share above 0"),
+        ("evaluate.hints.strengths", (0.5, -1.0), "from 0 to 100"),
     ],
 )
 def test_senseless_settings_are_refused_by_name(name, value, expected):
@@ -103,6 +108,13 @@ def test_gates_need_skips():
     with pytest.raises(ConfigError, match=r"model\.skip_gates is True: expected False without model\.unet_skips"):
         configs.validate(without)
     configs.validate(UNET_SKIPS.left_out_of(gated))
+
+
+def test_an_average_has_one_reach():
+    config = configs.replace(RECIPE, "average.ema_share", 0.05)
+    with pytest.raises(ConfigError, match=r"average\.ema_decay is 0\.997: expected 0 .*average\.ema_share, 0\.05"):
+        configs.validate(config)
+    configs.validate(configs.replace(config, "average.ema_decay", 0.0))
 
 
 def test_a_warmdown_has_one_length():

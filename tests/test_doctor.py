@@ -43,7 +43,7 @@ def make_data(folder: Path, vocab_size: int) -> None:
 def test_the_demo_needs_nothing_more(capsys):
     assert main(["doctor", "demo"]) == 0
     shown = capsys.readouterr().out
-    assert "ready to train: python train.py demo" in shown and "data/demo will be built" in shown
+    assert "ready to train: jgolf train demo" in shown and "data/demo will be built" in shown
 
 
 def test_missing_data_is_named_with_what_to_do(capsys):
@@ -70,7 +70,7 @@ def test_settings_are_taken_as_train_takes_them(capsys):
     assert main(["doctor", "demo", "--data", "my data", "--train.steps", "30", "--run-dir", "runs/a b"]) == 0
     shown = capsys.readouterr().out
     assert "my data: 2,000 in 1 shard; 30 steps pass" in shown and "runs/a b: free" in shown
-    assert "python train.py demo --data 'my data' --train.steps 30 --run-dir 'runs/a b'" in shown
+    assert "jgolf train demo --data 'my data' --train.steps 30 --run-dir 'runs/a b'" in shown
 
 
 def test_tokens_are_counted():
@@ -206,4 +206,4 @@ def test_options_of_training_that_are_not_settings(capsys, monkeypatch):
     assert "--num-processes: the doctor checks this machine by itself" in capsys.readouterr().err
     configs.write_json(load("demo"), Path("runs/demo/config.json"))
     assert main(["doctor", "--resume", "--run-dir", "runs/demo"]) == 0
-    assert "ready to train: python train.py --resume --run-dir runs/demo" in capsys.readouterr().out
+    assert "ready to train: jgolf train --resume --run-dir runs/demo" in capsys.readouterr().out

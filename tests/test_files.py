@@ -121,3 +121,13 @@ def test_the_first_error_is_told(tmp_path: Path) -> None:
         with files.atomic_write(tmp_path / "a"):
             raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """A device, for one: who may do all could replace /dev/null by a file."""
+    (tmp_path / "pipe").symlink_to(tmp_path / "there")
+    os.mkfifo(tmp_path / "there")
+    for name in ("pipe", "there"):
+        with pytest.raises(JgolfError, match=f"{name}: not a file, so none can be put in its place"):
+            files.write_bytes(tmp_path / name, b"x")
+        assert (tmp_path / name).is_fifo()

@@ -26,7 +26,7 @@ FLOORS = (
     # whole runs, and models from any file
     *("train", "torch_bridge", "load", "export"),
     # what is done with them
-    *("api", "audit", "report", "compare", "sweep", "bench", "doctor"),
+    *("api", "audit", "history", "compare", "sweep", "report", "bench", "doctor", "new", "serve"),
     # the command line
     *("verbs", "completion", "cli", "__main__"),
 )

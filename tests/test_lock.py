@@ -6,13 +6,15 @@ import errno
 import fcntl
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from jgolf import config as configs
 from jgolf.errors import JgolfError
-from jgolf.lock import locked
+from jgolf.lock import in_turn, locked
 from jgolf.sweep.cli import sweep
 from jgolf.verbs.export import export
 
@@ -95,3 +97,21 @@ def test_an_export_keeps_to_itself(tmp_path: Path) -> None:
         with pytest.raises(JgolfError, match="artifact: in use by process"):
             export([str(tmp_path)])
         assert unscored.exists()
+
+
+def test_one_after_the_other(tmp_path: Path) -> None:
+    """Of threads that each read, wait and write, none loses what another wrote."""
+    kept = tmp_path / "kept"
+    kept.write_text("")
+
+    def add(text: str) -> None:
+        with in_turn(tmp_path):
+            before = kept.read_text()
+            time.sleep(0.01)
+            kept.write_text(before + text)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, "abcdefgh"))
+    assert sorted(kept.read_text()) == list("abcdefgh")
+    with pytest.raises(JgolfError, match="nothing: cannot be read: No such file"), in_turn(tmp_path / "nothing"):
+        pass

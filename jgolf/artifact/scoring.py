@@ -88,6 +88,15 @@ def read_artifact(path: str | Path) -> Artifact:
       ArtifactError: it is missing or damaged, or its parameters do not fit its own settings.
     """
     stored, metadata = container.read(path)
+    return described(stored, metadata, str(path))
+
+
+def described(stored: dict[str, StoredTensor], metadata: dict[str, Any], source: str) -> Artifact:
+    """The model that parameters and an artifact's metadata make.
+
+    Raises:
+      ArtifactError: the metadata describe none, or the parameters are not its own.
+    """
     try:
         metadata = {"documents": False, **metadata}  # older artifacts do not say
         fields = {item.name: metadata[item.name] for item in dataclasses.fields(Artifact) if item.name != "stored"}
@@ -95,8 +104,8 @@ def read_artifact(path: str | Path) -> Artifact:
         artifact = Artifact(**{**fields, "model": resolved(from_dict(model, ModelConfig)), "stored": stored})
         _check_plausible(artifact)
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
-        raise ArtifactError(f"{path}: its metadata do not describe a model: {error!s:.500}") from None
-    check_shapes({name: tensor.shape for name, tensor in stored.items()}, artifact.model, str(path))
+        raise ArtifactError(f"{source}: its metadata do not describe a model: {error!s:.500}") from None
+    check_shapes({name: tensor.shape for name, tensor in stored.items()}, artifact.model, source)
     return artifact
 
 

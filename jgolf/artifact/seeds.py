@@ -176,7 +176,7 @@ def _result(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _export_again(run_dir: Path) -> str:
-    return f"export the run again: python export.py {run_dir}"
+    return f"export the run again: jgolf export {run_dir}"
 
 
 def _text(path: Path) -> str | None:

@@ -18,12 +18,13 @@ import tyro
 from jgolf import compiling
 from jgolf.bench.flops import newton_schulz_flops
 from jgolf.bench.report import Figure, Report, beside, command_line, publish, timed
-from jgolf.bench.running import bench_config, prepare_reference, random_params
+from jgolf.bench.running import AVERAGED_STEP, bench_config, prepare_reference, random_params
 from jgolf.bench.timing import Timing, measure
 from jgolf.config import Config, MuonConfig, OptimConfig
 from jgolf.model.functional import Params, parameter_shapes
 from jgolf.optim.muon import COEFFICIENTS, newton_schulz
 from jgolf.optim.optimizer import clip_by_global_norm, make_optimizer
+from jgolf.optim.schedule import ema_decay
 from jgolf.rules import rule_of
 
 WHOLE_UPDATE = "clipping + optimizers + EMA"
@@ -52,7 +53,7 @@ def measure_optimizer(config: Config, runs: int, command: str, reference: Path |
     """Times the update of all parameters, and its parts, each a program of its own."""
     params = jax.device_put(random_params(config.model))
     theirs = _measure_reference(config, params, runs, reference) if reference else {}
-    decay = config.average.ema_decay
+    decay = ema_decay(config.average, AVERAGED_STEP)
     parts = {
         WHOLE_UPDATE: measure_update(config, params, runs),
         "clipping": measure(_fixed(_clip(config.optim), gradients_like(params)), runs),
@@ -79,7 +80,7 @@ def _measure_reference(config: Config, params: Params, runs: int, script: Path) 
 def measure_update(config: Config, params: Params, runs: int) -> Timing:
     """Times all of a training step that follows its gradients."""
     state = make_optimizer(config.optim).init(params)
-    average = _copy(params) if config.average.ema_decay else {}
+    average = _copy(params) if config.average.keeps_ema else {}
     return measure(_Flowing(partial(update, config), (_copy(params), state, average), gradients_like(params)), runs)
 
 
@@ -90,7 +91,7 @@ def update(
     params, state, average = flowing
     updates, state = make_optimizer(config.optim).update(gradients, state, params, learning_rate_multiplier=1.0)
     params = optax.apply_updates(params, updates)
-    return params, state, moving_average(config.average.ema_decay, average, params)
+    return params, state, moving_average(ema_decay(config.average, AVERAGED_STEP), average, params)
 
 
 def moving_average(decay: float, average: Params, params: Params) -> Params:

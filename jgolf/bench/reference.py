@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from jgolf.bench.running import AVERAGED_STEP
 from jgolf.bench.timing import measure
 from jgolf.config import Config
 from jgolf.data.batches import Batch
 from jgolf.model.functional import Params
+from jgolf.optim.schedule import ema_decay
 from jgolf.torch_bridge import script
 from jgolf.torch_bridge.own_optimizers import make_optimizers
 from jgolf.torch_bridge.torch_model import TorchModel
@@ -109,7 +111,8 @@ class Reference:
 
     @torch.no_grad()
     def _update(self) -> None:
-        model, clip, decay = self._wrapped.model, self._config.optim.grad_clip, self._config.average.ema_decay
+        model, clip = self._wrapped.model, self._config.optim.grad_clip
+        decay = float(ema_decay(self._config.average, AVERAGED_STEP))
         if clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         for optimizer in self._optimizers:

@@ -21,10 +21,12 @@ from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.torch_bridge.torch_extra import import_torch
 from jgolf.train.mesh import AXIS, CompiledStep, StepReport
-from jgolf.train.start import compiling_step, random_state
+from jgolf.train.beginning import compiling_step, random_state
 from jgolf.train.step import TrainState
 
 MEAN_DOCUMENT_TOKENS = 957  # of FineWeb's validation text, in case-coded pieces
+AVERAGED_STEP = 1000
+"""Where in a run its moving average is measured."""
 WEIGHT_STD = 0.1
 """About that of trained matrices: quantized at the recipe's steps, levels of some three bits."""
 

@@ -14,21 +14,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jgolf.compare.ttest import (
-    CONFIDENCE,
-    MOST_FURTHER_SEEDS,
-    Sample,
-    TTest,
-    further_pairs,
-    further_seeds,
-    paired_test,
-    welch_test,
-)
-from jgolf.compare.unit import Unit, unit_of
+from jgolf.compare.sides import MARGIN, SIGNIFICANCE, Comparison, compare_sides, seed_of
+from jgolf.compare.ttest import CONFIDENCE, MOST_FURTHER_SEEDS, Sample, further_pairs, further_seeds
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, JgolfError
+from jgolf.history import History, read_history
 from jgolf.options import PathText
 from jgolf.progress import counted, plain_console
-from jgolf.report.history import History, read_history
 
 ScoreName = Literal["auto", "adapted", "sliding", "standard", "validation"]
 _WHERE = {
@@ -48,10 +39,10 @@ class CompareOptions:
     score: ScoreName = "auto"
     """Which loss; auto takes the artifacts' with test-time training where every run has one, else the sliding one, or
     the last validation where no run was exported."""
-    margin: float = 0.005
+    margin: float = MARGIN
     """Nats a token (one of B's, where A's tokens are others) by which A has to be better; the challenge asks for 0.005
     of a record."""
-    significance: float = 0.01
+    significance: float = SIGNIFICANCE
     """Largest p with which A counts as better."""
     power: float = 0.8
     """Chance of success for which further seeds are counted."""
@@ -87,21 +78,16 @@ def compare(argv: list[str], prog: str = "jgolf compare") -> int:
     _check_distinct([*a_paths, *b_paths])
     sides = [[read_history(path) for path in paths] for paths in (a_paths, b_paths)]
     name = _score_name([*sides[0], *sides[1]], options.score)
-    unit = unit_of(sides, name)
     for side, runs in zip("AB", sides, strict=True):
         if seeds := _repeated_seeds(runs):
             print(f"warning: {side} has several runs of seed {', '.join(seeds)}: these are no sample of the noise")
-    is_paired = _have_same_seeds(sides)
-    if is_paired:
-        sides = [sorted(runs, key=_seed) for runs in sides]
-    a, b = (Sample(tuple(unit.nats(run) for run in runs)) for runs in sides)
-    test = (paired_test if is_paired else welch_test)(a, b, options.margin)
-    is_record = test.difference >= options.margin and test.p_value < options.significance
+    found = compare_sides(sides, name, options.margin)
+    is_record = found.is_record(options.margin, options.significance)
     console = plain_console()
-    console.print(_table(sides, name, unit, a, b))
-    console.print(_verdict(test, is_paired, unit, options, is_record), highlight=False)
+    console.print(_table(found, name))
+    console.print(_verdict(found, options, is_record), highlight=False)
     if not is_record:
-        console.print(_advice(a, b, is_paired, options), highlight=False)
+        console.print(_advice(found.a, found.b, found.is_paired, options), highlight=False)
     return EXIT_OK if is_record else EXIT_CHECK_FAILED
 
 
@@ -124,20 +110,9 @@ def _check_distinct(paths: Sequence[str]) -> None:
         seen.add(resolved)
 
 
-def _seed(run: History) -> int | None:
-    """The run's seed; None where it is not known, as of a log."""
-    return run.config.get("train.seed")
-
-
 def _repeated_seeds(runs: Sequence[History]) -> list[str]:
-    seeds = [str(_seed(run)) for run in runs if _seed(run) is not None]
+    seeds = [str(seed_of(run)) for run in runs if seed_of(run) is not None]
     return sorted({seed for seed in seeds if seeds.count(seed) > 1})
-
-
-def _have_same_seeds(sides: Sequence[Sequence[History]]) -> bool:
-    """Whether every run of a side has its counterpart of the same seed on the other."""
-    a, b = ([_seed(run) for run in runs] for runs in sides)
-    return None not in a and len(set(a)) == len(a) == len(b) and set(a) == set(b)
 
 
 def _score_name(runs: Sequence[History], wanted: ScoreName) -> str:
@@ -153,18 +128,21 @@ def _score_name(runs: Sequence[History], wanted: ScoreName) -> str:
     nan = [run for run in runs if wanted in run.scores and not math.isfinite(run.scores[wanted].val_loss)]
     if nan:
         listed = ", ".join(str(run.path) for run in nan)
-        raise JgolfError(f"{listed}: the {_WHERE[wanted]} is not a number: the run diverged; leave it out")
+        untold = all(math.isfinite(run.scores[wanted].val_bpb) for run in nan)
+        why = "tells bits per byte alone, no loss in nats" if untold else "is not a number: the run diverged"
+        raise JgolfError(f"{listed}: the {_WHERE[wanted]} {why}; leave it out")
     missing = [run for run in runs if wanted not in run.scores]
     if missing:
         more = " --adapted" if wanted == "adapted" else ""
-        how = "validate them" if wanted == "validation" else f"export them: python export.py {missing[0].path}{more}"
+        how = "validate them" if wanted == "validation" else f"export them: jgolf export {missing[0].path}{more}"
         instead = "" if wanted == "validation" else ", or compare validations during training: --score validation"
         listed = ", ".join(str(run.path) for run in missing)
         raise JgolfError(f"{listed}: no {_WHERE[wanted]} found; {how}{instead}")
     return wanted
 
 
-def _table(sides: Sequence[Sequence[History]], name: str, unit: Unit, a: Sample, b: Sample) -> Table:
+def _table(found: Comparison, name: str) -> Table:
+    unit = found.unit
     in_nats = unit.tokens is None
     of_what = " of the original text" if unit.are_original else ""
     title = f"Loss in nats a token: {_WHERE[name]}" if in_nats else f"Bits per byte{of_what}: {_WHERE[name]}"
@@ -173,7 +151,7 @@ def _table(sides: Sequence[Sequence[History]], name: str, unit: Unit, a: Sample,
     table.add_column("run", overflow="fold")
     for column in ("loss", "deviation", "bits per byte") if in_nats else ("loss", "bits per byte", "deviation"):
         table.add_column(column, justify="right", no_wrap=True)
-    for side, runs, sample in zip("AB", sides, (a, b), strict=True):
+    for side, runs, sample in zip("AB", found.sides, (found.a, found.b), strict=True):
         figures = [(run.scores[name].val_loss, unit.bits(run)) for run in runs]
         for run, values in zip(runs, figures, strict=True):
             loss, bits = (f"{value:.5f}" for value in values)
@@ -185,7 +163,8 @@ def _table(sides: Sequence[Sequence[History]], name: str, unit: Unit, a: Sample,
     return table
 
 
-def _verdict(test: TTest, is_paired: bool, unit: Unit, options: CompareOptions, is_record: bool) -> Text:
+def _verdict(found: Comparison, options: CompareOptions, is_record: bool) -> Text:
+    test, unit = found.test, found.unit
     direction = "lower" if test.difference > 0 else "higher"
     nats, convert = f"{abs(test.difference):.5f} nats", ""
     if unit.tokens is not None:
@@ -198,9 +177,9 @@ def _verdict(test: TTest, is_paired: bool, unit: Unit, options: CompareOptions, 
             f"{unit.nats_per_bit_per_byte:.4f} nats a token of B's, and {options.margin:g} nats are "
             f"{options.margin / unit.nats_per_bit_per_byte:.5f} bits per byte\n"
         )
-    kind = "paired t" if is_paired else "Welch's t"
+    kind = "paired t" if found.is_paired else "Welch's t"
     low, high = test.interval
-    found = (
+    told = (
         f"{convert}A is {nats} {direction} than B; asked for: {options.margin:g} nats lower at "
         f"p < {options.significance:g}\n"
         f"{kind} = {test.statistic:.3f} with {test.degrees_of_freedom:.2f} degrees of freedom, one-sided "
@@ -208,7 +187,7 @@ def _verdict(test: TTest, is_paired: bool, unit: Unit, options: CompareOptions, 
         f"{CONFIDENCE:.0%} interval of how much lower A is: {low:.5f} to {high:.5f} nats\n"
     )
     verdict = ("a record", "bold green") if is_record else ("not a record", "bold red")
-    return Text.assemble(found, verdict)
+    return Text.assemble(told, verdict)
 
 
 def _advice(a: Sample, b: Sample, is_paired: bool, options: CompareOptions) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import bisect
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from jgolf.errors import JgolfError
 
@@ -41,48 +43,31 @@ class TTest:
 
     difference: float
     """Mean of B − mean of A: how much better A is, in nats."""
-    error: float
-    """Standard error of the difference."""
+    interval: tuple[float, float]
+    """In which the true difference is with a chance of CONFIDENCE, in nats."""
     statistic: float
     degrees_of_freedom: float
     p_value: float
 
-    @classmethod
-    def of(cls, difference: float, error: float, freedom: float, margin: float) -> TTest:
-        """t = (difference − margin) / error."""
-        from scipy import stats  # takes a second to import, which --help need not wait for
-
-        statistic = float((difference - margin) / error)
-        return cls(difference, float(error), statistic, float(freedom), float(stats.t.sf(statistic, freedom)))
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """In which the true difference is with a chance of CONFIDENCE, in nats."""
-        from scipy import stats
-
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.degrees_of_freedom)) * self.error
-        return self.difference - half, self.difference + half
-
 
 def welch_test(a: Sample, b: Sample, margin: float) -> TTest:
-    """t = (mean B − mean A − margin) / √(s²_A/n_A + s²_B/n_B), one-sided.
-
-    The degrees of freedom are Welch and Satterthwaite's (B. L. Welch, Biometrika 34, 1947).
+    """Welch's t-test (B. L. Welch, Biometrika 34, 1947), one-sided.
 
     Raises:
       JgolfError: the losses of neither side vary at all, so that there is no noise to measure against.
     """
-    error, freedom = _standard_error(a.deviation, len(a.losses), b.deviation, len(b.losses))
-    if error == 0:
+    if a.deviation == b.deviation == 0:
         raise JgolfError(
             "the losses do not vary on either side: expected runs of different seeds (train.seed), found the same "
             f"loss {len(a.losses)} times in A and {len(b.losses)} times in B"
         )
-    return TTest.of(b.mean - a.mean, float(error), float(freedom), margin)
+    from scipy import stats  # takes a second to import, which --help need not wait for
+
+    return _told(partial(stats.ttest_ind, equal_var=False), a, b, margin)
 
 
 def paired_test(a: Sample, b: Sample, margin: float) -> TTest:
-    """t = (mean d − margin) / (s_d / √n) with d = B − A of each seed, one-sided, with n − 1 degrees of freedom.
+    """The paired t-test, one-sided.
 
     Args:
       a, b: losses of the same seeds in the same order.
@@ -92,13 +77,28 @@ def paired_test(a: Sample, b: Sample, margin: float) -> TTest:
       JgolfError: the differences do not vary, so that there is no noise to measure against.
     """
     differences = _differences(a, b)
-    count = len(differences.losses)
     if differences.deviation == 0:
         raise JgolfError(
             "the losses do not vary from seed to seed: expected runs of different seeds (train.seed), found a "
-            f"difference of {differences.mean:g} nats {count} times"
+            f"difference of {differences.mean:g} nats {len(differences.losses)} times"
         )
-    return TTest.of(differences.mean, differences.deviation / math.sqrt(count), count - 1, margin)
+    from scipy import stats
+
+    return _told(stats.ttest_rel, a, b, margin)
+
+
+def _told(test: Callable[..., Any], a: Sample, b: Sample, margin: float) -> TTest:
+    """What a test of SciPy's finds."""
+    with warnings.catch_warnings(action="ignore"):  # of a side that does not vary
+        found = test(np.subtract(b.losses, margin), a.losses, alternative="greater")
+        interval = test(b.losses, a.losses).confidence_interval(CONFIDENCE)
+    return TTest(
+        b.mean - a.mean,
+        (float(interval.low), float(interval.high)),
+        float(found.statistic),
+        float(found.df),
+        float(found.pvalue),
+    )
 
 
 def _differences(a: Sample, b: Sample) -> Sample:
@@ -128,9 +128,10 @@ def further_seeds(
         rng = np.random.default_rng(0)
         mean_a, deviation_a = _with_further(a, count, rng)
         mean_b, deviation_b = _with_further(b, both * count, rng)
-        error, freedom = _standard_error(deviation_a, len(a.losses) + count, deviation_b, len(b.losses) + both * count)
-        p_values = stats.t.sf((mean_b - mean_a - margin) / error, freedom)
-        return np.mean(p_values < significance) >= power
+        of_b = (mean_b - margin, deviation_b, len(b.losses) + both * count)
+        of_a = (mean_a, deviation_a, len(a.losses) + count)
+        tests = stats.ttest_ind_from_stats(*of_b, *of_a, equal_var=False, alternative="greater")
+        return np.mean(tests.pvalue < significance) >= power
 
     return _smallest(is_enough)
 
@@ -174,13 +175,3 @@ def _with_further(
     total = known + count
     squares = squares + deviation**2 * (known - 1) + off**2 * known * count / total
     return mean + off * count / total, np.sqrt(squares / (total - 1))
-
-
-def _standard_error(
-    deviation_a: ArrayLike, count_a: int, deviation_b: ArrayLike, count_b: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of the difference of the means; and Welch and Satterthwaite's degrees of freedom, NaN where it is 0."""
-    square_a, square_b = np.square(deviation_a) / count_a, np.square(deviation_b) / count_b
-    total = square_a + square_b
-    with np.errstate(invalid="ignore"):
-        return np.sqrt(total), total**2 / (square_a**2 / (count_a - 1) + square_b**2 / (count_b - 1))

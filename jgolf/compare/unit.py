@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jgolf.errors import JgolfError
-from jgolf.report.history import History
+from jgolf.history import History
 
 SAME_TEXT = 3e-4
 """Relative difference of bytes a token, above which two texts differ; the digits of a log leave half of that."""
@@ -66,7 +66,7 @@ class Unit:
 
 def _scored(run: History, name: str) -> _Scored | None:
     """What one of the run's scores is over; None where the run does not say."""
-    prefix = "standard_" if name == "standard" else ""
+    prefix = "standard_" if name in ("standard", "pre_quantization") else ""
     if name == "validation" or not {f"{prefix}tokens", f"{prefix}bytes"} <= run.result.keys():
         return None
     tokens, num_bytes = run.result[f"{prefix}tokens"], run.result[f"{prefix}bytes"]

@@ -69,7 +69,7 @@ class Codec:
           advance: see the class.
 
         Raises:
-          ArtifactError: there are fewer bytes, or the model gives no finite probabilities.
+          ArtifactError: there are fewer bytes or more, or the model gives no finite probabilities.
         """
         started, context = time.perf_counter(), context or self._config.train.seq_len
         header = Header(size, context, self._hash, name, self._config.name, self._source, machine())
@@ -84,6 +84,11 @@ class Codec:
             segment, nats = self._segment(data, streams, context, advance)
             writer.add(segment)
             report.add(segment, nats, context)
+        if source.read(1):
+            raise ArtifactError(
+                f"{name}: goes on after its {size:,} bytes: it was changed meanwhile, or does not tell its size; "
+                "compress a copy of it"
+            )
         writer.finish(digest.digest())
         report.compressed, report.seconds = writer.size, time.perf_counter() - started
         return report

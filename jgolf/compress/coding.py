@@ -125,15 +125,16 @@ class Coder:
         Raises:
           Damaged: the data are not what it returned for so many tokens.
         """
-        there, decoder, found = self._places(num_tokens), Decoder(data, self._lanes), []
+        there, decoder, found, told = self._places(num_tokens), Decoder(data, self._lanes), [], 0
         inputs = np.full(self.streams, self._bos_id, np.int32)
         self._stepper.restart()
         for place in range(there.shape[1]):
             inputs = decoder.symbols(self._cumulative(self._stepper(inputs)), there[:, place])
             found.append(inputs)
-            if (place + 1) % _STEPS_AT_ONCE == 0:
+            if len(found) % _STEPS_AT_ONCE == 0 or len(found) == there.shape[1]:
                 decoder.check()
-                advance(int(np.count_nonzero(there[:, place + 1 - _STEPS_AT_ONCE : place + 1])))
+                advance(int(np.count_nonzero(there[:, told : len(found)])))
+                told = len(found)
         decoder.finish()
         return np.stack(jax.device_get(found), axis=1)[there]
 

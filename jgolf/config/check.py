@@ -91,7 +91,9 @@ def _run_problems(config: Config) -> Iterator[tuple[str, str]]:
     muon = config.optim.muon
     if muon.newton_schulz_coefficients == "polar_express" and muon.newton_schulz_steps > POLAR_EXPRESS_STEPS:
         yield "optim.muon.newton_schulz_steps", f"at most the {POLAR_EXPRESS_STEPS} that polar_express is made of"
-    for kept, name in ((average.ema_decay, "ema"), (average.swa_start, "swa")):
+    if average.ema_share and average.ema_decay:
+        yield "average.ema_decay", f"0 (off) where average.ema_share, {average.ema_share}, is set"
+    for kept, name in ((average.keeps_ema, "ema"), (average.swa_start, "swa")):
         if name in average.export and not kept:
             yield "average.export", f"an average that the run keeps; {name} is switched off"
     row = 1 if train.documents else train.seq_len

@@ -42,12 +42,22 @@ ABOVE_1 = Bound(lambda value: 1 < value < math.inf, "more than 1")
 BUCKETS = Bound(lambda value: value == 0 or value >= 2, "0 (off) or at least 2")
 SEED = Bound(lambda value: 0 <= value < 1 << 32, "from 0 to 4294967295")
 SLOPE = Bound(lambda value: 0 <= value < 1, "0 (ReLU²) or more, and below 1")
+AVERAGED_SHARE = Bound(
+    lambda value: 0 <= value <= 12**-0.5, f"0 (off) or more, up to {12**-0.5:.5f}, that of the mean of all steps"
+)
 FRACTION = Bound(lambda value: 0 <= value <= 1, "a part of the run, from 0 to 1")
 FACTOR_BITS = Bound(lambda value: 2 <= value <= 8, "from 2 to 8")
 DIFFERENT = Bound(lambda words: len(set(words)) == len(words), "different ones")
 RISING_WIDTHS = Bound(
     lambda widths: all(width >= 1 for width in widths) and list(widths) == sorted(set(widths)),
     "different numbers of tokens from 1 on, rising; none for parts of the context",
+)
+RISING_ORDERS = Bound(
+    lambda orders: len(orders) > 0 and RISING_WIDTHS.allowed(orders), "one or more numbers of tokens from 1 on, rising"
+)
+SHARE = Bound(lambda value: 0 < value <= 1, "a share above 0, up to 1")
+STRENGTHS = Bound(
+    lambda values: len(values) > 0 and all(0 <= value <= 100 for value in values), "one or more numbers from 0 to 100"
 )
 CHUNKS_BY_LENGTH = Bound(
     lambda steps: _rises(steps) and all(chunk >= 1 for _, chunk in steps),
@@ -176,6 +186,16 @@ class MuonConfig:
     """Decoupled weight decay."""
     row_normalization: bool = False
     """Normalize every output's row before the orthogonalization."""
+    neuron_normalization: bool = False
+    """Divide every output's row after the orthogonalization by the root of its mean square over the steps, and keep the
+    matrix's norm (NorMuon)."""
+    neuron_decay: Annotated[float, DECAY, Mark.TRACED] = 0.95
+    """Decay of that mean over the steps."""
+    look_ahead: Annotated[float, OFF_OR_MORE, Mark.TRACED_ABOVE_0] = 0.0
+    """Gradients are taken at weights moved on by this much of their distance from their own moving average; 0 takes
+    them at the weights themselves."""
+    look_ahead_decay: Annotated[float, DECAY, Mark.TRACED] = 0.99
+    """Decay of that moving average."""
     newton_schulz_coefficients: Literal["standard", "polar_express"] = "standard"
     """Coefficients of the iterations: the same in all, or the five of Polar Express."""
     newton_schulz_steps: Annotated[int, NOT_NEGATIVE] = 5
@@ -221,6 +241,8 @@ class OptimConfig:
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
     matrices: Literal["muon", "adamw"] = "adamw"
     """What updates the matrices."""
+    cautious_decay: bool = False
+    """Decay a weight only in steps whose update shrinks it, too."""
     grad_clip: Annotated[float, OFF_OR_MORE, Mark.TRACED] = 0.0
     """Largest global norm of the gradients; 0 does not clip."""
     clip: Literal["mean", "rank"] = "mean"
@@ -249,6 +271,8 @@ class TrainConfig:
     """Tokens of one sequence."""
     documents: bool = False
     """Keep documents apart: a rank's tokens are one row; attention stays within a document, and seq_len of it."""
+    shuffle_documents: bool = False
+    """Shuffle the documents of each shard from the second pass over the text on, anew in every pass."""
     num_ranks: Annotated[int, POSITIVE] = 1
     """Parts of a micro-step, each of consecutive tokens: the order of the data, whatever the number of devices."""
     accumulation: Annotated[int, POSITIVE] = 1
@@ -283,12 +307,20 @@ class AverageConfig:
 
     ema_decay: Annotated[float, DECAY_OR_OFF, Mark.TRACED_ABOVE_0] = 0.0
     """Decay of the exponential moving average, every step; 0 leaves it out."""
+    ema_share: Annotated[float, AVERAGED_SHARE, Mark.TRACED_ABOVE_0] = 0.0
+    """Reach of the same average as a part of all steps so far, in place of ema_decay: the standard deviation of when
+    its weights are from; an ema_decay has one of 1 / (1 - ema_decay) steps. 0 leaves it out."""
     swa_start: Annotated[float, MULTIPLIER, Mark.TRACED_ABOVE_0] = 0.0
     """SWA sums parameters while the learning-rate multiplier is below this; 0 leaves it out."""
     swa_every: Annotated[int, POSITIVE] = 50
     """Steps between two parameter sets of the SWA."""
     export: Annotated[Average, Mark.AFTER_TRAINING] = "raw"
     """The weights that are exported unless the command line says otherwise."""
+
+    @property
+    def keeps_ema(self) -> bool:
+        """Whether there is an exponential moving average, of either kind."""
+        return bool(self.ema_decay or self.ema_share)
 
 
 @dataclass(frozen=True)
@@ -436,6 +468,20 @@ class AdaptedConfig:
 
 
 @dataclass(frozen=True)
+class HintsConfig:
+    """Hints at the next token by what followed the same tokens before, and how far a prediction is tilted to them."""
+
+    orders: Annotated[tuple[int, ...], RISING_ORDERS] = (4, 8, 12, 16)
+    """Tokens of the contexts that are looked for; the longest that is known often enough counts."""
+    min_count: Annotated[int, POSITIVE] = 2
+    """How often a context has to be known."""
+    share: Annotated[float, SHARE] = 0.8
+    """Of these times, the share in which the hinted token has to have followed."""
+    strengths: Annotated[tuple[float, ...], STRENGTHS] = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
+    """What may be added to the hinted token's logit; all of them are mixed, by how well they did so far."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """How validation is scored."""
 
@@ -447,6 +493,7 @@ class EvaluateConfig:
     """Validate, during training and in sweeps, on this many tokens only; 0 takes all."""
     adapted: AdaptedConfig = field(default_factory=AdaptedConfig)
     tuned: SGDConfig = field(default_factory=lambda: SGDConfig(learning_rate=0.005, epochs=3))
+    hints: HintsConfig = field(default_factory=HintsConfig)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 VERBS: dict[str, str] = {
+    "split": "jgolf.data.split:split",
     "pack": "jgolf.data.pack:pack",
     "fuse": "jgolf.data.fuse:fuse",
     "tokenizer": "jgolf.data.train_tokenizer:tokenizer",
@@ -13,6 +14,7 @@ VERBS: dict[str, str] = {
 """Verb → "module:function"."""
 
 HELP: dict[str, str] = {
+    "split": "divide a text into documents to train on and others held out",
     "pack": "pack documents into token shards",
     "fuse": "make one token of each space and the case mark after it in CaseOps shards",
     "tokenizer": "train a tokenizer",

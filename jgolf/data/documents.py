@@ -53,7 +53,7 @@ def read_lines(path: str | Path, advance: Callable[[int], None]) -> Iterator[byt
       DataError: the file cannot be read or decompressed, or a line is longer than any document should be.
     """
     try:
-        for line in split_lines(_decompressed(Path(path), advance)):
+        for line in split_lines(decompressed(Path(path), advance)):
             yield line.content
     except Unreadable as error:
         raise DataError(f"{path}: {error}: split it into documents, one a line") from None
@@ -71,7 +71,7 @@ def parse_document(line: bytes, path: str | Path, number: int) -> str | None:
         line = line.removeprefix(BYTE_ORDER_MARK)  # some editors begin every file with one
     if not line.strip():
         return None
-    suffix = _format_suffix(path)
+    suffix = format_suffix(path)
     try:
         text = text_of(line)
         if suffix not in _JSON_SUFFIXES:
@@ -93,11 +93,17 @@ def parse_document(line: bytes, path: str | Path, number: int) -> str | None:
     return text
 
 
-def _format_suffix(path: Path) -> str:
+def format_suffix(path: Path) -> str:
+    """The ending that tells a file's format, before that of its compression."""
     return (path.with_suffix("") if path.suffix in (".zst", ".gz") else path).suffix
 
 
-def _decompressed(path: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+def decompressed(path: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+    """The bytes of a file in chunks, decompressed where its name says that it is compressed.
+
+    Raises:
+      DataError: it cannot be read, or is damaged.
+    """
     chunks = _chunks(path, advance)
     if path.suffix == ".zst":
         return _frames(path, chunks, lambda: zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj())

@@ -7,6 +7,7 @@ from pathlib import Path
 from jgolf.config import Config
 from jgolf.data.batches import BatchOrder
 from jgolf.data.shards import TokenStream, find_shards
+from jgolf.data.shuffle import ShuffledStream
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 
 
@@ -27,6 +28,10 @@ def training_tokens(config: Config) -> TokenStream:
     Raises:
       DataError: it is missing, damaged, empty, of another vocabulary, or too short for a batch of whole documents.
     """
-    stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
+    shards, vocab_size = find_shards(config.data.dir, "train"), config.model.vocab_size
+    if config.train.shuffle_documents:
+        stream = ShuffledStream(shards, vocab_size, config.train.seed)
+    else:
+        stream = TokenStream(shards, vocab_size)
     BatchOrder.from_config(config.train).rows(stream, 0, slice(1))
     return stream

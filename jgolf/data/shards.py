@@ -187,11 +187,20 @@ def find_shards(data_dir: str | Path, split: str) -> list[Path]:
 
 def _first_bos(tokens: np.ndarray) -> int:
     """Position of the first BOS; past the end where there is none."""
+    return int(next(_bos_positions(tokens), np.array([len(tokens)]))[0])
+
+
+def bos_positions(tokens: np.ndarray) -> np.ndarray:
+    """Positions of all BOS, where documents begin: `int64[documents]`."""
+    return np.concatenate([np.empty(0, np.int64), *_bos_positions(tokens)])
+
+
+def _bos_positions(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """The same, a part of the tokens at a time, without the parts that have none."""
     for start in range(0, len(tokens), _CHECKED_AT_ONCE):
         found = np.flatnonzero(tokens[start : start + _CHECKED_AT_ONCE] == BOS_ID)
         if len(found):
-            return start + int(found[0])
-    return len(tokens)
+            yield start + found
 
 
 class TokenStream:
@@ -231,11 +240,10 @@ class TokenStream:
         taken = np.empty(count, np.uint16)
         filled = 0
         while filled < count:
-            position = (start + filled) % len(self)
+            pass_number, position = divmod(start + filled, len(self))
             index = int(np.searchsorted(self._ends, position, side="right"))
-            shard = self._checked_shard(index)
-            offset = position - (int(self._ends[index]) - len(shard))
-            piece = shard[offset : offset + count - filled]
+            offset = position - (int(self._ends[index]) - len(self._shards[index]))
+            piece = self._from_shard(index, pass_number, offset, count - filled)
             taken[filled : filled + len(piece)] = piece
             filled += len(piece)
         return taken
@@ -243,7 +251,7 @@ class TokenStream:
     def take_start(self, take: int, span: int) -> int:
         """Where the take-th run of `span` tokens that lies within a shard begins, the shard's first BOS on.
 
-        After the last such run of the last shard comes the first again.
+        After the last such run of the last shard comes the first again, in the next pass over the text.
 
         Raises:
           DataError: no shard holds so many tokens after its first BOS.
@@ -251,10 +259,10 @@ class TokenStream:
         if span not in self._takes:
             self._takes[span] = self._takes_within_shards(span)
         firsts, ends = self._takes[span]
-        take %= int(ends[-1])
+        pass_number, take = divmod(take, int(ends[-1]))
         shard = int(np.searchsorted(ends, take, side="right"))
         before = int(ends[shard - 1]) if shard else 0
-        return int(firsts[shard]) + (take - before) * span
+        return pass_number * len(self) + int(firsts[shard]) + (take - before) * span
 
     def _takes_within_shards(self, span: int) -> tuple[np.ndarray, np.ndarray]:
         """Position of every shard's first BOS, and how many takes there are up to the end of each shard."""
@@ -269,6 +277,11 @@ class TokenStream:
                 "train.batch-tokens smaller"
             )
         return begins + offsets, ends
+
+    def _from_shard(self, index: int, pass_number: int, offset: int, count: int) -> np.ndarray:
+        """Tokens of a shard, from `offset` on, in its order in a pass over the text: one at least, at most `count`."""
+        del pass_number  # all are alike here
+        return self._checked_shard(index)[offset : offset + count]
 
     def _checked_shard(self, index: int) -> np.ndarray:
         shard = self._shards[index]

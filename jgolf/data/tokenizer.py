@@ -104,7 +104,7 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
 
 
 def tokenizers_in(folder: Path) -> list[Path]:
-    """The tokenizer files of a folder, sorted: every *.model, and every *.json that is a byte tokenizer."""
+    """The tokenizer files of a folder, sorted: every `*.model`, and every `*.json` that is a byte tokenizer."""
     return sorted([*folder.glob("*.model"), *(path for path in folder.glob("*.json") if _is_byte_tokenizer(path))])
 
 

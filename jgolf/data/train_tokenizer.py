@@ -24,10 +24,14 @@ from jgolf.data.tokenizer import load_tokenizer
 from jgolf.errors import DataError
 from jgolf.progress import activity, byte_progress
 
+COVERAGE = 0.999
+"""Part of a text whose characters have pieces of their own; the others are bytes."""
+LEARNT_CHARS = 4000
+"""Characters of a document that are learnt from, unless the command line says otherwise."""
 # The settings of the challenge's published tokenizers.
 _TRAINER_SETTINGS = {
     "model_type": "bpe",
-    "character_coverage": 0.999,
+    "character_coverage": COVERAGE,
     "byte_fallback": True,
     "split_digits": True,
     "normalization_rule_name": "nmt_nfkc",
@@ -54,7 +58,7 @@ def tokenizer(
     out: Path,
     vocab_size: int = 1024,
     max_documents: int = 1_000_000,
-    max_chars: int = 4000,
+    max_chars: int = LEARNT_CHARS,
     case_ops: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     lossless: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     pure_bytes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,

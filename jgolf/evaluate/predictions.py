@@ -10,7 +10,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from jgolf.config import ModelConfig
 from jgolf.evaluate.windows import Windows
@@ -59,9 +59,13 @@ class Predictions:
 
     def plainly(self, target: int) -> float:
         """Nats of the target itself by the network as it is written, in float32."""
+        return float(self.plain_nats(target, self.tokens[target + 1 : target + 2].astype(np.int32))[0])
+
+    def plain_nats(self, target: int, tried: Int32[np.ndarray, " tried"]) -> Float32[np.ndarray, " tried"]:
+        """The same of any tokens in the target's place."""
         config = dataclasses.replace(self.config, kernels="plain", compute_dtype="float32")
         with jax.default_matmul_precision("highest"):
-            return float(self._nats(config, target, self.tokens[target + 1 : target + 2].astype(np.int32))[0])
+            return self._nats(config, target, tried)
 
     def _nats(self, config: ModelConfig, target: int, tried: np.ndarray) -> np.ndarray:
         """Of tokens in the target's place, from those before it in its window."""

@@ -50,6 +50,19 @@ UNSCORED = np.float32(-np.inf)
 """Nats of a target that is not scored. It is not NaN, which is what a diverged model scores."""
 
 
+class HintTotals(NamedTuple):
+    """What came of all hints that predictions were tilted to: see `jgolf.evaluate.tilt`."""
+
+    fired: int
+    """Scored targets for which there was one."""
+    hits: int
+    """Of these, for which it was right."""
+    gained_nats: float
+    """By which all scores together got better."""
+    seconds: float
+    """What finding the hints took."""
+
+
 class Scored(NamedTuple):
     """What a scorer finds."""
 
@@ -61,9 +74,25 @@ class Scored(NamedTuple):
     """Of the time that it took, what was spent waiting for the compiler, where that is known."""
     earlier_s: float = 0.0
     """What it took before it was interrupted, compile_s included."""
+    hints: HintTotals | None = None
+    """What came of hints, where there were some."""
 
 
 Scorer = Callable[..., Scored]
+
+
+@dataclass(frozen=True)
+class HintScore:
+    """What came of hints."""
+
+    fired: int
+    """Targets for which there was one."""
+    hits: int
+    """Of these, for which it was right."""
+    gained_bpb: float
+    """Bits per byte, as the challenge counts them, by which the score would be worse without."""
+    seconds: float
+    """What finding them took; it is part of the scoring."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +117,8 @@ class Score:
     """Tokens that a prediction saw, on average."""
     compile_s: float = 0.0
     """Of `seconds`, what was spent waiting for the compiler, where that is known."""
+    hints: HintScore | None = None
+    """What came of hints, where there were some."""
 
     @property
     def bytes_text(self) -> str:
@@ -158,7 +189,12 @@ def score(scorer: Scorer, config: ModelConfig, params: Params, text: Text, *args
     found = scorer(config, params, text, *args, **how)
     seconds = time.perf_counter() - started + found.earlier_s
     counts = text.target_bytes, text.target_original
-    return summarize(found.nats, *counts, seconds, context=found.context, compile_s=found.compile_s)
+    total = summarize(found.nats, *counts, seconds, context=found.context, compile_s=found.compile_s)
+    if found.hints is None:
+        return total
+    fired, hits, gained_nats, hints_s = found.hints
+    hints = HintScore(fired, hits, bits_per_byte(gained_nats, 1, total.bytes), hints_s)
+    return dataclasses.replace(total, hints=hints)
 
 
 # --- scorers -----------------------------------------------------------------------------------
@@ -243,11 +279,14 @@ class ScoredTargets(NamedTuple):
 
     targets: Int[np.ndarray, " scored"]
     nats: Float32[np.ndarray, " scored"]
+    hint_nats: Float32[np.ndarray, " scored"] | None = None
+    """Of the token that is hinted at in each one's place, any where there is none; of a scorer that is given hints."""
 
 
 def gathered(parts: Iterable[ScoredTargets], text: Text) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """All scores, a target's as often as it was scored, and the bytes of each: what `summarize` takes."""
-    targets, nats = (np.concatenate(part) for part in zip(*parts, strict=True))
+    pairs = zip(*((part.targets, part.nats) for part in parts), strict=True)
+    targets, nats = (np.concatenate(own) for own in pairs)
     original = text.target_original
     return nats, text.target_bytes[targets], None if original is None else original[targets]
 
@@ -282,6 +321,7 @@ def window_nats(
     looped: bool = True,
     full_batches: bool = False,
     observe: Observer = unobserved,
+    hints: Int[np.ndarray, " targets"] | None = None,
 ) -> Iterator[ScoredTargets]:
     """Runs windows of a stream of tokens, a batch at a time.
 
@@ -297,6 +337,7 @@ def window_nats(
       piece_length, looped: see `jgolf.model.functional`.
       full_batches: fill up batches that are all there is of their kind, too, so that they are no program of their own.
       observe: is given the "predictions" of each batch; see the module.
+      hints: a token for each target, whose nats in the target's place are asked for, too; below 0 for none.
 
     Yields:
       The scored targets of each batch, in an order that is not the text's.
@@ -312,7 +353,7 @@ def window_nats(
     waiting = None  # one batch is on the device while the host takes in the one before it
     for batch in progress(batches, len(batches)):
         observe("predictions", 0, Predictions(config, params, tokens, batch.windows, seq_len, how))
-        losses = run(params, *_inputs_and_targets(mesh, tokens, batch, seq_len))
+        losses = run(params, *_inputs_and_targets(mesh, tokens, batch, seq_len, hints))
         if waiting is not None:
             yield _scored(*waiting, seq_len)
         waiting = batch.windows, losses
@@ -376,23 +417,28 @@ def _compiled(config: ModelConfig, mesh: Mesh, piece_length: int, looped: bool) 
 
 
 def _inputs_and_targets(
-    mesh: Mesh, tokens: np.ndarray, batch: _Batch, seq_len: int
-) -> tuple[Int[Array, "rows time"], Int[Array, "rows last"]]:
-    """A batch's rows, spread over the devices."""
+    mesh: Mesh, tokens: np.ndarray, batch: _Batch, seq_len: int, hints: np.ndarray | None
+) -> tuple[Int[Array, "rows time"], Int[Array, "rows last *two"]]:
+    """A batch's rows, spread over the devices; beside each target its hint, where there are some."""
     positions = batch.windows.start[:, None] + np.arange(seq_len + 1)
     # Past the end of the stream, and in rows that fill up a last batch, anything will do.
     taken = np.zeros((batch.rows, seq_len + 1), np.int32)
     taken[: len(positions)] = tokens[np.minimum(positions, len(tokens) - 1)]
+    targets = taken[:, seq_len + 1 - batch.num_last :]
+    if hints is not None:
+        targets = np.stack([targets, np.zeros_like(targets)], axis=-1)
+        own = np.minimum(positions[:, seq_len - batch.num_last : -1], len(hints) - 1)
+        targets[: len(positions), :, 1] = np.maximum(hints[own], 0)
     sharding = NamedSharding(mesh, P(mesh.axis_names))
     inputs, targets = (
         jax.make_array_from_callback(part.shape, sharding, lambda index, part=part: part[index])
-        for part in (taken[:, :-1], taken[:, seq_len + 1 - batch.num_last :])
+        for part in (taken[:, :-1], targets)
     )
     return inputs, targets
 
 
-def _scored(windows: Windows, losses: Float[Array, "rows last"], seq_len: int) -> ScoredTargets:
+def _scored(windows: Windows, losses: Float[Array, "rows last *two"], seq_len: int) -> ScoredTargets:
     losses = np.asarray(losses, np.float32)[: len(windows.start)]
     position = np.arange(seq_len - losses.shape[1], seq_len)
     scored = (position >= windows.first_scored[:, None]) & (position < windows.length[:, None])
-    return ScoredTargets((windows.start[:, None] + position)[scored], losses[scored])
+    return ScoredTargets((windows.start[:, None] + position)[scored], *np.atleast_2d(losses[scored].T))

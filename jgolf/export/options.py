@@ -97,7 +97,7 @@ def _parse(argv: list[str], prog: str) -> ExportOptions:
     options = tyro.cli(ExportOptions, default=default, prog=prog, args=argv, description=description)
     if not (options.run_dir / CONFIG_FILE).is_file():
         raise JgolfError(
-            f"{options.run_dir}: not a run directory: there is no {CONFIG_FILE} in it; python train.py makes one"
+            f"{options.run_dir}: not a run directory: there is no {CONFIG_FILE} in it; jgolf train makes one"
         )
     return options
 

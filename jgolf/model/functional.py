@@ -116,14 +116,15 @@ def token_losses(
     config: ModelConfig,
     params: Params,
     inputs: Int[Array, "B T"],
-    targets: Int[Array, "B S"],
+    targets: Int[Array, "B S *n"],
     positions: Int[Array, "B S"] | None = None,
     additions: Additions = NO_ADDITIONS,
     **how: bool | int,
-) -> Float[Array, "B S"]:
+) -> Float[Array, "B S *n"]:
     """Negative log likelihood in nats of S targets of each row, float32: the last ones, or those of `positions`.
 
-    The head runs on these positions only, and the last layer too where they are the last.
+    Where targets have a further axis, that of each of several tokens in a target's place. The head runs on these
+    positions only, and the last layer too where they are the last.
     """
     if positions is None:
         x = hidden(config, params, inputs, last=targets.shape[1], additions=additions, **how)

@@ -104,14 +104,25 @@ class GPT(nnx.Module):
         return softcap(matmul(hidden, self._head_kernel()), self.config.logit_softcap)
 
     def losses(
-        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], additions: Additions
-    ) -> Float[Array, "B T"]:
-        """Negative log likelihood in nats of each target, float32, of normalised hidden states."""
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T *n"], additions: Additions
+    ) -> Float[Array, "B T *n"]:
+        """Negative log likelihood in nats of each target, or of several tokens in its place, float32.
+
+        Args:
+          hidden: normalised states.
+          targets: ids.
+          additions: to the matrices.
+        """
         choice, cap = self.config.kernels, self.config.logit_softcap
         addition = added(additions, HEAD, hidden)
-        if addition is None:
+        if addition is None and targets.ndim == 2:
             return head_losses(choice, cap, hidden, self._head_kernel(), targets)
-        return logit_losses(choice, cap, matmul(hidden, self._head_kernel()) + addition, targets)
+        logits = matmul(hidden, self._head_kernel())
+        logits = logits if addition is None else logits + addition
+        if targets.ndim == 2:
+            return logit_losses(choice, cap, logits, targets)
+        each = [logit_losses(choice, cap, logits, targets[..., index]) for index in range(targets.shape[-1])]
+        return jnp.stack(each, axis=-1)
 
     def _head_kernel(self) -> Float[Array, "D V"]:
         return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]

@@ -1,5 +1,7 @@
 """Muon as a chain of small transforms: Nesterov momentum, row normalization, orthogonalization, scale by shape.
 
+Beside the chain stand two that follow it: the normalization of neurons, and the look ahead.
+
 Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the table of
 coefficients, Amsel et al., "The Polar Express" (2025). With the standard coefficients it agrees with
 `optax.contrib.muon` but for two things: the momentum is a sum (m ← μ·m + g) rather than an average with
@@ -170,6 +172,70 @@ def normalize_rows() -> optax.GradientTransformation:
         return u / jnp.maximum(norm, EPSILON).astype(u.dtype)
 
     return optax.stateless_with_tree_map(lambda u, _: normalized(u))
+
+
+def normalize_neurons(decay: float | Array) -> optax.GradientTransformation:
+    """Divides each column of an (inputs, outputs) matrix U, which is what makes one output, by its root mean square.
+
+    v ← β·v + (1 − β)·mean of u² over the inputs, one number an output, from 0; u ← c·u / (√v + ε), with the c that
+    gives the matrix the norm that it had, so that v needs no correction of its bias (Li et al., "NorMuon: Making Muon
+    more efficient and scalable", 2025, whose updates all have one norm instead). The state is v, [1, outputs].
+
+    It follows `scale_by_muon`, whose last factor, one for a whole matrix, it leaves alone. It does not replace
+    `normalize_rows`, which comes before the orthogonalization: where there are more outputs than inputs, or only a few
+    iterations, outputs leave that with other norms than they came with.
+    """
+
+    def init(params: optax.Params) -> optax.Updates:
+        return jax.tree.map(lambda p: jnp.zeros((1, p.shape[1]), jnp.float32), params)
+
+    def update(updates: optax.Updates, state: optax.Updates, params: optax.Params | None = None):
+        del params
+
+        def mean_square(u: Float[Array, "i o"], v: Float[Array, "1 o"]) -> Float[Array, "1 o"]:
+            now = jnp.mean(jnp.square(u.astype(jnp.float32)), axis=0, keepdims=True)
+            return decay * v + (1 - decay) * now
+
+        def normalized(u: Float[Array, "i o"], v: Float[Array, "1 o"]) -> Float[Array, "i o"]:
+            exact = u.astype(jnp.float32)
+            divided = exact / (jnp.sqrt(v) + EPSILON)
+            norm = jnp.maximum(jnp.linalg.norm(divided), EPSILON)
+            return (divided * (jnp.linalg.norm(exact) / norm)).astype(u.dtype)
+
+        state = jax.tree.map(mean_square, updates, state)
+        return jax.tree.map(normalized, updates, state), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def look_ahead(share: float | Array, decay: float | Array) -> optax.GradientTransformation:
+    """Makes the parameters those at which gradients are taken: moved on along the smoothed updates.
+
+    It stands last in a chain, after the learning rate: each d that comes in is what is to be added to the weights x.
+    Beside them is their moving average x̄ ← β·x̄ + (1 − β)·x, from x̄ = x; the parameters are
+    y = x + α·(x − x̄). As x − x̄ =: δ is the sum of the updates so far, each β times weaker with every step
+    (δ ← β·(δ + d), from 0), y is Nesterov's point for updates smoothed by an exponential moving average. Only δ is
+    kept, and the transform adds to y what x + α·δ has become more:
+
+        u = d + α·(δ' − δ)
+
+    So gradients, weight decay, averages and exports are those of y; x is y − α·δ, and δ dies away as updates do.
+
+    Args:
+      share: α.
+      decay: β.
+    """
+
+    def init(params: optax.Params) -> optax.Updates:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def update(updates: optax.Updates, state: optax.Updates, params: optax.Params | None = None):
+        del params
+        ahead = jax.tree.map(lambda d, u: (decay * (d + u)).astype(d.dtype), state, updates)
+        moved = jax.tree.map(lambda u, new, d: (u + share * (new - d)).astype(u.dtype), updates, ahead, state)
+        return moved, ahead
+
+    return optax.GradientTransformation(init, update)
 
 
 def orthogonalize(

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from jgolf.config import AdamWConfig, MuonConfig, OptimConfig
 from jgolf.model.functional import Params
-from jgolf.optim.muon import COEFFICIENTS, scale_by_muon
-from jgolf.optim.schedule import momentum_schedule
+from jgolf.optim.muon import COEFFICIENTS, look_ahead, normalize_neurons, scale_by_muon
+from jgolf.optim.schedule import is_on, momentum_schedule
 from jgolf.rules import rule_of
 
 CLIP_EPSILON = 1e-6
@@ -51,7 +51,7 @@ def make_optimizer(
     def group(direction: optax.GradientTransformation, learning_rate: float, weight_decay: float):
         return optax.chain(
             direction,
-            add_decayed_weights(lambda path: weight_decay * rule(path).weight_decay),
+            add_decayed_weights(lambda path: weight_decay * rule(path).weight_decay, config.cautious_decay),
             scale(lambda path: -learning_rate * rule(path).learning_rate),
         )
 
@@ -66,7 +66,11 @@ def make_optimizer(
         "adamw_head": group(_adam(adamw), adamw.head_learning_rate, adamw.head_weight_decay),
     }
     clipping = clip_by_global_norm(config.grad_clip) if config.clip == "mean" else optax.identity()
-    return optax.chain(clipping, partition(groups, lambda path: rule(path).group), scale_by_multiplier())
+    updates = [clipping, partition(groups, lambda path: rule(path).group), scale_by_multiplier()]
+    if config.matrices == "muon" and is_on(muon.look_ahead):
+        ahead = dict.fromkeys(groups, optax.identity()) | {"muon": look_ahead(muon.look_ahead, muon.look_ahead_decay)}
+        updates.append(partition(ahead, lambda path: rule(path).group))
+    return optax.chain(*updates)
 
 
 def global_norm(tree: Params) -> Float[Array, ""]:
@@ -106,11 +110,21 @@ def partition(
     return optax.GradientTransformationExtraArgs(lambda params: of(params).init(params), update)
 
 
-def add_decayed_weights(weight_decay: Callable[[str], float | Array]) -> optax.GradientTransformation:
-    """u ← u + λ·p, with the weight decay λ of each path."""
+def add_decayed_weights(
+    weight_decay: Callable[[str], float | Array], cautious: bool = False
+) -> optax.GradientTransformation:
+    """u ← u + λ·p, with the weight decay λ of each path.
+
+    `cautious` decays only where u·p ≥ 0, where subtracting u brings a weight towards 0, too (Chen et al., "Cautious
+    Weight Decay", 2025).
+    """
+
+    def decayed(path: str, u: Array, p: Array) -> Array:
+        decay = weight_decay(path) * p
+        return (u + (jnp.where(u * p >= 0, decay, 0.0) if cautious else decay)).astype(u.dtype)
 
     def update(updates: optax.Updates, state: optax.EmptyState, params: optax.Params):
-        return _by_path(lambda path, u, p: (u + weight_decay(path) * p).astype(u.dtype), updates, params), state
+        return _by_path(decayed, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -144,7 +158,7 @@ def _by_path(function: Callable[..., Array], *trees: optax.Updates) -> optax.Upd
 
 
 def _muon(config: MuonConfig, axis_name: str | None) -> optax.GradientTransformation:
-    return scale_by_muon(
+    direction = scale_by_muon(
         momentum_schedule(config),
         config.newton_schulz_steps,
         config.newton_schulz_dtype,
@@ -152,6 +166,7 @@ def _muon(config: MuonConfig, axis_name: str | None) -> optax.GradientTransforma
         COEFFICIENTS[config.newton_schulz_coefficients],
         config.row_normalization,
     )
+    return optax.chain(direction, normalize_neurons(config.neuron_decay)) if config.neuron_normalization else direction
 
 
 def _adam(config: AdamWConfig) -> optax.GradientTransformation:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jgolf.config import MuonConfig, TrainConfig
+from jgolf.config import AverageConfig, MuonConfig, TrainConfig
 
 
 def fraction(train: TrainConfig, step: Int[Array, ""], elapsed_s: Float[Array, ""]) -> Float[Array, ""]:
@@ -55,6 +56,37 @@ def momentum_schedule(muon: MuonConfig) -> Callable[[Int[Array, ""]], Float[Arra
         return muon.momentum_warmup_start + (muon.momentum - muon.momentum_warmup_start) * done
 
     return momentum
+
+
+def ema_decay(average: AverageConfig, step: Int[Array, ""]) -> float | Float[Array, ""]:
+    """The decay β with which the average takes in the parameters after `step` finished steps: ema ← β·ema + (1 − β)·p.
+
+    It is `average.ema_decay`. With an `average.ema_share` in its place, it is β_t = (1 − 1/t)^(γ + 1) after step t,
+    so that the parameters of step s have a weight in proportion to s^γ, however many steps there are, and those from
+    before the first step none (Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models",
+    2023, with γ from the share as `_ema_power` says).
+    """
+    if not is_on(average.ema_share):
+        return average.ema_decay
+    power = _ema_power(jnp.asarray(average.ema_share, jnp.float32))
+    return jnp.exp((power + 1) * jnp.log1p(-1 / jnp.asarray(step, jnp.float32)))
+
+
+def is_on(setting: float | Array) -> bool:
+    """Whether a setting that 0 switches off is on; where it is a traced value, it is no 0 (`Mark.TRACED_ABOVE_0`)."""
+    return isinstance(setting, jax.Array) or setting != 0
+
+
+def _ema_power(share: Float[Array, ""]) -> Float[Array, ""]:
+    """The γ ≥ 0 of weights s^γ whose standard deviation over s is `share` of the time so far, up to 1/√12, of γ = 0.
+
+    share² = (γ + 1) / ((γ + 2)²(γ + 3)), so with x = γ + 2 and r = share⁻², x³ + x² − r·x + r = 0: γ is that of the
+    largest of its three roots, 2·√((r + 1/3)/3)·cos(φ/3) − 1/3.
+    """
+    r = share**-2
+    p, q = r + 1 / 3, 4 / 3 * r + 2 / 27
+    angle = jnp.arccos(jnp.clip(-1.5 * q / p * jnp.sqrt(3 / p), -1.0, 1.0))
+    return 2 * jnp.sqrt(p / 3) * jnp.cos(angle / 3) - 1 / 3 - 2
 
 
 def _warmdowns_left(train: TrainConfig, step: Int[Array, ""], elapsed_s: Float[Array, ""]) -> Float[Array, ""]:

@@ -1,1 +1,1 @@
-"""What runs wrote, read back: histories, plots, the page."""
+"""Runs shown: the page, its tables and charts, and plots for papers."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from jgolf.report.history import History
+from jgolf.history import History
 from jgolf.report.plots import Plot, Theme, label_of, line
 from jgolf.report.sizes import ArtifactContents
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jgolf.report.history import History
+from jgolf.history import History
 from jgolf.report.plots import Plot, Theme, label_of, line, placed
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ def _loss_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot |
                 tops.append(np.nanmax(late, initial=-np.inf))
                 bottoms.append(np.nanmin(run.train["train_loss"], initial=np.inf))
             if _has(run.validation, x, "val_loss"):
-                losses = run.validation["val_loss"]
+                trained = _trained(run)
+                losses = run.validation["val_loss"][trained]
                 label = None if _has(run.train, x, "train_loss") else label_of(run)
-                axes.plot(run.validation[x], losses, "o", color=color, markersize=4.5, label=label)
-                tops.append(_highest_later(losses))
+                axes.plot(run.validation[x][trained], losses, "o", color=color, markersize=4.5, label=label)
+                tops.append(np.nanmax(losses, initial=-np.inf))
                 bottoms.append(np.nanmin(losses, initial=np.inf))
         _limit(axes, tops, bottoms)
         _finish(axes, x, "loss in nats a token")
@@ -72,8 +73,8 @@ def _bpb_plot(runs: Sequence[History], x: str, name: str, title: str) -> Plot | 
         axes = figure.subplots()
         for index, run in shown:
             color, style = line(theme, index)
-            later = slice(1 if len(run.validation["step"]) > 2 else 0, None)  # than the untrained model
-            places, bpb = run.validation[x][later], run.validation["val_bpb"][later]
+            trained = _trained(run)
+            places, bpb = run.validation[x][trained], run.validation["val_bpb"][trained]
             axes.plot(places, bpb, style, marker="o", markersize=4, color=color, label=label_of(run))
         _finish(axes, x, "bits per byte")
 
@@ -160,7 +161,7 @@ def _step_time_plot(runs: Sequence[History]) -> Plot | None:
 def step_times_ms(run: History) -> tuple[np.ndarray, np.ndarray]:
     """Steps, and the mean time of a step since the logged one before, in milliseconds."""
     steps, elapsed_s = run.train["step"], run.train["train_time_s"]
-    known = np.isfinite(elapsed_s)
+    known = np.isfinite(elapsed_s) & (np.diff(elapsed_s, prepend=-np.inf) > 0)  # coarse clocks stand still
     steps, elapsed_s = steps[known], elapsed_s[known]
     return steps[1:], 1000 * np.diff(elapsed_s) / np.diff(steps)
 
@@ -183,9 +184,10 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.where(count, (sums[end] - sums[first]) / np.maximum(count, 1), np.nan)
 
 
-def _highest_later(values: np.ndarray) -> float:
-    """The highest but for the first, which is the untrained model's where there are several."""
-    return float(np.nanmax(values[1:] if len(values) > 1 else values, initial=-np.inf))
+def _trained(run: History) -> np.ndarray:
+    """Which validations are of a trained model; all of them where none is."""
+    after = run.validation["step"] > 0
+    return after if after.any() else ~after
 
 
 def _limit(axes: Axes, tops: Sequence[float], bottoms: Sequence[float]) -> None:

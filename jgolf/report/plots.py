@@ -1,4 +1,4 @@
-"""What a plot of a report is: a PNG on a light and on a dark ground.
+"""What a plot for a paper is: a PNG or an SVG.
 
 Runs are told apart by colour and by the kind of line, so that neither colour vision nor a colour
 printer is needed.
@@ -10,10 +10,10 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jgolf.errors import MissingExtraError
-from jgolf.report.history import History
+from jgolf.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,8 +63,8 @@ class Plot:
     alt: str
     draw: Callable[[Figure, Theme], None]
 
-    def png(self, theme: Theme) -> bytes:
-        """The plot as a PNG file."""
+    def image(self, form: Literal["png", "svg"], theme: Theme = LIGHT) -> bytes:
+        """The plot as a file of that form."""
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
@@ -74,7 +74,7 @@ class Plot:
             self.draw(figure, theme)
             _legend(figure)
             file = io.BytesIO()
-            figure.savefig(file, format="png", dpi=PIXELS_PER_INCH)
+            figure.savefig(file, format=form, dpi=PIXELS_PER_INCH, metadata={"Date": None} if form == "svg" else None)
         return file.getvalue()
 
 
@@ -100,6 +100,11 @@ def line(theme: Theme, index: int) -> tuple[str, str]:
 def label_of(run: History) -> str:
     """What the legend calls the run; matplotlib leaves out what begins with an underscore."""
     return f" {run.legend}" if run.legend.startswith("_") else run.legend
+
+
+def shortened(name: str) -> str:
+    """The end of a name that is too long for a plot."""
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
 
 
 def _style(theme: Theme) -> dict[str, object]:
@@ -134,7 +139,7 @@ def _legend(figure: Figure) -> None:
     names, marks = list(of_name), list(of_name.values())
     if len(names) < 2:
         return
-    shown = [name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}" for name in names]
+    shown = [shortened(name) for name in names]
     columns = max(1, min(len(names), LEGEND_CHARS // (max(map(len, shown)) + LEGEND_MARK_CHARS)))
     figure.legend(marks, shown, loc="outside upper left", ncols=columns)
     width, height = FIGURE_INCHES

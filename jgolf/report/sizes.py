@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jgolf.artifact import container, size
-from jgolf.report.history import History
+from jgolf.history import History
 
 
 @dataclass(frozen=True)

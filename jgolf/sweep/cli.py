@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from jgolf.sweep.folder import CSV_FILE, SweepFolder
 from jgolf.sweep.grid import SweepRun, groups, make_runs
 from jgolf.sweep.results import RunResult, results_table, summarize
 from jgolf.train.options import DEFAULT_CONFIG
+from jgolf.train.signals import as_interrupts
 
 if TYPE_CHECKING:
     from jgolf.train.step import StepMetrics
@@ -153,20 +153,14 @@ def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:
         print(text, flush=True)
 
     shown = _Shown(table_console(), base.train.log_every)
-    stops = [signal.SIGTERM]  # a scheduler's wish, as good as Ctrl-C; and that of a terminal that is gone
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # what nohup sets
-        stops.append(signal.SIGHUP)
-    previous = {number: signal.signal(number, signal.default_int_handler) for number in stops}
-    try:
-        train_sweep(folder.new, folder.path, options.at_once, tell, shown, keep)
-    except (Exception, KeyboardInterrupt):
-        done = f"{len(folder.results)} of {counted(len(folder.runs), 'run')}"
-        how = "the same command with --resume goes on" if folder.results else "the same command begins again"
-        print(f"{done} have results in {folder.path}; {how}")
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with as_interrupts():
+        try:
+            train_sweep(folder.new, folder.path, options.at_once, tell, shown, keep)
+        except (Exception, KeyboardInterrupt):
+            done = f"{len(folder.results)} of {counted(len(folder.runs), 'run')}"
+            how = "the same command with --resume goes on" if folder.results else "the same command begins again"
+            print(f"{done} have results in {folder.path}; {how}")
+            raise
 
 
 class _Shown:

@@ -16,8 +16,8 @@ from jgolf import files
 from jgolf.config import Config
 from jgolf.data.fingerprint import data_fingerprint
 from jgolf.errors import JgolfError
+from jgolf.history import sweep_rows
 from jgolf.reading import read_json
-from jgolf.report.history import sweep_rows
 from jgolf.run_dir import CONFIG_FILE, METRICS_FILE, RESULTS_FILE
 from jgolf.sweep.ablation import WITHOUT, worths
 from jgolf.sweep.grid import SweepRun

@@ -11,8 +11,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from jgolf.history import FinalScore
 from jgolf.progress import plain_console
-from jgolf.report.history import FinalScore
 from jgolf.sweep.grid import SweepRun
 
 CONFIDENCE = 0.95

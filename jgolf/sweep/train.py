@@ -26,11 +26,11 @@ from jgolf.data.run_data import training_tokens
 from jgolf.errors import ArtifactError, ConfigError
 from jgolf.evaluate.score import scoring_model
 from jgolf.evaluate.validation import Validation
+from jgolf.history import FinalScore
 from jgolf.model.functional import Params
 from jgolf.progress import activity, counted, progress_bar
 from jgolf.quantize.calibration import quantize_run
 from jgolf.quantize.stored import dequantize
-from jgolf.report.history import FinalScore
 from jgolf.run_dir import CONFIG_FILE, METRICS_FILE
 from jgolf.sweep.grid import SweepRun, groups, trainings
 from jgolf.sweep.program import SweepProgram

@@ -20,7 +20,9 @@ def averaged_params(state: TrainState, average: Average) -> Params:
         return state.params
     if average == "ema":
         if not state.ema:
-            raise ConfigError("average ema: the run kept none (average.ema_decay is 0); use raw or swa")
+            raise ConfigError(
+                "average ema: the run kept none (average.ema_decay and average.ema_share are 0); use raw or swa"
+            )
         return state.ema
     if average == "swa":
         if not state.swa_sum or not int(state.swa_count):

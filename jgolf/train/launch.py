@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jgolf.errors import ConfigError
 
@@ -23,12 +23,21 @@ class Launch:
       process_id: which this is, from 0.
       coordinator: host:port at which process 0 is reached.
       gpu: the only GPU of this host to use, where each of its processes takes one; None for all that are visible.
+      told_by: what said so: a launcher and its variables, or options.
     """
 
     num_processes: int
     process_id: int
     coordinator: str
     gpu: int | None = None
+    told_by: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        devices = "all devices" if self.gpu is None else f"GPU {self.gpu}"
+        return (
+            f"process {self.process_id} of {self.num_processes}, by {self.told_by}: joins the others at "
+            f"{self.coordinator}, with {devices} of this host"
+        )
 
     @property
     def address(self) -> tuple[str, int]:
@@ -50,6 +59,7 @@ class _Found:
     process_id: int
     coordinator: str | None
     gpu: int | None
+    told_by: str
 
 
 def launch_from_environment(
@@ -80,7 +90,8 @@ def find_launch(
     process_id = found.process_id if process_id is None and found else process_id
     coordinator = coordinator or (found.coordinator if found else None)
     _check(coordinator, num_processes, process_id)
-    return Launch(num_processes, process_id, coordinator, found.gpu if found else None)
+    told_by = found.told_by if found else "--num-processes and --process-id"
+    return Launch(num_processes, process_id, coordinator, found.gpu if found else None, told_by)
 
 
 # --- launchers -------------------------------------------------------------------------------
@@ -101,7 +112,7 @@ def _torchrun(environ: Mapping[str, str]) -> _Found | None:
             port += 1 if port < LAST_PORT else -1
         coordinator = _joined_address(environ["MASTER_ADDR"], port)
     gpu = _gpu_of(environ, "LOCAL_WORLD_SIZE", "LOCAL_RANK", "torchrun")
-    return _Found(num_processes, process_id, coordinator, gpu)
+    return _Found(num_processes, process_id, coordinator, gpu, "torchrun's RANK and WORLD_SIZE")
 
 
 def _slurm(environ: Mapping[str, str]) -> _Found | None:
@@ -121,7 +132,7 @@ def _slurm(environ: Mapping[str, str]) -> _Found | None:
         coordinator = _joined_address(first_host, _own_port(number))
     num_hosts = _number(environ, "SLURM_STEP_NUM_NODES", "srun", least=1) if "SLURM_STEP_NUM_NODES" in environ else 1
     gpu = _own_gpu(environ, "SLURM_LOCALID", "srun") if num_processes > num_hosts else None
-    return _Found(num_processes, process_id, coordinator, gpu)
+    return _Found(num_processes, process_id, coordinator, gpu, "srun's SLURM_PROCID and SLURM_STEP_NUM_TASKS")
 
 
 def _open_mpi(environ: Mapping[str, str]) -> _Found | None:
@@ -138,7 +149,8 @@ def _open_mpi(environ: Mapping[str, str]) -> _Found | None:
         host = said[2] if "tcp6://" in said[0] else said[2].partition(":")[0]
         coordinator = _joined_address(host, _own_port(int(said[1]) // 4096))  # of which the jobs' numbers are multiples
     gpu = _gpu_of(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "mpirun")
-    return _Found(num_processes, process_id, coordinator, gpu)
+    told_by = "mpirun's OMPI_COMM_WORLD_RANK and OMPI_COMM_WORLD_SIZE"
+    return _Found(num_processes, process_id, coordinator, gpu, told_by)
 
 
 def _hydra(environ: Mapping[str, str]) -> _Found | None:
@@ -148,7 +160,8 @@ def _hydra(environ: Mapping[str, str]) -> _Found | None:
     num_processes, process_id = _place(environ, "PMI_SIZE", "PMI_RANK", "mpirun")
     if num_processes == 1:
         return None
-    return _Found(num_processes, process_id, None, _gpu_of(environ, "MPI_LOCALNRANKS", "MPI_LOCALRANKID", "mpirun"))
+    gpu = _gpu_of(environ, "MPI_LOCALNRANKS", "MPI_LOCALRANKID", "mpirun")
+    return _Found(num_processes, process_id, None, gpu, "mpirun's PMI_RANK and PMI_SIZE")
 
 
 def _own_port(number: int) -> int:

@@ -35,7 +35,8 @@ from jgolf.train.peers import Peers
 from jgolf.train.requirements import pinned
 from jgolf.train.resume import changed_settings, keep_settings
 from jgolf.train.same_data import check_same_data
-from jgolf.train.start import compiling_step, random_state
+from jgolf.train.beginning import compiling_step, random_state
+from jgolf.train.starts import keep_start
 from jgolf.train.step import TrainState, abstract_state, init_state
 
 WARMUP_STEPS = 2
@@ -114,6 +115,7 @@ def prepared_run(
         if peers.is_first:
             keep_settings(config, run_dir, first_step)
             files.write_text(run_dir / REQUIREMENTS_FILE, pinned())
+            keep_start(run_dir, mesh.devices.ravel(), first_step)
         log = stack.enter_context(contextlib.closing(RunLog(run_dir, peers.is_first, first_step)))
         log.line(_description(config, mesh, state))
         if config.train.steps < config.train.warmdown_steps:

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,7 +22,7 @@ SHOW_CURSOR = "\x1b[?25h"
 
 def how_to_resume(run_dir: Path) -> str:
     """The command with which a run goes on."""
-    return f"python train.py --resume --run-dir {shlex.quote(str(run_dir))}"
+    return f"jgolf train --resume --run-dir {shlex.quote(str(run_dir))}"
 
 
 def _say(text: str) -> None:
@@ -38,6 +38,23 @@ def _end(text: str, exit_code: int) -> NoReturn:
         os.set_blocking(out, False)  # a reader that hangs must not keep us
         os.write(out, f"{SHOW_CURSOR if os.isatty(out) else ''}{text}\n".encode())
     os._exit(exit_code)
+
+
+@contextlib.contextmanager
+def as_interrupts() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt while the block runs, as Ctrl-C does.
+
+    SIGHUP is left alone where it is ignored, which is what `nohup` asks for.
+    """
+    stops = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        stops.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in stops}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class StopSignals:

@@ -16,7 +16,7 @@ from jgolf.config import Config, ModelConfig
 from jgolf.model.functional import Params, loss
 from jgolf.model.initial import init
 from jgolf.optim.optimizer import global_norm, make_optimizer
-from jgolf.optim.schedule import fraction, learning_rate_multiplier, loop_is_on, momentum_schedule
+from jgolf.optim.schedule import ema_decay, fraction, learning_rate_multiplier, loop_is_on, momentum_schedule
 from jgolf.quantize.fake import fake_quantize
 from jgolf.train.rank_clip import mean_of_clipped_ranks
 
@@ -65,7 +65,7 @@ def init_state(config: Config, params: Params) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=make_optimizer(config.optim).init(params),
-        ema=copy if average.ema_decay else {},
+        ema=copy if average.keeps_ema else {},
         swa_sum=jax.tree.map(jnp.zeros_like, params) if average.swa_start else {},
         swa_count=jnp.zeros((), jnp.int32),
     )
@@ -164,7 +164,7 @@ def train_step(
     )
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    decay = average.ema_decay
+    decay = ema_decay(average, step)
     ema = {path: decay * value + (1 - decay) * params[path] for path, value in state.ema.items()}
     take = (multiplier < average.swa_start) & (step % average.swa_every == 0)
     swa_sum = {path: value + jnp.where(take, params[path], 0.0) for path, value in state.swa_sum.items()}

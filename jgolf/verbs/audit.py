@@ -26,7 +26,6 @@ from jgolf.progress import activity, counted, progress_bar, table_console
 from jgolf.run_dir import ARTIFACT_FILE, AUDIT_FILE
 from jgolf.verbs.scoring import (
     LEARN,
-    SCORERS,
     SLIDE,
     Opened,
     ScoringOptions,
@@ -34,6 +33,7 @@ from jgolf.verbs.scoring import (
     check_options,
     opened,
     read_options,
+    scorer_of,
 )
 
 SMALL_VOCABULARY = 2048
@@ -129,7 +129,7 @@ def _settled(options: AuditOptions, own: EvaluateConfig) -> AuditOptions:
             return dataclasses.replace(options, model=str(model / name))
     raise ArtifactError(
         f"{model}: has neither {ARTIFACT_FILE} nor {ARTIFACT_NAME}, expected the folder of a run that was exported, or "
-        "of a submission: python export.py makes either"
+        "of a submission: jgolf export makes either"
     )
 
 
@@ -143,12 +143,12 @@ def audited_scorer(what: Opened, options: ScoringOptions) -> Audited:
         arguments.append(what.stride)
     if name in LEARN:
         arguments.append(getattr(options, name))
-    how = {} if name == "adapted" else {"batch_tokens": options.batch_tokens}
+    run, how = scorer_of(options, name), {} if name == "adapted" else {"batch_tokens": options.batch_tokens}
     if name == "tuned":
         how["within_documents"] = what.apart
 
     def score(text, **watch):
-        return SCORERS[name](model, params, text, *arguments, **how, **watch)
+        return run(model, params, text, *arguments, **how, **watch)
 
     shortest = seq_len + 1
     if name == "adapted":
@@ -181,6 +181,8 @@ def _plan(what: Opened, options: AuditOptions, audited: Audited) -> Plan:
 def _kind(what: Opened, options: AuditOptions, own: EvaluateConfig, claim: Claim) -> str:
     """Which of the scores that are said was taken like this one; "" for none."""
     trained = what.loaded.config.train
+    if options.with_hints:
+        return ""
     if what.seq_len != trained.seq_len or (claim.tokens is None and options.max_tokens):
         return ""
     if what.scorer == "adapted":
@@ -194,9 +196,9 @@ def _tell(found: Audit, what: Opened, plan: Plan, options: AuditOptions, out: Pa
     """Prints and writes what was found; returns the exit code."""
     model, settings = Path(options.model), getattr(options, what.scorer, None)
     score, stride = found.score, f", stride {what.stride}" if what.stride else ""
-    title = (
-        f"{model.name}: {what.scorer}, {what.seq_len:,} tokens of context{stride}: {score.val_bpb:.6f} bits per byte"
-    )
+    hints = ", hints" if options.with_hints else ""
+    how = f"{what.scorer}{hints}, {what.seq_len:,} tokens of context{stride}"
+    title = f"{model.name}: {how}: {score.val_bpb:.6f} bits per byte"
     console = table_console()
     print_checks(console, found.checks, f"{title} of {score.tokens:,} tokens")
     said = {
@@ -208,6 +210,7 @@ def _tell(found: Audit, what: Opened, plan: Plan, options: AuditOptions, out: Pa
         **dataclasses.asdict(plan),
         "device": jax.devices()[0].device_kind,
         **({"settings": dataclasses.asdict(settings)} if what.scorer in LEARN else {}),
+        **({"hints": dataclasses.asdict(options.hints)} if options.with_hints else {}),
     }
     files.write_text(out, files.json_text(found.as_json(**said), indent=1) + "\n")
     failed = sum(check.passed is False for check in found.checks)

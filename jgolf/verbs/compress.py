@@ -46,7 +46,7 @@ def compress(
 
     Args:
       sources: What to compress; FILE.jgz is written beside FILE, which stays.
-      model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
+      model: A run directory, a .jgolf artifact, .safetensors, or a PyTorch checkpoint (.pt) or artifact (.ptz).
       out: The file to write, or a folder for the files.
       streams: Parts of a text that are read side by side, each from a start without context; fewer take longer and make
         the file smaller. 0 for one for each context of tokens, up to 512.
@@ -137,12 +137,12 @@ def _checked(sources: Iterable[Path]) -> list[Path]:
     if not found:
         raise JgolfError("no files: name one or more")
     for path in found:
+        if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe may take for ever
+            raise JgolfError(f"{path}: not a file that has an end, so it cannot be read as one")
         try:
             path.open("rb").close()
         except OSError as error:
             raise JgolfError(f"{path}: cannot be read: {error.strerror or error}") from None
-        if not path.is_file():
-            raise JgolfError(f"{path}: not a file that has an end, so it cannot be read as one")
     return found
 
 

@@ -24,7 +24,6 @@ from jgolf.load import LoadedModel, load_model
 from jgolf.progress import counting, progress_bar
 from jgolf.verbs.scoring import (
     LEARN,
-    SCORERS,
     SLIDE,
     Opened,
     ScoringOptions,
@@ -32,6 +31,7 @@ from jgolf.verbs.scoring import (
     check_options,
     opened,
     read_options,
+    scorer_of,
 )
 
 
@@ -82,6 +82,7 @@ def evaluate(argv: list[str], prog: str = "jgolf evaluate") -> None:
         f"{found.val_bpb:.6f} over {found.tokens:,} tokens ({found.bytes_text}), "
         f"{_windows(what, options)}, {found.context:,.0f} tokens of context on average, "
         f"{found.seconds:.1f} s\n"
+        f"{_hints(found)}"
         f"{found.bytes / found.seconds:,.0f} bytes a second; the challenge's text on {CHALLENGE_DEVICES} such devices: "
         f"{challenge_s:,.0f} s, {challenge_s / CHALLENGE_SECONDS:.0%} of its {CHALLENGE_SECONDS} s"
     )
@@ -100,6 +101,8 @@ def _check(options: EvaluateOptions, own: EvaluateConfig) -> None:
             "--reference-windows: expected with --stride, which makes the window slide, or with --scorer packed, and "
             "without --within-documents"
         )
+    if options.reference_windows and options.with_hints:
+        raise JgolfError("--hints: expected without --reference-windows, which score some targets twice or not at all")
     if options.reference_ranks != 1 and not (options.reference_windows and scorer == "packed"):
         raise JgolfError("--reference-ranks: expected with --scorer packed --reference-windows")
     if options.resume_file and scorer not in LEARN:
@@ -113,17 +116,17 @@ def _score(opened: Opened, options: EvaluateOptions) -> Score:
     scorer, loaded, text, seq_len = opened.scorer, opened.loaded, opened.text, opened.seq_len
     what = loaded.config.model, loaded.params, text, seq_len
     stride = (opened.stride,) if scorer in SLIDE else ()
-    batch_tokens = options.batch_tokens
+    run, batch_tokens = scorer_of(options, scorer), options.batch_tokens
     if scorer in LEARN:
         with counting("scoring", len(text.tokens) - 1, "tokens") as tell:
             how: dict[str, Any] = {"tell": tell, "resume_file": options.resume_file}
             if scorer == "adapted":
-                return score(SCORERS[scorer], *what, options.adapted, **how)
+                return score(run, *what, options.adapted, **how)
             how |= {"within_documents": opened.apart, "batch_tokens": batch_tokens}
-            return score(SCORERS[scorer], *what, *stride, options.tuned, **how)
+            return score(run, *what, *stride, options.tuned, **how)
     how = {"batch_tokens": batch_tokens, "progress": progress_bar("scoring")}
     if not options.reference_windows:
-        return score(SCORERS[scorer], *what, *stride, **how)
+        return score(run, *what, *stride, **how)
     if scorer == "packed":
         return reference_packed_score(*what, max(1, batch_tokens // seq_len), options.reference_ranks, **how)
     return reference_sliding_score(*what, *stride, **how)
@@ -139,6 +142,17 @@ def _windows(opened: Opened, options: EvaluateOptions) -> str:
         trained = ", weights trained on what was scored" if scorer == "tuned" else ""
         return f"windows of {seq_len} every {opened.stride} tokens{apart}{trained}"
     return f"rows of {seq_len} tokens{apart}"
+
+
+def _hints(found: Score) -> str:
+    """What hints were worth, in a line of its own."""
+    if found.hints is None:
+        return ""
+    fired, hits, gained_bpb, seconds = dataclasses.astuple(found.hints)
+    return (
+        f"hints: {fired:,} targets, {fired / found.tokens:.1%}, right for {hits / max(fired, 1):.1%} of them, "
+        f"{gained_bpb:.6f} bits per byte better than without, {seconds:.1f} s\n"
+    )
 
 
 def _weights(loaded: LoadedModel, average: Average | None) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import tyro
 
+from jgolf import files
 from jgolf.config import Average
 from jgolf.errors import JgolfError
-from jgolf.evaluate.sample import continuations
+from jgolf.evaluate.sample import check_sampling, continuations, continued_text
 from jgolf.load import load_model
+from jgolf.lock import in_turn
 from jgolf.options import PathText
+from jgolf.run_dir import CONFIG_FILE, SAMPLES_FILE
 from jgolf.verbs.scoring import tokenizer_of
 
 
@@ -26,13 +28,14 @@ def sample(
     tokenizer: Path | None = None,
     config: PathText | None = None,
     average: Average | None = None,
+    keep: bool = False,
 ) -> None:
     """Let a model continue a text.
 
     Example: jgolf sample runs/demo --prompt "The function" --tokens 100
 
     Args:
-      model: A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz).
+      model: A run directory, a .jgolf artifact, .safetensors, or a PyTorch checkpoint (.pt) or artifact (.ptz).
       prompt: The text to continue; empty starts a new document.
       tokens: Tokens to write at most; a new document ends the text.
       temperature: Below 1 prefers likely tokens; 0 always takes the likeliest.
@@ -42,15 +45,11 @@ def sample(
       tokenizer: Its file; the run's own by default, also of a run's artifact.
       config: For PyTorch files, what their tensors do not tell.
       average: For a run, the weights to use; those that it exports by default.
+      keep: Add the text to the run's samples.jsonl, which `jgolf report` shows.
     """
-    if not 0 <= temperature < math.inf or top_k < 0 or tokens < 0:
-        raise JgolfError(
-            f"--temperature {temperature}, --top-k {top_k}, --tokens {tokens}: expected numbers of 0 or more"
-        )
-    if not 0 < top_p <= 1:
-        raise JgolfError(f"--top-p {top_p}: expected more than 0, and at most 1")
-    if not 0 <= seed < 1 << 32:
-        raise JgolfError(f"--seed {seed}: expected from 0 to 4294967295")
+    check_sampling(tokens, temperature, top_k, top_p, seed)
+    if keep and not Path(model, CONFIG_FILE).is_file():
+        raise JgolfError(f"--keep: {model} is no run directory, in which the text could be kept; leave --keep out")
     prompt = prompt.encode(errors="replace").decode()  # bytes of the command line that are no UTF-8
     loaded = load_model(model, config, average)
     pieces = tokenizer_of(loaded, tokenizer)
@@ -61,13 +60,11 @@ def sample(
     generated = continuations(
         loaded.config.model, loaded.params, ids, tokens, train.seq_len, *how, documents=train.documents
     )
-    for token in generated:
-        if token == pieces.bos_id:
-            break
-        ids.append(token)
-        text = pieces.decode(ids)
-        if text.endswith("\ufffd"):
-            continue  # in the middle of a character of several bytes
-        print(text[len(shown) :], end="", flush=True)
-        shown = text
+    for text in continued_text(pieces, ids, generated):
+        print(text, end="", flush=True)
+        shown += text
     print()
+    if keep:
+        settings = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        with in_turn(model):
+            files.add_line(Path(model, SAMPLES_FILE), {"prompt": prompt, "text": shown, **settings})

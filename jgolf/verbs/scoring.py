@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import tyro
 
 from jgolf import config as configs
-from jgolf.config import AdaptedConfig, Config, DataConfig, EvaluateConfig, SGDConfig
+from jgolf.config import AdaptedConfig, Config, DataConfig, EvaluateConfig, HintsConfig, SGDConfig
 from jgolf.data.shards import find_shards
 from jgolf.data.text import Text, read_text
 from jgolf.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from jgolf.errors import ArtifactError, JgolfError
-from jgolf.evaluate.score import documents, packed, rows, scorers_of, sliding
+from jgolf.evaluate.score import Scorer, documents, packed, rows, scorers_of, sliding
+from jgolf.evaluate.tilt import hinted
 from jgolf.evaluate.ttt.adapted import adapted
 from jgolf.evaluate.ttt.tuned import tuned
 from jgolf.load import LoadedModel
@@ -35,7 +37,7 @@ class ScoringOptions:
     """What is scored, and how."""
 
     model: tyro.conf.Positional[PathText]
-    """A run directory, a .jgolf artifact, or a PyTorch checkpoint (.pt) or artifact (.ptz)."""
+    """A run directory, a .jgolf artifact, .safetensors, or a PyTorch checkpoint (.pt) or artifact (.ptz)."""
     tokens: tuple[Path, ...] = ()
     """Token shards to score; by default the validation split of the run, also of a run's artifact."""
     tokenizer: Path | None = None
@@ -60,6 +62,9 @@ class ScoringOptions:
     """Tokens run at once on each device; adapted has a number of its own."""
     adapted: Annotated[AdaptedConfig, tyro.conf.FlagConversionOff] = field(default_factory=AdaptedConfig)
     tuned: SGDConfig = field(default_factory=lambda: EvaluateConfig().tuned)
+    with_hints: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="hints")] = False
+    """Tilt each prediction to the token that followed the last times that the text read the same."""
+    hints: HintsConfig = field(default_factory=HintsConfig)
 
 
 Options = TypeVar("Options", bound=ScoringOptions)
@@ -75,7 +80,7 @@ def read_options(kind: type[Options], argv: list[str], prog: str, description: s
         named = None  # the parser will tell what is wrong
     if named is not None and (run_dir := run_of(named)) is not None:
         own = configs.read_json(run_dir / CONFIG_FILE).evaluate
-    default = kind(model=tyro.MISSING, adapted=own.adapted, tuned=own.tuned)
+    default = kind(model=tyro.MISSING, adapted=own.adapted, tuned=own.tuned, hints=own.hints)
     return tyro.cli(kind, default=default, prog=prog, args=argv, description=description), own
 
 
@@ -89,13 +94,24 @@ def check_options(options: ScoringOptions, own: EvaluateConfig) -> None:
     for name in LEARN:
         if getattr(options, name) != getattr(own, name) and scorer != name:
             raise JgolfError(f"--{name}.…: expected with --scorer {name}")
+    if options.with_hints and scorer == "tuned":
+        raise JgolfError("--hints: expected with any scorer but tuned, which takes none")
+    if options.hints != own.hints and not options.with_hints:
+        raise JgolfError("--hints.…: expected with --hints")
     at_least(
         ("--seq-len", 1 if options.seq_len is None else options.seq_len, 1),
         ("--stride", options.stride, 0),
         ("--max-tokens", options.max_tokens, 0),
         ("--batch-tokens", options.batch_tokens, 1),
     )
-    configs.validate(Config(evaluate=EvaluateConfig(adapted=options.adapted, tuned=options.tuned)))
+    configs.validate(Config(evaluate=EvaluateConfig(adapted=options.adapted, tuned=options.tuned, hints=options.hints)))
+
+
+def scorer_of(options: ScoringOptions, name: ScorerName) -> Scorer:
+    """The scorer of this name, which tilts its predictions to hints where that is asked for."""
+    if not options.with_hints:
+        return SCORERS[name]
+    return partial(adapted, hints=options.hints) if name == "adapted" else hinted(SCORERS[name], options.hints)
 
 
 def at_least(*numbers: tuple[str, int, int]) -> None:

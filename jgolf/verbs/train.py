@@ -17,8 +17,10 @@ def train(argv: list[str], prog: str = "train.py") -> int:
     launch = launch_from_environment(options.coordinator, options.num_processes, options.process_id)
     from jgolf import compiling  # JAX starts only when there is something to train
 
-    if launch is None:  # else the processes join first
+    if launch is None:
         compiling.wake_devices()
+    else:  # the processes join first, which may fail
+        print(launch, file=sys.stderr, flush=True)
     from jgolf.load import load_params
     from jgolf.train import loop
 

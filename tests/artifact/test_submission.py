@@ -200,4 +200,4 @@ def test_results_that_cannot_be_told_are_refused(text, told, tmp_path):
     (folder / "artifact" / "result.json").write_text(text)
     with pytest.raises(JgolfError) as error:
         SeedRun.read(folder)
-    assert told in str(error.value) and "export.py" in str(error.value)
+    assert told in str(error.value) and "jgolf export" in str(error.value)

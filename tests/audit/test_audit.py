@@ -18,7 +18,7 @@ from jgolf.audit.run import Plan, against_claim, audit
 from jgolf.audit.scorer import Audited, documents_of, largest_change
 from jgolf.audit.sizes import Claim
 from jgolf.audit.tries import changed_behind
-from jgolf.config import AdaptedConfig, ModelConfig, SGDConfig
+from jgolf.config import AdaptedConfig, HintsConfig, ModelConfig, SGDConfig
 from jgolf.data.pack import pack_documents
 from jgolf.data.pure_bytes import byte_tokenizer_file
 from jgolf.data.text import Text, read_text, table_bytes, without_sidecars
@@ -36,6 +36,8 @@ from jgolf.evaluate.score import (
     sliding,
     window_nats,
 )
+from jgolf.evaluate.tilt import Tilt
+from jgolf.evaluate.tilt import hinted as tilted
 from jgolf.evaluate.ttt.adapted import adapted
 from jgolf.evaluate.ttt.sgd import Sgd, zeros_like
 from jgolf.evaluate.ttt.tuned import tuned
@@ -72,6 +74,7 @@ ADAPTED = AdaptedConfig(
     batch_tokens=3 * LENGTH,
 )
 PLAN = Plan(try_tokens=len(LENGTHS) * 100, samples=4, every_token=1, seed=0)
+WITHOUT_EVERY_TOKEN = dataclasses.replace(PLAN, every_token=0)
 
 
 class TwoBytes:
@@ -224,6 +227,42 @@ def test_hints(scorer, conditions, sums_to_one, params, text):
     assert failing(found) == conditions
     by_scores_alone = next(check for check in found.checks if "as the last of a text" in check.tried)
     assert by_scores_alone.passed == sums_to_one
+
+
+HINTS = HintsConfig(orders=(1, 2), min_count=1, share=0.5, strengths=(0.0, 1.0, 3.0))
+
+
+@pytest.fixture(scope="module")
+def repeating(text):
+    """The same documents, of three words, most of them in turn."""
+    random = np.random.default_rng(2).random(len(text.tokens))
+    tokens = 2 + np.where(random < 0.8, np.arange(len(text.tokens)), text.tokens) % 3
+    tokens = np.where(text.tokens == BOS, BOS, tokens)
+    return Text.of(tokens.astype(np.uint16), BOS, text.bytes)
+
+
+@pytest.mark.parametrize(
+    "name", ["documents", "adapted", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rows", "packed"))]
+)
+def test_tilted_scorers_pass(name, params, repeating):
+    scorer, arguments, facts = HONEST[name]
+    scorer = partial(adapted, hints=HINTS) if name == "adapted" else tilted(scorer, HINTS)
+    found = audit(audited(scorer, params, *arguments, name=name, **facts), repeating, TwoBytes(), WITHOUT_EVERY_TOKEN)
+    assert not failing(found), [check for check in found.checks if check.passed is False]
+
+
+@pytest.mark.parametrize("name", ["documents", pytest.param("adapted", marks=pytest.mark.slow)])
+def test_a_gate_that_knows_the_target(name, params, repeating, monkeypatch):
+    def looking(self, tokens, *arguments):
+        begin(self, tokens, *arguments)
+        self.hints = np.where(self.hints == tokens[1:], self.hints, -1)
+
+    begin, (scorer, arguments, facts) = Tilt.__init__, HONEST[name]
+    monkeypatch.setattr(Tilt, "__init__", looking)
+    scorer = partial(adapted, hints=HINTS) if name == "adapted" else tilted(scorer, HINTS)
+    facts = {"name": name, **facts}
+    found = audit(audited(scorer, params, *arguments, **facts), repeating, TwoBytes(), WITHOUT_EVERY_TOKEN)
+    assert "normalisation" in failing(found)
 
 
 class Boasting(Hinted):

@@ -13,9 +13,10 @@ import pytest
 
 from jgolf import config as configs
 from jgolf.bench.cluster import command
-from jgolf.bench.cluster.command import Budget, Job, Outcome, share_of
+from jgolf.bench.cluster.command import Budget, Job, share_of
 from jgolf.bench.cluster.findings import Findings, steps_within
 from jgolf.bench.cluster.lost import random_folder
+from jgolf.bench.cluster.outcome import Outcome
 from jgolf.bench.cluster.processes import Machine, Processes
 from jgolf.bench.cluster.tokens import write_random_shard
 from jgolf.bench.cluster.worker import Measured
@@ -204,6 +205,7 @@ def test_random_tokens(nano: Config, tmp_path: Path) -> None:
     [
         (["--devices", "1"], "--devices is 1: expected 2 or more"),
         (["--runs", "0"], "--runs is 0: expected at least 1"),
+        (["--budget-s", "nan"], "--budget-s is nan: expected seconds, more than 0"),
         (["--data", "a", "b"], "--data names 2 folders for 1 configs: expected one for each"),
         (["--data", "none"], "none: no such data folder"),
         (["--batch-tokens", "100"], "train.batch_tokens is 100: expected a multiple of"),

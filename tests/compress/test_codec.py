@@ -166,6 +166,13 @@ def test_a_model_without_finite_probabilities(byte_tokenizer):
         compressed(Codec(config, params, byte_tokenizer, "x"), letters(100).encode())
 
 
+@pytest.mark.parametrize("size", [0, 599])
+def test_a_file_that_goes_on(codec, size):
+    """It grows, or tells no size, as those of /proc: what is left out would be lost."""
+    with pytest.raises(ArtifactError, match=f"a file: goes on after its {size} bytes: .* compress a copy of it"):
+        codec.compress(io.BytesIO(letters(600).encode()), size, io.BytesIO(), "a file", STREAMS)
+
+
 def test_a_file_that_ends_too_early(codec):
     with pytest.raises(ArtifactError, match="a file: ends before its 600 bytes"):
         codec.compress(io.BytesIO(b"x" * 500), 600, io.BytesIO(), "a file", STREAMS)

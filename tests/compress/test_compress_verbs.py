@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,9 @@ def test_names(here, capsys):
         ([*COMPRESS, "nothing-there"], "nothing-there: cannot be read: No such file or directory"),
         ([*COMPRESS, "models"], "models: cannot be read: Is a directory"),
         ([*COMPRESS, "/dev/null"], "/dev/null: not a file that has an end"),
+        ([*COMPRESS, "pipe"], "pipe: not a file that has an end"),
+        ([*DECOMPRESS, "pipe"], "pipe: not a file that has an end"),
+        ([*COMPRESS[:1], "models/t.json", "--model", "pipe"], "pipe: not a file, expected one that holds a model"),
         ([*COMPRESS, "models/t.json", "--context", "-1"], "--context -1: expected from 0 to 65536"),
         ([*COMPRESS, "models/t.json", "--streams", "5000"], "--streams 5000: expected from 0 to 4096"),
         ([*COMPRESS[:3], "models/t.json"], "give --tokenizer"),
@@ -88,6 +92,7 @@ def test_names(here, capsys):
     ],
 )
 def test_bad_input(words, expected, here, capsys):
+    os.mkfifo("pipe")  # that nobody writes to
     assert main(list(words)) == 2
     assert expected in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from jgolf.data.cli import HELP, VERBS
 
 
 def test_every_verb_has_a_help_line():
-    assert VERBS.keys() == HELP.keys() == {"pack", "fuse", "tokenizer", "download", "demo", "inspect"}
+    assert VERBS.keys() == HELP.keys() == {"split", "pack", "fuse", "tokenizer", "download", "demo", "inspect"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jgolf.evaluate.ttt.adapted import adapted
 from jgolf.evaluate.ttt.tuned import tuned
+from tests.evaluate.test_hints import HINTS, repeating
 from tests.evaluate.test_ttt import MODEL, SETTINGS, TUNED, make_params, make_text
 
 
@@ -21,6 +22,7 @@ def main(sizes: str) -> None:
         mesh = Mesh(np.array(jax.devices()[:size]), ("data",))
         found = {
             "adapted": adapted(MODEL, params, text, 1, SETTINGS, mesh=mesh).nats.tolist(),
+            "hinted": adapted(MODEL, params, repeating(text), 1, SETTINGS, mesh=mesh, hints=HINTS).nats.tolist(),
             "tuned": tuned(MODEL, params, text, 12, 4, TUNED, mesh=mesh, batch_tokens=24).nats.tolist(),
         }
         print("RESULT", json.dumps(found), flush=True)

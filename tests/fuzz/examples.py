@@ -68,6 +68,15 @@ def write_model(folder: Path) -> None:
     _write(folder / "model.jgolf", container.pack(stored, metadata))
 
 
+def write_safetensors(folder: Path) -> None:
+    from jgolf.artifact import safe_tensors
+    from jgolf.config import QuantizeConfig
+
+    stored = {path: StoredTensor.floats("fp32", np.zeros(shape)) for path, shape in parameter_shapes(SMALL).items()}
+    artifact = Artifact("small", SMALL, 64, False, "0" * 64, stored)
+    safe_tensors.write(folder / "model.safetensors", artifact, QuantizeConfig())
+
+
 def write_state(folder: Path, **how: bool) -> None:
     import torch
 

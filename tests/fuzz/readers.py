@@ -71,6 +71,13 @@ ARTIFACTS = (
         {"model.jgolf": damage.resealed},
         needs="constriction",
     ),
+    Reader(
+        "safetensors",
+        examples.write_safetensors,
+        reading.read_safetensors,
+        {"model.safetensors": damage.damaged_file},
+        needs="safetensors",
+    ),
     Reader("artifact's settings, resealed", examples.write_model, reading.read_model, {"model.jgolf": damage.resealed}),
     Reader(
         "artifact of zeros, resealed",

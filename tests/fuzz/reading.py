@@ -7,6 +7,7 @@ stand for.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 from collections.abc import Callable, Mapping
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from jgolf import config as configs
-from jgolf import files
-from jgolf.artifact import container
+from jgolf import files, history
+from jgolf.artifact import container, safe_tensors
 from jgolf.artifact.missing import missing
 from jgolf.artifact.scoring import read_artifact
 from jgolf.artifact.seeds import SeedRun, best_scorer
@@ -31,9 +32,9 @@ from jgolf.data.shards import open_shard
 from jgolf.data.text import read_text
 from jgolf.data.tokenizer import load_tokenizer
 from jgolf.model.functional import parameter_shapes
-from jgolf.report import cli as report
-from jgolf.report import history
+from jgolf.report.cli import page_and_csv
 from jgolf.report.curves import history_plots
+from jgolf.report.groups import with_groups
 from jgolf.sweep.folder import SweepFolder
 from jgolf.sweep.grid import make_runs
 from jgolf.train.log import RunLog
@@ -54,6 +55,12 @@ def read_stored(folder: Path) -> Any:
 
 def read_model(folder: Path) -> Any:
     artifact = read_artifact(folder / "model.jgolf")
+    assert parameter_shapes(artifact.model) == {path: tensor.shape for path, tensor in artifact.stored.items()}
+    return artifact.params()
+
+
+def read_safetensors(folder: Path) -> Any:
+    artifact, _ = safe_tensors.read(folder / "model.safetensors")
     assert parameter_shapes(artifact.model) == {path: tensor.shape for path, tensor in artifact.stored.items()}
     return artifact.params()
 
@@ -114,11 +121,11 @@ def read_histories(name: str) -> Callable[[Path], Any]:
     """As `report` and `compare` do, but for the drawing."""
 
     def read(folder: Path) -> Any:
-        runs = history.read_histories(folder / name)
+        runs = with_groups(history.read_histories(folder / name))
         plots = [(plot.name, plot.alt) for plot in history_plots(runs)]
-        tables = report._results_text(runs), report._results_table(runs), report._settings_section(runs)
+        pages = page_and_csv([dataclasses.replace(run, artifact=None) for run in runs])
         unit_of((runs[:1], runs[1:] or runs), _score_name(runs, "auto"))
-        return plots, tables
+        return plots, pages
 
     return read
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from jgolf.config import ModelConfig
 from jgolf.model.functional import Params, loss, parameter_shapes, token_losses
 from jgolf.model.kernels import rowwise
+from jgolf.model.lora import HEAD, LowRank
 from tests.conftest import RECIPE
 
 CONFIG = dataclasses.replace(
@@ -120,6 +122,22 @@ def test_gradients_under_vmap():
     both = jax.jit(jax.vmap(gradient))({path: jnp.stack([1.1 * params[path], params[path]]) for path in params})
     expected = jax.jit(gradient)(params)
     assert_same_gradients({path: value[1] for path, value in both.items()}, expected)
+
+
+@pytest.mark.parametrize("kernels", ["plain", "interpret"])
+@pytest.mark.parametrize("additions", [False, True])
+def test_losses_of_several_tokens_in_a_place(kernels, additions):
+    config = dataclasses.replace(CONFIG, kernels=kernels)
+    params, (inputs, targets) = random_params(config), random_tokens(config, (2, KERNEL_TOKENS // 2))
+    others = jnp.roll(targets, 3, axis=1)
+    rng = np.random.default_rng(0)
+    shapes = (2, config.model_dim, 2), (2, 2, config.vocab_size)
+    factors = LowRank(*(jnp.asarray(rng.normal(0, 0.3, shape), jnp.float32) for shape in shapes))
+    losses = jax.jit(partial(token_losses, config, params, inputs, additions={HEAD: factors} if additions else {}))
+    both = losses(jnp.stack([targets, others], axis=-1))
+    assert np.abs(both[..., 0] - both[..., 1]).max() > 0.1
+    for index, own in enumerate((targets, others)):
+        np.testing.assert_allclose(both[..., index], losses(own), rtol=1e-6)
 
 
 def test_losses_of_the_last_positions():

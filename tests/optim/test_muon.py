@@ -8,8 +8,10 @@ from jax.sharding import PartitionSpec as P
 
 from jgolf.optim.muon import (
     COEFFICIENTS,
+    look_ahead,
     nesterov,
     newton_schulz,
+    normalize_neurons,
     normalize_rows,
     orthogonalize_tree,
     scale_by_muon,
@@ -245,3 +247,56 @@ def test_sharing_over_a_mesh_of_one_changes_nothing(arrays):
     run = jax.shard_map(shared, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     stack = jnp.stack([jnp.asarray(arrays["g"])] * 3)
     np.testing.assert_array_equal(run(stack), newton_schulz(stack))
+
+
+def neurons_normalized(u, v, decay):
+    """NorMuon's normalization of one (inputs, outputs) matrix in float64: the matrix and its new mean squares."""
+    v = decay * v + (1 - decay) * np.mean(u**2, axis=0)
+    divided = np.divide(u, np.sqrt(v), out=np.zeros_like(u), where=v > 0)
+    return divided * np.linalg.norm(u) / np.linalg.norm(divided), v
+
+
+def test_neurons_are_normalized_after_the_orthogonalization():
+    """Four steps, by NumPy in float64 from Muon's own directions; NorMuon's rows are our columns."""
+    rng = np.random.default_rng(3)
+    params = {"wide": jnp.zeros((4, 9)), "tall": jnp.zeros((9, 4))}
+    muon = scale_by_muon(0.9, newton_schulz_dtype="float32", row_normalization=True)
+    normalized = optax.chain(muon, normalize_neurons(0.8))
+    muon_state, state = muon.init(params), normalized.init(params)
+    squares = dict.fromkeys(params, 0.0)
+    for _ in range(4):
+        grads = {name: rng.normal(size=value.shape) for name, value in params.items()}
+        grads = {name: jnp.asarray(g, jnp.float32).at[:, 2].set(0.0) for name, g in grads.items()}
+        before, muon_state = muon.update(grads, muon_state)
+        after, state = normalized.update(grads, state)
+        for name, direction in before.items():
+            u = np.asarray(direction, np.float64)
+            squares[name] = 0.8 * squares[name] + 0.2 * np.mean(u**2, axis=0)
+            divided = np.divide(u, np.sqrt(squares[name]), out=np.zeros_like(u), where=squares[name] > 0)
+            expected = divided * np.linalg.norm(u) / np.linalg.norm(divided)
+            np.testing.assert_allclose(after[name], expected, atol=2e-5)
+            assert not np.any(np.asarray(after[name])[:, 2])  # an output that gets no gradient stays as it is
+
+
+def test_neurons_of_nothing_are_nothing():
+    params = {"a": jnp.zeros((3, 4))}
+    transform = normalize_neurons(0.9)
+    np.testing.assert_array_equal(transform.update(params, transform.init(params))[0]["a"], np.zeros((3, 4)))
+
+
+def test_gradients_are_taken_ahead_of_the_weights():
+    """Gradient descent with its weights, their moving average and the point ahead each written out."""
+    curvature = np.array([0.5, 1.0, 3.0])
+    transform = look_ahead(0.3, 0.9)
+    params = {"a": jnp.array([1.0, -2.0, 0.5])}
+    state = transform.init(params)
+    x = mean = np.asarray(params["a"], np.float64)
+    for step in range(30):
+        rate = 0.1 * (1 - step / 30)
+        ahead = x + 0.3 * (x - mean)
+        np.testing.assert_allclose(params["a"], ahead, atol=1e-6)
+        updates, state = transform.update({"a": -rate * curvature * params["a"]}, state)
+        params = optax.apply_updates(params, updates)
+        x = x - rate * curvature * ahead
+        mean = 0.9 * mean + 0.1 * x
+    np.testing.assert_allclose(params["a"] - 0.3 * state["a"], x, atol=1e-6)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from jgolf.config import AdamWConfig, MuonConfig, OptimConfig
 from jgolf.model.functional import loss
 from jgolf.optim.optimizer import UpdateRule, clip_by_global_norm, global_norm, make_optimizer, update_rule
 from tests.conftest import RECIPE, params_of, relative_distances
@@ -181,3 +182,45 @@ def test_the_state_s_layout_is_that_of_earlier_checkpoints():
             direction, *rest = groups[group].inner_state
             assert direction._asdict().keys() == fields
             assert rest == [optax.EmptyState()] * 2
+
+
+def test_levers_match_a_numpy_derivation():
+    """NorMuon, look-ahead and cautious decay in the whole update; without iterations a direction is g / ‖g‖."""
+    matrix, vector = "blocks/0/mlp/up_proj/kernel", "skip_weights"
+    muon = MuonConfig(
+        learning_rate=0.1, momentum=0.0, weight_decay=0.5, newton_schulz_steps=0, newton_schulz_dtype="float32",
+        neuron_normalization=True, neuron_decay=0.9, look_ahead=0.4, look_ahead_decay=0.8,
+    )  # fmt: skip
+    adamw = AdamWConfig(scalar_learning_rate=0.1, scalar_weight_decay=0.3, beta1=0.0, beta2=0.0, epsilon=0.0)
+    optimizer = make_optimizer(OptimConfig(muon, adamw, matrices="muon", cautious_decay=True))
+    rng = np.random.default_rng(0)
+    x = {matrix: rng.normal(size=(4, 6)), vector: rng.normal(size=5)}
+    params = {path: jnp.asarray(value, jnp.float32) for path, value in x.items()}
+    state, mean, squares = optimizer.init(params), x[matrix], np.zeros(6)
+    for multiplier in (1.0, 1.0, 0.5, 0.2):
+        grads = {path: rng.normal(size=value.shape) for path, value in x.items()}
+        updates, state = jax.jit(optimizer.update)(
+            {path: jnp.asarray(g, jnp.float32) for path, g in grads.items()}, state, params,
+            learning_rate_multiplier=multiplier,
+        )  # fmt: skip
+        params = optax.apply_updates(params, updates)
+
+        ahead = x[matrix] + 0.4 * (x[matrix] - mean)
+        u = grads[matrix] / np.linalg.norm(grads[matrix])
+        squares = 0.9 * squares + 0.1 * np.mean(u**2, axis=0)
+        u = u / np.sqrt(squares) / np.linalg.norm(u / np.sqrt(squares)) * (6 / 4) ** 0.5
+        x[matrix] = x[matrix] - 0.1 * multiplier * (u + 0.5 * ahead * (u * ahead >= 0))
+        mean = 0.8 * mean + 0.2 * x[matrix]
+        u = np.sign(grads[vector])
+        x[vector] = x[vector] - 0.1 * multiplier * (u + 0.3 * x[vector] * (u * x[vector] >= 0))
+        np.testing.assert_allclose(params[matrix], x[matrix] + 0.4 * (x[matrix] - mean), atol=2e-6)
+        np.testing.assert_allclose(params[vector], x[vector], atol=2e-6)
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(make_optimizer(RECIPE.optim).init(params))) + 2
+
+
+def test_adamw_has_no_look_ahead():
+    params = {"blocks/0/mlp/up_proj/kernel": jnp.ones((4, 6))}
+    with_it = OptimConfig(MuonConfig(look_ahead=0.3, neuron_normalization=True), matrices="adamw")
+    assert jax.tree.structure(make_optimizer(with_it).init(params)) == jax.tree.structure(
+        make_optimizer(OptimConfig()).init(params)
+    )

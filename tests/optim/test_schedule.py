@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.optim.schedule import fraction, learning_rate_multiplier, loop_is_on, momentum_schedule
+from jgolf.config import AverageConfig
+from jgolf.optim.schedule import ema_decay, fraction, learning_rate_multiplier, loop_is_on, momentum_schedule
 from tests.conftest import RECIPE
 
 BY_STEPS = dataclasses.replace(RECIPE.train, steps=100, warmdown_steps=40, time_cap_s=0.0)
@@ -106,3 +107,23 @@ def test_momentum_warm_up():
     assert float(
         momentum_schedule(dataclasses.replace(RECIPE.optim.muon, momentum_warmup_steps=0))(0)
     ) == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize("share", [0.003, 0.058, 0.2, 12**-0.5])
+def test_an_average_by_share_weighs_steps_by_a_power(share):
+    """γ by the polynomial in the paper's appendix; the weights' own standard deviation is the share."""
+    power = max(np.roots([1, 7, 16 - share**-2, 12 - share**-2]).real)
+    average = AverageConfig(ema_share=share)
+    for steps in (1, 10, 3000):
+        decays = np.asarray(jax.vmap(lambda step: ema_decay(average, step))(jnp.arange(1, steps + 1)), np.float64)
+        weights = np.append(np.cumprod(decays[::-1])[::-1][1:], 1.0) * (1 - decays)
+        assert decays[0] == 0 and weights.sum() == pytest.approx(1, abs=1e-6)  # nothing of the start is left
+    at = np.arange(1, steps + 1)
+    integrals = np.diff((np.arange(steps + 1) / steps) ** (power + 1))  # of s^γ over each step
+    np.testing.assert_allclose(weights, integrals, atol=2e-3 * weights.max())
+    mean = weights @ at
+    assert np.sqrt(weights @ (at - mean) ** 2) / steps == pytest.approx(share, rel=0.02)
+
+
+def test_an_average_without_a_share_has_its_decay():
+    assert ema_decay(AverageConfig(ema_decay=0.9965), 7) == 0.9965

@@ -13,7 +13,7 @@ from scipy import stats
 from jgolf import config as configs
 from jgolf.config.parts import PARTS
 from jgolf.errors import ConfigError
-from jgolf.report.history import FinalScore
+from jgolf.history import FinalScore
 from jgolf.sweep.ablation import NOTHING, WITHOUT, make_ablation, worths, worths_table
 from jgolf.sweep.grid import SweepRun, groups
 from jgolf.sweep.results import QUANTIZED, RunResult

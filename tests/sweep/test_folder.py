@@ -14,7 +14,7 @@ from jgolf import config as configs
 from jgolf.data.fingerprint import data_fingerprint
 from jgolf.data.shards import write_shard
 from jgolf.errors import JgolfError
-from jgolf.report.history import FinalScore
+from jgolf.history import FinalScore
 from jgolf.sweep.folder import SweepFolder
 from jgolf.sweep.grid import SweepRun, make_runs
 from jgolf.sweep.results import RunResult

@@ -10,8 +10,8 @@ from rich.console import Console
 from scipy import stats
 
 from jgolf.config import replace
+from jgolf.history import FinalScore
 from jgolf.progress import table_console
-from jgolf.report.history import FinalScore
 from jgolf.sweep.grid import SweepRun
 from jgolf.sweep.results import QUANTIZED, RunResult, results_table, summarize
 from tests.conftest import RECIPE

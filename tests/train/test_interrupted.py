@@ -87,7 +87,7 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     process.send_signal(number)
     output = finish(process, exit_code)
     assert "asked to stop: what is trained is saved" in output
-    assert f"python train.py --resume --run-dir {run_dir}" in output
+    assert f"jgolf train --resume --run-dir {run_dir}" in output
     assert str(tmp_path) not in (run_dir / "train.log").read_text()  # it may be published
     last = max(metrics(run_dir, "train_loss"))
     assert [int(path.name) for path in (run_dir / "checkpoints").iterdir()] == [last]
@@ -200,7 +200,8 @@ def test_the_others_name_a_process_that_was_killed(runs: Runs, tmp_path: Path, l
     pair[lost].kill()
     output = finish(pair[1 - lost], 4, within_s=60)
     assert f"process {lost} of 2 is lost" in output and "--resume" in output
-    after = [line for line in output.splitlines() if not line.startswith(("step:", "checkpoint:", "[Gloo]"))]
+    expected = "step:", "checkpoint:", "[Gloo]", f"process {1 - lost} of 2, by "
+    after = [line for line in output.splitlines() if not line.startswith(expected)]
     assert len(after) == 1, output
     pair[lost].communicate()
 

@@ -113,6 +113,19 @@ def test_torchrun() -> None:
     assert find_launch(None, None, None, TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}) is None
 
 
+def test_what_is_said_of_it() -> None:
+    assert str(find_launch(None, None, None, TORCHRUN)) == (
+        "process 11 of 16, by torchrun's RANK and WORLD_SIZE: joins the others at host1:29501, with GPU 3 of this host"
+    )
+    assert str(find_launch("10.0.0.1:7733", 2, 1, {})) == (
+        "process 1 of 2, by --num-processes and --process-id: joins the others at 10.0.0.1:7733, with all devices of "
+        "this host"
+    )
+    for environment in (SLURM_ONE_A_HOST, OPEN_MPI_ONE_A_GPU):
+        told = str(find_launch(None, None, None, environment)).partition(", by ")[2].partition(":")[0]
+        assert sum(name in environment for name in told.replace("'s", "").split()) == 2
+
+
 def test_torchrun_inside_slurm_is_what_counts() -> None:
     assert find_launch(None, None, None, SLURM_ONE_A_HOST | TORCHRUN).process_id == 11
     alone = TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}

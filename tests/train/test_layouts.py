@@ -10,6 +10,8 @@ import pytest
 from jgolf import config as configs
 from tests.train.runs import Runs, finish, free_port, nano_config
 
+LEVERS = {"optim.muon.neuron_normalization": True, "optim.muon.look_ahead": 0.3, "optim.cautious_decay": True}
+"""What stands beside Muon's orthogonalization, which the devices share."""
 WORKER = Path(__file__).parent / "layout_worker.py"
 
 
@@ -20,7 +22,8 @@ def _results(output: str) -> list[dict]:
 @pytest.fixture(scope="module")
 def config(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("layouts") / "config.json"
-    configs.write_json(nano_config(runs.data_dir), path)
+    config = configs.replace_all(nano_config(runs.data_dir), LEVERS)
+    configs.write_json(configs.validate(config), path)
     return str(path)
 
 

@@ -62,6 +62,7 @@ def changed(run_dir: Path, config: Config) -> list[Change]:
         ("train.num_ranks", 4),
         ("train.seed", 7),
         ("average.ema_decay", 0.9),
+        ("average.ema_share", 0.05),
         ("average.swa_every", 3),
     ],
 )

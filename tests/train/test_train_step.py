@@ -112,7 +112,7 @@ def test_missing_averages_are_named(history, config):
     off = dataclasses.replace(
         config, average=dataclasses.replace(RECIPE.average, ema_decay=0.0, swa_start=0.0, export="raw")
     )
-    with pytest.raises(ConfigError, match=r"average\.ema_decay is 0"):
+    with pytest.raises(ConfigError, match=r"average\.ema_decay and average\.ema_share are 0"):
         averaged_params(init_state(off, states[0].params), "ema")
 
 

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
+import math
 import os
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import jax
 import tyro
 from rich import box
 from rich.table import Table
 
 from jgolf import config as configs
-from jgolf import files
-from jgolf.bench.cluster.findings import CHALLENGE_S, LOSS_BOUND, Findings
+from jgolf.bench.cluster.findings import Findings
 from jgolf.bench.cluster.lost import measure_lost, random_folder
+from jgolf.bench.cluster.outcome import CAPTION, JSON_FILE, MARKDOWN_FILE, Outcome
 from jgolf.bench.cluster.processes import Machine, Processes
 from jgolf.bench.cluster.tokens import write_random_shard
 from jgolf.bench.cluster.worker import Measured, Work
-from jgolf.bench.report import Figure, command_line, number
+from jgolf.bench.report import command_line
 from jgolf.config import Config, TrainConfig
 from jgolf.data.shards import find_shards
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
 from jgolf.progress import activity, table_console
 from jgolf.train.mesh import device_batch_order
+from jgolf.train.signals import as_interrupts
 
 Part = Literal["speed", "losses", "collectives", "processes", "lost"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -46,7 +44,6 @@ LEAST_S = 15.0
 """With less time left than this, nothing is begun."""
 MOST_OF_BUDGET = 0.4
 """One measurement may take so much of the budget: where one hangs, the others have their turn."""
-JSON_FILE, MARKDOWN_FILE = "cluster.json", "cluster.md"
 
 
 @dataclass(frozen=True)
@@ -59,79 +56,6 @@ class Subject:
     @property
     def name(self) -> str:
         return self.config.name
-
-
-@dataclass
-class Outcome:
-    """All that the command found; see `write`."""
-
-    machine: Machine
-    command: str
-    findings: list[Findings]
-    tokens: list[str]
-    notes: list[str] = field(default_factory=list)
-    """What was said, what was not measured, and why."""
-    failed: bool = False
-    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
-
-    @property
-    def title(self) -> str:
-        """Devices, date, and what each config was run on."""
-        subjects = [
-            f"{one.config.name} on {tokens}, {one.config.train.batch_tokens:,} a step, {one.config.model.compute_dtype}"
-            for one, tokens in zip(self.findings, self.tokens, strict=True)
-        ]
-        return "; ".join([f"{self.machine.title}, {self.date}", *subjects])
-
-    def rows(self) -> list[list[str]]:
-        """A line for every figure: its name, and a cell for every config."""
-        columns = [{figure.name: figure for figure in one.figures()} for one in self.findings]
-        longest = max(columns, key=len)
-        names = [*longest, *(name for column in columns for name in column if name not in longest)]
-        return [[name, *(_cell(column.get(name)) for column in columns)] for name in dict.fromkeys(names)]
-
-    def markdown(self) -> str:
-        """The table below what measures it, and the notes."""
-        header = ["", *(one.config.name for one in self.findings)]
-        lines = [header, ["---", *["---:"] * len(self.findings)], *self.rows()]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        notes = "".join(f"\n- {note}" for note in self.notes)
-        return f"{self.title}:\n\n```sh\n{self.command}\n```\n\n{table}\n\n{CAPTION}\n{notes and notes + chr(10)}"
-
-    def json(self) -> str:
-        """The same as one object, with every loss."""
-        found = [
-            {
-                "config": configs.to_dict(one.config),
-                "tokens": tokens,
-                "figures": [dataclasses.asdict(figure) for figure in one.figures()],
-                "losses": {name: getattr(one, name).losses for name in ("together", "apart", "whole")},
-            }
-            for one, tokens in zip(self.findings, self.tokens, strict=True)
-        ]
-        content = {
-            "devices": self.machine.devices,
-            "device": self.machine.kind,
-            "jax_version": jax.__version__,
-            "date": self.date,
-            "command": self.command,
-            "findings": found,
-            "notes": self.notes,
-        }
-        return files.json_text(content, indent=1)
-
-    def write(self, folder: Path) -> None:
-        """Writes both forms; what was there is replaced."""
-        files.write_text(folder / JSON_FILE, self.json() + "\n")
-        files.write_text(folder / MARKDOWN_FILE, self.markdown())
-
-
-CAPTION = (
-    f"Medians (10–90 %). Losses in bfloat16 are expected to differ by at most {LOSS_BOUND:g} nats. Steps within the "
-    f"time cap, {CHALLENGE_S:g} s where the config has none, follow from the steps' times and the part of the time "
-    "with the loop; those of the record are published. Programs are compiled anew before the first step, unless "
-    "JAX_COMPILATION_CACHE_DIR names a folder that holds them."
-)
 
 
 def cluster(
@@ -166,12 +90,12 @@ def cluster(
     """
     budget = Budget(budget_s)
     subjects = _subjects(config, batch_tokens, data)
-    _check_options(devices, losses, runs, parts)
+    _check_options(devices, losses, runs, parts, budget_s)
     options = {"config": config, "devices": devices, "batch_tokens": batch_tokens, "data": data}
     if tuple(parts) != PARTS:
         options["parts"] = parts
     command = command_line("cluster", **options, losses=losses, runs=runs, budget_s=budget_s)
-    with tempfile.TemporaryDirectory() as temporary, _ended_by_sigterm():
+    with tempfile.TemporaryDirectory() as temporary, as_interrupts():
         folder = Path(temporary)
         cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder / "programs")
         machine = _machine(devices, cache, budget)
@@ -195,16 +119,6 @@ def cluster(
     else:
         _show(outcome, out)
     return EXIT_CHECK_FAILED if outcome.failed else EXIT_OK
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM is as good as Ctrl-C: the processes that were started end, too."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 # --- what is measured ------------------------------------------------------------------------
@@ -410,12 +324,14 @@ def _subject(name: str, batch_tokens: int, data: Path | None) -> Subject:
     return Subject(dataclasses.replace(config, model=resolved_for(config.data, config.model)), folder)
 
 
-def _check_options(devices: int, losses: int, runs: int, parts: Sequence[Part]) -> None:
+def _check_options(devices: int, losses: int, runs: int, parts: Sequence[Part], budget_s: float) -> None:
     if not parts:
         raise ConfigError(f"--parts names none: expected some of {', '.join(PARTS)}")
     for name, value, least in (("devices", devices, 0), ("losses", losses, 1), ("runs", runs, 1)):
         if value < least:
             raise ConfigError(f"--{name} is {value}: expected at least {least}")
+    if not 0 < budget_s < math.inf:
+        raise ConfigError(f"--budget-s is {budget_s}: expected seconds, more than 0")
     if devices == 1:
         raise ConfigError("--devices is 1: expected 2 or more, or 0 for all")
 
@@ -431,13 +347,6 @@ def _machine(devices: int, cache: Path, budget: Budget) -> Machine:
 
 
 # --- what is shown ---------------------------------------------------------------------------
-
-
-def _cell(figure: Figure | None) -> str:
-    if figure is None:
-        return "–"
-    spread = "" if figure.low is None else f" ({number(figure.low)}–{number(figure.high)})"
-    return f"{number(figure.value)}{spread} {figure.unit}".rstrip()
 
 
 def _show(outcome: Outcome, folder: Path) -> None:

@@ -23,12 +23,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jgolf.config import AdaptedConfig, ModelConfig, resolved
+from jgolf.config import AdaptedConfig, HintsConfig, ModelConfig, resolved
 from jgolf.config.plan import make_plan
 from jgolf.data.text import Text
 from jgolf.errors import DataError
+from jgolf.evaluate.hints import NONE
 from jgolf.evaluate.predictions import Predictions
-from jgolf.evaluate.score import Scored, ScoredTargets, local_mesh, pieces_at_once, scoring_model
+from jgolf.evaluate.score import UNSCORED, Scored, ScoredTargets, local_mesh, pieces_at_once, scoring_model
+from jgolf.evaluate.tilt import Tilt, TiltedPredictions
 from jgolf.evaluate.ttt import order
 from jgolf.evaluate.ttt.adapters import (
     AdapterPrograms,
@@ -36,6 +38,7 @@ from jgolf.evaluate.ttt.adapters import (
     Call,
     FreshDowns,
     Shape,
+    Stream,
     calls_of,
     kinds_of_calls,
     padded_widths,
@@ -72,6 +75,7 @@ def adapted(
     looped: bool = True,
     observe: Observer = unobserved,
     lessons: float = math.inf,
+    hints: HintsConfig | None = None,
 ) -> Scored:
     """Scores every target of a text with test-time training; see the module.
 
@@ -92,6 +96,8 @@ def adapted(
         is given, with the batch's place in the queue, "adapters": (chunk, state) after every chunk, too, and of a phase
         after it "tokens": what it trained on, "sgd": the reports of its steps, "weights": those after it.
       lessons: learn from the first so many calls only, to see what the others' lessons change.
+      hints: tilt predictions to hints, which a document takes from itself so far and from finished batches. Their
+        weights are those after finished batches and the document's finished chunks.
 
     Raises:
       DataError: there is nothing to score.
@@ -105,8 +111,9 @@ def adapted(
     config = scoring_model(resolved(config))
     kept = Kept(None)
     if resume_file is not None:
-        kept = Kept(resume_file, fingerprint(params, text, config, settings, looped))
-    evaluation = _Evaluation(config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe, lessons)
+        kept = Kept(resume_file, fingerprint(params, text, config, settings, looped, *((hints,) if hints else ())))
+    how = {"fresh_downs": fresh_downs, "looped": looped, "observe": observe, "lessons": lessons, "hints": hints}
+    evaluation = _Evaluation(config, params, text, settings, mesh, tell, kept, **how)
     try:
         return evaluation.run()
     finally:
@@ -116,18 +123,23 @@ def adapted(
 class _Evaluation:
     """One run of `adapted` through the queue."""
 
-    def __init__(self, config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe, lessons):
+    def __init__(self, config, params, text, settings, mesh, tell, kept, fresh_downs, looped, observe, lessons, hints):
         self.settings, self.text, self.kept, self.observe, self.lessons = settings, text, kept, observe, lessons
         self.config, self.looped, self.num_devices = config, looped, mesh.size
         self.whole = NamedSharding(mesh, P())
         self.params: Params = jax.device_put(params, self.whole)
         self.owns_params = False
-        self.tokens = jax.device_put(np.asarray(text.tokens, np.uint16), self.whole)
 
         self.documents = order.documents_of(text.starts, len(text.tokens))
         self.batches = order.batches_of(self.documents, settings.batch_documents)
         self.queue = order.queue_of(self.documents, self.batches)
         self.phases = order.phases_of(settings, self.documents, self.batches, self.queue)
+        self.tilt, asked = None, None
+        if hints is not None:
+            scoring_order = order.scoring_order(self.documents, self.batches, self.queue)
+            self.tilt = Tilt(text.tokens, scoring_order, hints)
+            asked = np.maximum(self.tilt.hints, 0).astype(np.uint16)
+        self.stream = jax.device_put(Stream(np.asarray(text.tokens, np.uint16), asked), self.whole)
         self.sgd = Sgd(config, settings.sgd, mesh, documents=True, looped=looped) if self.phases else None
         self.sgd_ready = None
         places = min(settings.batch_documents, len(self.documents.start))
@@ -146,7 +158,7 @@ class _Evaluation:
         """Scores what has not been scored."""
         began_s = time.perf_counter()
         self._load()
-        self.programs.prepare(self.calls, self.params, self.tokens)
+        self.programs.prepare(self.calls, self.params, self.stream)
         if self.settings.warm_start and self.downs is None:
             self.downs = self._fresh(self.settings.batch_documents)
         if any(self._num_sgd_chunks(documents) > 1 for documents in self.phases.values()):
@@ -161,7 +173,8 @@ class _Evaluation:
         self._take(0)
         self.kept.remove()
         compile_s = self.programs.waited_s + self.earlier_compile_s
-        return Scored(self.tally.nats, self.seen / self.tally.num_scored, compile_s, self.earlier_s)
+        totals = self.tilt and self.tilt.totals(self.tally.nats != UNSCORED)
+        return Scored(self.tally.nats, self.seen / self.tally.num_scored, compile_s, self.earlier_s, totals)
 
     # --- which programs ---------------------------------------------------------------------------
 
@@ -220,17 +233,22 @@ class _Evaluation:
         goes_on = settings.warm_start and len(batch) == settings.batch_documents
         state = programs.begin(self.downs if goes_on else self._fresh(len(batch)))
         rates = order.by_length(own.num_targets, settings.learning_rate_by_length, settings.learning_rate)
+        if self.tilt:
+            self.log_weights = np.tile(self.tilt.log_weights, (len(batch), 1))
         for number, rows in enumerate(self._chunks(batch)):
             for call in calls_of(rows, self.shapes, self.num_devices):
                 if self.num_calls >= self.lessons:
                     call = call._replace(rows=call.rows._replace(trains=np.zeros_like(call.rows.trains)))
                 self.observe("predictions", self.num_calls, self._predictions(state, call))
-                state, scores = programs.run(self.params, state, self.tokens, call, rates, number)
+                state, scores = programs.run(self.params, state, self.stream, call, rates, number)
                 scores.copy_to_host_async()
                 self.pending.append((self.num_calls, call, scores))
                 self.num_calls += 1
                 self._take(MOST_PENDING)
             self.observe("adapters", self.position, (number, state))
+        if self.tilt:
+            self._take(0)
+            self.tilt.log_weights += np.sum(self.log_weights - self.tilt.log_weights, axis=0)
         if goes_on:
             # A document that has ended has no gradient, but its additions decay while others are still adapted to.
             total = order.num_chunks(own.num_targets, self._chunk_of(own))
@@ -238,14 +256,22 @@ class _Evaluation:
             downs = {kind: pair.down for kind, pair in state.values.items()}
             self.downs = programs.decayed(downs, (1 - rates * settings.weight_decay) ** steps)
 
-    def _predictions(self, state: Adapters, call: Call) -> Predictions:
+    def _predictions(self, state: Adapters, call: Call) -> Predictions | TiltedPredictions:
         rows, programs = call.rows[call.is_row], self.programs
         windows = Windows(rows.start, rows.length, rows.first)
         how = {"looped": self.looped, "rotary_length": self.settings.context}
-        return Predictions(
+        network = Predictions(
             *(self.config, self.params, self.text.tokens, windows, self.width, how),
             lambda window: programs.additions(state, int(rows.place[window])),
         )
+        if self.tilt is None:
+            return network
+
+        def log_weights(target: int) -> np.ndarray:
+            self._take(0)
+            return self.log_weights[rows.place[network.window_of(target)]]
+
+        return TiltedPredictions(network, self.tilt, log_weights)
 
     def _fresh(self, count: int) -> dict[str, jax.Array]:
         self.draws += 1
@@ -259,9 +285,21 @@ class _Evaluation:
             place = np.arange(scores.shape[1])
             scored = (place < rows.count[:, None]) & call.is_row[:, None]
             self.seen += int((rows.first[:, None] + place + 1)[scored].sum())
-            found = ScoredTargets(((rows.start + rows.first)[:, None] + place)[scored], scores[scored])
-            self.tally.add(*found)
+            targets = ((rows.start + rows.first)[:, None] + place)[scored]
+            found = ScoredTargets(targets, *np.atleast_2d(scores[scored].T))
+            if self.tilt:
+                found = self._tilted(found, np.broadcast_to(rows.place[:, None], scored.shape)[scored])
+            self.tally.add(found.targets, found.nats)
             self.observe("scored", number, found)
+
+    def _tilted(self, found: ScoredTargets, places: np.ndarray) -> ScoredTargets:
+        """The scores tilted to their hints, from which the weights of each one's document learn then."""
+        hinted = self.tilt.hints[found.targets] != NONE
+        places, nats = places[hinted], found.nats.copy()
+        ratios = self.tilt.log_ratios(found.targets[hinted], found.hint_nats[hinted])
+        nats[hinted] = self.tilt.tilted(nats[hinted], self.log_weights[places], ratios)
+        np.add.at(self.log_weights, places, ratios)
+        return ScoredTargets(found.targets, nats)
 
     # --- a phase ---------------------------------------------------------------------------------
 
@@ -294,6 +332,8 @@ class _Evaluation:
         if self.owns_params:
             arrays |= {f"params/{path}": np.asarray(value) for path, value in self.params.items()}
         numbers = {"position": self.position, "draws": self.draws, "seen": self.seen}
+        if self.tilt:
+            arrays["log_weights"], numbers["gained_nats"] = self.tilt.log_weights, self.tilt.gained_nats
         seconds, compile_s = self.earlier_s + elapsed_s, self.earlier_compile_s + self.programs.waited_s
         self.kept.save(arrays, **numbers, seconds=seconds, compile_s=compile_s)
 
@@ -306,6 +346,8 @@ class _Evaluation:
         self.tally.restore(arrays["nats"])
         self.position, self.draws, self.seen = (int(numbers[name]) for name in ("position", "draws", "seen"))
         self.earlier_s, self.earlier_compile_s = numbers["seconds"], numbers["compile_s"]
+        if self.tilt:
+            self.tilt.log_weights, self.tilt.gained_nats = arrays["log_weights"], numbers["gained_nats"]
         params, downs = (
             {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
             for prefix in ("params/", "downs/")

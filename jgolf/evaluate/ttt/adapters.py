@@ -49,6 +49,14 @@ class Adapters(NamedTuple):
     """Of the squared gradients."""
 
 
+class Stream(NamedTuple):
+    """What is scored."""
+
+    tokens: Int[Array, " tokens"]
+    hints: Int[Array, " targets"] | None
+    """A token for each target, whose nats in the target's place are asked for, too; None where nobody asks."""
+
+
 class Shape(NamedTuple):
     """A program's rows on each device, and their width."""
 
@@ -240,23 +248,24 @@ class AdapterPrograms:
         self,
         params: Params,
         state: Adapters,
-        tokens: Array,
+        stream: Stream,
         call: Call,
         rates: Float[np.ndarray, " places"],
         chunk_number: int,
-    ) -> tuple[Adapters, Float[Array, "rows chunk"]]:
+    ) -> tuple[Adapters, Float[Array, "rows chunk *two"]]:
         """Scores a call's chunks, then adapts to those that train.
 
         Args:
           params: the network's, which rest.
           state: given up where something trains.
-          tokens: the whole stream, on every device.
+          stream: the whole of it, on every device.
           call: what to run.
           rates: learning rate for each place.
           chunk_number: from 0; as many times the places that train have been adapted before.
 
         Returns:
-          The state, and each target's score before the adaptation; behind a row's `count` there are no scores.
+          The state, and each target's score before the adaptation, with hints beside that of the hint; behind a row's
+          `count` there are no scores.
         """
         rows, settings = call.rows, self._settings
         trains = rows.trains & call.is_row
@@ -273,12 +282,12 @@ class AdapterPrograms:
         # A program that adapts can score, too, where there is none that does nothing else.
         trains = bool(self._names) and (call.trains or (call.shape, False) not in self._compiled)
         if (call.shape, trains) not in self._compiled:
-            self.prepare([(call.shape, trains)], params, tokens)
+            self.prepare([(call.shape, trains)], params, stream)
         program = self.waited_for(self._compiled[call.shape, trains])
-        results = program(params, state, tokens, *batch)
+        results = program(params, state, stream, *batch)
         return results if trains else (state, results)
 
-    def prepare(self, calls: Iterable[tuple[Shape, bool]], params: Params, tokens: Array) -> None:
+    def prepare(self, calls: Iterable[tuple[Shape, bool]], params: Params, stream: Stream) -> None:
         """Begins to compile the programs of calls, by shape and whether something trains, in this order."""
 
         def of_places(*size: int) -> jax.ShapeDtypeStruct:
@@ -289,7 +298,7 @@ class AdapterPrograms:
             kind: LowRank(of_places(len(own), inputs, rank), of_places(len(own), rank, self._outputs[kind]))
             for kind, own in self._names.items()
         }
-        weights, tokens = jax.tree.map(described, (params, tokens))
+        weights, stream = jax.tree.map(described, (params, stream))
         for shape, trains in calls:
             rows = self._mesh.size * shape.rows
             batch = (
@@ -301,7 +310,7 @@ class AdapterPrograms:
             trains = trains and bool(self._names)
             steps = self._settings.grad_steps if trains else 0
             if (shape, trains) not in self._compiled:
-                flat, structure = jax.tree.flatten((weights, Adapters(values, values), tokens, *batch))
+                flat, structure = jax.tree.flatten((weights, Adapters(values, values), stream, *batch))
                 self._compiled[shape, trains] = self.in_background(
                     _compiled, *self._static, shape.width, steps, tuple(flat), structure
                 )
@@ -380,19 +389,20 @@ def _compiled(
     axis, by_kind = P(mesh.axis_names[0]), dict(names)
     losses_of = partial(token_losses, config, looped=looped, rotary_length=rotary_length)
 
-    def on_each_device(params, state, tokens, rows, rates, corrections, hyper):
+    def on_each_device(params, state, stream, rows, rates, corrections, hyper):
         place, device_row, start, first, count = rows.T
-        inputs, positions, targets = _windows(tokens, start, first, count, width, chunk)
+        inputs, positions, targets = _windows(stream, start, first, count, width, chunk)
         own = jax.tree.map(lambda leaf: leaf.at[place].get(mode="clip"), state)
         trained = device_row < jax.tree.leaves(state)[0].shape[0] if steps else None
 
-        def loss_of(values: dict[str, LowRank]) -> tuple[Float[Array, ""], Float[Array, "rows chunk"]]:
+        def loss_of(values: dict[str, LowRank]) -> tuple[Float[Array, ""], Float[Array, "rows chunk *two"]]:
             additions = {name: LowRank(down, hyper[0] * up) for name, (down, up) in values.items()}
             nats = losses_of(params, inputs, targets, positions, additions)
             if not steps:
                 return jnp.zeros(()), nats
             counted = trained[:, None] & (jnp.arange(chunk) < count[:, None])
-            return jnp.sum(jnp.where(counted, nats, 0) / jnp.maximum(count, 1)[:, None]), nats
+            own = nats if nats.ndim == 2 else nats[..., 0]
+            return jnp.sum(jnp.where(counted, own, 0) / jnp.maximum(count, 1)[:, None]), nats
 
         if not steps:
             return loss_of(_apart(own.values, by_kind))[1]
@@ -440,14 +450,22 @@ def _together(additions: dict[str, LowRank], names: dict[str, tuple[str, ...]]) 
 
 
 def _windows(
-    tokens: Int[Array, " tokens"], start: Array, first: Array, count: Array, width: int, chunk: int
-) -> tuple[Int[Array, "rows width"], Int[Array, "rows chunk"], Int[Array, "rows chunk"]]:
-    """Inputs, 0 past the window's end, and positions and targets of the chunk, those past its count the last one's."""
-    place = jnp.arange(width)
+    stream: Stream, start: Array, first: Array, count: Array, width: int, chunk: int
+) -> tuple[Int[Array, "rows width"], Int[Array, "rows chunk"], Int[Array, "rows chunk *two"]]:
+    """Inputs, 0 past the window's end, and positions and targets of the chunk, those past its count the last one's.
+
+    Beside each target there is its hint, where the stream has some.
+    """
+    tokens, place = stream.tokens, jnp.arange(width)
     inputs = tokens.at[start[:, None] + place].get(mode="clip").astype(jnp.int32)
     inputs = jnp.where(place < (first + count)[:, None], inputs, 0)
     positions = first[:, None] + jnp.minimum(jnp.arange(chunk), jnp.maximum(count - 1, 0)[:, None])
-    return inputs, positions, tokens.at[start[:, None] + positions + 1].get(mode="clip").astype(jnp.int32)
+    inside = start[:, None] + positions
+    targets = tokens.at[inside + 1].get(mode="clip").astype(jnp.int32)
+    if stream.hints is not None:
+        hints = stream.hints.at[inside].get(mode="clip").astype(jnp.int32)
+        targets = jnp.stack([targets, hints], axis=-1)
+    return inputs, positions, targets
 
 
 def _adamw(

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jgolf.config import AdaptedConfig
+from jgolf.evaluate.hints import Order
 
 
 class Documents(NamedTuple):
@@ -100,6 +101,17 @@ def chunk_rows(documents: Documents, chunk: Int[np.ndarray, " batch"], context: 
         start = np.maximum(end - context, 0)
         trains = number < total[active] - 1
         yield Rows(active, documents.start[active] + start, begin - start, end - begin, trains)
+
+
+def scoring_order(documents: Documents, batches: list[np.ndarray], queue: list[int]) -> Order:
+    """Every target in its batch: it knows its own document so far, and the documents of finished batches."""
+    one_by_one = [documents[batches[number]] for number in queue]
+    sizes = np.concatenate([batch.num_targets for batch in one_by_one])
+    ends = np.cumsum(sizes)
+    of_batch = [np.sum(batch.num_targets) for batch in one_by_one]
+    first, own = np.concatenate([batch.start for batch in one_by_one]), np.repeat(ends - sizes, sizes)
+    shared = np.repeat(np.cumsum(of_batch) - of_batch, of_batch)
+    return Order(np.repeat(first, sizes) + np.arange(len(own)) - own, own, shared)
 
 
 def phase_ends(settings: AdaptedConfig, num_documents: int) -> list[int]:

@@ -30,10 +30,10 @@ def softcap(logits: Float[Array, ...], cap: float) -> Float[Array, ...]:
     return cap * jnp.tanh(logits / cap) if cap else logits
 
 
-def token_nll(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """Negative log likelihood in nats of each target, float32."""
-    picked = jnp.take_along_axis(logits, targets[..., None].astype(jnp.int32), axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+def token_nll(logits: Float[Array, "B T V"], targets: Int[Array, "B T *n"]) -> Float[Array, "B T *n"]:
+    """Negative log likelihood in nats of each target, or of several tokens in a target's place, float32."""
+    picked = jnp.take_along_axis(logits, targets.reshape(*logits.shape[:-1], -1).astype(jnp.int32), axis=-1)
+    return (jax.nn.logsumexp(logits, axis=-1, keepdims=True) - picked).reshape(targets.shape)
 
 
 def head_losses(

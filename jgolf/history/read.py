@@ -1,91 +1,43 @@
-"""What a run wrote, read back: ours from its folder, the PyTorch reference's from its log."""
+"""A run's folder, its metrics.jsonl, or a log, read back."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from jgolf import files
 from jgolf.errors import JgolfError
-from jgolf.reading import (
-    Line,
-    Unreadable,
-    excerpt,
-    is_number,
-    parse_integer,
-    parse_json,
-    parse_number,
-    read_json,
-    read_lines,
+from jgolf.history.log import LARGEST_STEP, lines_of, read_log
+from jgolf.history.record import (
+    SCORE_KINDS,
+    TRAIN_COLUMNS,
+    VALIDATION_COLUMNS,
+    FinalScore,
+    History,
+    Rows,
+    Told,
+    check_bpb,
+    number,
 )
-from jgolf.run_dir import ARTIFACT_FILE, CONFIG_FILE, LOG_FILE, METRICS_FILE, RESULT_FILE, RESULTS_FILE
+from jgolf.reading import Unreadable, excerpt, parse_json, read_json
+from jgolf.run_dir import (
+    ARTIFACT_FILE,
+    CONFIG_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    RESULTS_FILE,
+    SAMPLES_FILE,
+    STARTS_FILE,
+)
 
-TRAIN_COLUMNS = ("step", "train_time_s", "train_loss", "grad_norm", "learning_rate_multiplier")
-VALIDATION_COLUMNS = ("step", "train_time_s", "val_loss", "val_bpb")
-_NUMBER = r"(-?(?:[0-9.]+(?:e[+-]?[0-9]+)?|nan|inf))"
-_STEP = r"step:([0-9]+)"
-_TRAIN_LINE = re.compile(rf"{_STEP}/[0-9]+ train_loss:{_NUMBER} train_time:{_NUMBER}ms")
-_VALIDATION_LINE = re.compile(rf"{_STEP}/[0-9]+ val_loss:{_NUMBER} val_bpb:{_NUMBER}(?: train_time:{_NUMBER}ms)?")
-_EVENT_LINE = re.compile(rf"(swa:start|late_qat:enabled|loop:enabled) {_STEP}")
-_FINAL_LINE = re.compile(rf"(final_\w+) val_loss:{_NUMBER} val_bpb:{_NUMBER}")
-_SIZE_LINE = re.compile(r"Total submission size[^:]*: ([0-9]+) bytes")
-_EVENT_NAMES = {"swa:start": "SWA", "late_qat:enabled": "late QAT", "loop:enabled": "loop"}
-
-Columns = dict[str, np.ndarray]
 SCORES = ("val_loss", "val_bpb", "bytes", "tokens")
 """Endings of the names of figures that are numbers, of results."""
 LONGEST_UNFINISHED = 1 << 16
 """Bytes of a line that may have been cut off in writing; ours are much shorter."""
-LARGEST_STEP = 1 << 53
-"""Up to which float64 holds every integer."""
-
-
-class FinalScore(NamedTuple):
-    """One figure for a whole run."""
-
-    val_loss: float
-    """Mean negative log likelihood in nats a token."""
-    val_bpb: float
-
-
-@dataclass(frozen=True)
-class History:
-    """What is known about a run.
-
-    Attributes:
-      name: how to call it: its folder's or its log's name.
-      path: where it was read from.
-      train: TRAIN_COLUMNS → float64 [logged steps]; NaN where the run did not say.
-      validation: VALIDATION_COLUMNS → float64 [validations].
-      events: "SWA", "late QAT" → the first step that had it.
-      scores: "validation" (the last during training), "standard", "sliding" and "adapted" (of the artifact) → score.
-      config: every setting by name; empty for a log.
-      result: the artifact's result.json; empty where there is none.
-      artifact: the artifact's file, None where there is none.
-      group: of a sweep's run, the settings that the sweep varies, without the seed.
-    """
-
-    name: str
-    path: Path
-    train: Columns
-    validation: Columns
-    events: dict[str, int]
-    scores: dict[str, FinalScore]
-    config: dict[str, Any] = field(default_factory=dict)
-    result: dict[str, Any] = field(default_factory=dict)
-    artifact: Path | None = None
-    group: str = ""
-
-    @property
-    def legend(self) -> str:
-        """What a plot calls the run; runs that differ in their seeds alone are called alike."""
-        return self.group or self.name
 
 
 def read_histories(path: str | Path) -> list[History]:
@@ -112,10 +64,10 @@ def sweep_rows(results: Mapping[str, Any], source: str | Path) -> list[dict[str,
     rows = results.get("runs")
     if not isinstance(rows, list):
         raise JgolfError(f"{source}: not the results of a sweep: expected a list of runs, found {excerpt(rows)}")
-    for number, row in enumerate(rows, start=1):
+    for place, row in enumerate(rows, start=1):
         problem = _problem_of_row(row)
         if problem:
-            raise JgolfError(f"{source}: not the results of a sweep, or damaged: run {number}: {problem}")
+            raise JgolfError(f"{source}: not the results of a sweep, or damaged: run {place}: {problem}")
     return rows
 
 
@@ -140,7 +92,7 @@ def read_history(path: str | Path) -> History:
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
-    return _history(path.stem, path, _read_metrics(path) if path.suffix == ".jsonl" else _read_log(path))
+    return _history(path.stem, path, _read_metrics(path) if path.suffix == ".jsonl" else read_log(path))
 
 
 def _read_folder(folder: Path) -> History:
@@ -151,7 +103,7 @@ def _read_folder(folder: Path) -> History:
     if (folder / METRICS_FILE).is_file():
         told = _read_metrics(folder / METRICS_FILE)
     elif (folder / LOG_FILE).is_file():
-        told = _read_log(folder / LOG_FILE)
+        told = read_log(folder / LOG_FILE)
     else:
         raise JgolfError(f"{folder}: there is neither {METRICS_FILE} nor {LOG_FILE} in it: the run has not begun")
     settings = _read_object(folder / CONFIG_FILE)
@@ -173,7 +125,26 @@ def _read_folder(folder: Path) -> History:
         config=_flat(settings),
         artifact=artifact if artifact.is_file() else None,
         group=group,
+        starts=_read_objects(folder / STARTS_FILE, ("date", "command", "hardware")),
+        samples=_read_objects(folder / SAMPLES_FILE, ("prompt", "text")),
     )
+
+
+def _read_objects(path: Path, texts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The objects of a file, one a line, in which `texts` name texts; none where there is no such file."""
+    found = []
+    for line in lines_of(path) if path.is_file() else ():
+        try:
+            row = parse_json(line.content)
+        except Unreadable as error:
+            raise JgolfError(f"{path}:{line.number}: {error}; remove that line, or the file") from None
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in texts):
+            raise JgolfError(
+                f"{path}:{line.number}: expected an object with the texts {', '.join(texts)}, found {excerpt(row)}; "
+                "remove that line, or the file"
+            )
+        found.append(row)
+    return found
 
 
 def _sweep_row(folder: Path) -> dict[str, Any]:
@@ -210,17 +181,7 @@ def _result_of_row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-class _Told(NamedTuple):
-    """What a file tells of a run."""
-
-    train: Columns
-    validation: Columns
-    events: dict[str, int]
-    scores: dict[str, FinalScore]
-    result: dict[str, Any]
-
-
-def _history(name: str, path: Path, told: _Told, **rest: Any) -> History:
+def _history(name: str, path: Path, told: Told, **rest: Any) -> History:
     train, validation, events, scores, result = told
     name = name.encode(errors="replace").decode()  # of a file whose name is no UTF-8
     if not len(train["step"]) and not len(validation["step"]):
@@ -228,103 +189,38 @@ def _history(name: str, path: Path, told: _Told, **rest: Any) -> History:
             f"{path}: holds no line of a training run: expected lines such as "
             "'step:500/20000 train_loss:2.3955 train_time:42105ms step_avg:84.21ms', or a metrics.jsonl"
         )
-    for kind, prefix in (("standard", ""), ("sliding", "sliding_"), ("adapted", "adapted_")):
-        if f"{prefix}val_loss" in result and f"{prefix}val_bpb" in result:
-            scores[kind] = FinalScore(result[f"{prefix}val_loss"], result[f"{prefix}val_bpb"])
+    for kind in SCORE_KINDS:
+        prefix = "" if kind == "standard" else f"{kind}_"
+        if f"{prefix}val_bpb" in result:
+            scores[kind] = FinalScore(result.get(f"{prefix}val_loss", math.nan), result[f"{prefix}val_bpb"])
     if len(validation["step"]):
         scores["validation"] = FinalScore(float(validation["val_loss"][-1]), float(validation["val_bpb"][-1]))
     return History(name, path, train, validation, events, scores, result=result, **rest)
 
 
-class _Rows:
-    """Rows of numbers in the order of their steps; a step that a resumed run repeated counts once, the last time."""
-
-    def __init__(self, names: tuple[str, ...]):
-        self._names = names
-        self._by_step: dict[float, tuple[float, ...]] = {}
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """A row with a step; what it does not say, or says in no number, is NaN."""
-        self._by_step[row["step"]] = tuple(_number(row.get(name)) for name in self._names)
-
-    def columns(self) -> Columns:
-        ordered = [self._by_step[step] for step in sorted(self._by_step)]
-        return dict(zip(self._names, np.array(ordered, np.float64).reshape(-1, len(self._names)).T, strict=True))
-
-
-def _read_metrics(path: Path) -> _Told:
-    train, validation, events = _Rows(TRAIN_COLUMNS), _Rows(VALIDATION_COLUMNS), {}
-    for line in _lines(path):
+def _read_metrics(path: Path) -> Told:
+    train, validation, events = Rows(TRAIN_COLUMNS), Rows(VALIDATION_COLUMNS), {}
+    for line in lines_of(path):
         try:
             row = parse_json(line.content, allow_nan=True)
         except Unreadable as error:
             if not line.is_whole and len(line.content) < LONGEST_UNFINISHED:
                 continue  # the line that is being written, or was when the run was killed
             raise JgolfError(f"{path}:{line.number}: {error}; remove that line, or the file") from None
-        step = _number(row.get("step")) if isinstance(row, dict) else math.nan
+        step = number(row.get("step")) if isinstance(row, dict) else math.nan
         if not 0 <= step <= LARGEST_STEP:
             continue  # not ours
-        _check_scores(row, f"{path}:{line.number}")
+        check_bpb(row, f"{path}:{line.number}")
         (validation if "val_loss" in row else train).add(row)
         for event, name in (("late QAT", "late_qat"), ("SWA", "swa_count"), ("loop", "looped")):
             if row.get(name):
                 events.setdefault(event, int(step))
-    return _Told(train.columns(), validation.columns(), events, {}, {})
-
-
-def _read_log(path: Path) -> _Told:
-    told = _Told({}, {}, {}, {}, {})
-    train, validation = _Rows(TRAIN_COLUMNS), _Rows(VALIDATION_COLUMNS)
-    for line in _lines(path):
-        for text in line.content.decode(errors="replace").splitlines():  # a progress bar ends its lines otherwise
-            try:
-                _read_log_line(text, train, validation, told, f"{path}:{line.number}")
-            except Unreadable as error:
-                raise JgolfError(f"{path}:{line.number}: {error}: {text.strip():.80}") from None
-    return told._replace(train=train.columns(), validation=validation.columns())
-
-
-def _read_log_line(text: str, train: _Rows, validation: _Rows, told: _Told, where: str) -> None:
-    if match := _TRAIN_LINE.search(text):
-        loss, milliseconds = map(parse_number, match.groups()[1:])
-        train.add({"step": _step(match[1]), "train_loss": loss, "train_time_s": milliseconds / 1000})
-    elif match := _VALIDATION_LINE.search(text):
-        loss, bpb, milliseconds = (parse_number(part or "nan") for part in match.groups()[1:])
-        row = {"step": _step(match[1]), "val_loss": loss, "val_bpb": bpb, "train_time_s": milliseconds / 1000}
-        _check_scores(row, where)
-        validation.add(row)
-    elif match := _EVENT_LINE.search(text):
-        told.events.setdefault(_EVENT_NAMES[match[1]], _step(match[2]))
-    elif match := _FINAL_LINE.search(text):  # the line with more digits follows and wins
-        score = FinalScore(parse_number(match[2]), parse_number(match[3]))
-        _check_scores(score._asdict(), where)
-        told.scores["sliding" if "sliding" in match[1] else "standard"] = score
-    elif match := _SIZE_LINE.search(text):
-        told.result["total_bytes"] = parse_integer(match[1])
-
-
-def _step(text: str) -> int:
-    step = parse_integer(text)
-    if step > LARGEST_STEP:
-        raise Unreadable(f"step {step} is too large, expected at most {LARGEST_STEP}")
-    return step
-
-
-def _number(value: Any) -> float:
-    """The value, or NaN where it is no number."""
-    return float(value) if is_number(value) else math.nan
-
-
-def _check_scores(row: Mapping[str, Any], where: str) -> None:
-    """Raises JgolfError for bits per byte that no text has; a run that diverged has none that are a number."""
-    bpb = _number(row.get("val_bpb"))
-    if bpb <= 0:
-        raise JgolfError(f"{where}: val_bpb is {bpb:g}, expected more than 0")
+    return Told(train.columns(), validation.columns(), events, {}, {})
 
 
 def _is_score(name: str, value: Any) -> bool:
-    number = _number(value)
-    return math.isfinite(number) and (number > 0 if name.endswith("val_bpb") else number >= 0)
+    amount = number(value)
+    return math.isfinite(amount) and (amount > 0 if name.endswith("val_bpb") else amount >= 0)
 
 
 def _expected(name: str) -> str:
@@ -347,20 +243,9 @@ def _read_result(folder: Path) -> dict[str, Any]:
         if name.endswith(SCORES) and not _is_score(name, value):
             raise JgolfError(
                 f"{folder / RESULT_FILE}: {name} is {excerpt(value)}, expected {_expected(name)}; export the run "
-                f"again: python export.py {folder}"
+                f"again: jgolf export {folder}"
             )
     return result
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    try:
-        yield from read_lines(path)
-    except OSError as error:
-        raise JgolfError(
-            f"{path}: cannot be read: {error.strerror or error}; expected a run's folder or a training log"
-        ) from None
-    except Unreadable as error:
-        raise JgolfError(f"{path}: {error}; expected a training log or a metrics.jsonl") from None
 
 
 def _read_object(path: Path, allow_nan: bool = False) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from jgolf.config import write_json
 from jgolf.errors import JgolfError
-from jgolf.report.history import read_histories, read_history
+from jgolf.history import read_histories, read_history
 from jgolf.train.log import RunLog
 from tests.conftest import RECIPE
 
@@ -46,7 +46,10 @@ def test_a_log_of_the_reference(tmp_path):
     np.testing.assert_allclose(run.validation["val_bpb"], [4.1, 3.02])
     assert run.events == {"SWA": 14, "late QAT": 16}
     assert run.scores == {"validation": (5.1, 3.02), "standard": (5.1234, 3.0312), "sliding": (5.0912, 3.0134)}
-    assert run.result == {"total_bytes": 15497769}
+    assert run.result == {
+        **{"total_bytes": 15497769, "num_params": 26993756, "peak_memory_bytes": 21472 << 20},
+        **{"eval_s": 0.01, "sliding_eval_s": 0.01},
+    }
 
 
 def test_values_that_are_no_numbers_count_as_not_said(tmp_path):
