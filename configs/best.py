@@ -1,4 +1,4 @@
-"""The best that is known for 180 s on one H100 and text that is seen several times: `pr1855` without its loop.
+"""What was best, part by part, for 180 s on one H100 and text that is seen several times: `pr1855` without its loop.
 
 docs/recipe.md has the evidence for each of these settings.
 """
