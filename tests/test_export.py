@@ -285,7 +285,8 @@ def test_every_average_is_fitted_to_the_same_budget(run, monkeypatch):
     code, result, shown = export(run, "--compare-averages", *options)
     assert code == 0 and list(result["averages"]) == ["raw", "ema", "swa", "ema+swa"]
     for row in result["averages"].values():
-        assert 0.98 * 24_000 < row["artifact_bytes"] <= 24_000 and f"{row['val_bpb']:.5f}" in shown
+        # a matrix so small that all of it takes one bit more makes a jump of 600 bytes
+        assert 0.97 * 24_000 < row["artifact_bytes"] <= 24_000 and f"{row['val_bpb']:.5f}" in shown
     _, alone, _ = export(run, "--average", "swa", *options)
     row = result["averages"]["swa"]
     assert row["artifact_bytes"] == alone["artifact_bytes"]

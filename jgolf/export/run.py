@@ -40,7 +40,7 @@ from jgolf.export.options import ExportOptions, repeated
 from jgolf.lock import locked
 from jgolf.progress import activity, byte_progress, counting, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
-from jgolf.quantize.calibration import calibration_rows, quantize_run
+from jgolf.quantize.calibration import calibration_rows, counted_runs, quantize_run
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.stored import StoredTensor, dequantize
 from jgolf.reading import read_json
@@ -261,7 +261,8 @@ def _compress(
     tokens = calibration_rows(config, CURVATURE_TOKENS, wanted)
     with clock.lap("curvature"):
         show = progress_bar(f"curvature of {average}")
-        curvatures = curvature(model, params, tokens, jax.random.key(0), show, config.train.piece_length)
+        counted, length = counted_runs(config), config.train.piece_length
+        curvatures = curvature(model, params, tokens, jax.random.key(0), show, length, counted)
 
     def calibration_loss(stored: dict[str, StoredTensor]) -> float:
         stream = np.append(tokens, tokens[0, 0])  # the last row has a last target, too
