@@ -104,6 +104,16 @@ class SeedRun:
             if _key(name, "val_bpb") in self.result
         }
 
+    @property
+    def has_hints(self) -> bool:
+        """Whether its adapted score is one with hints."""
+        return self.result is not None and exported_with_hints(self.result["options"])
+
+
+def exported_with_hints(options: Sequence[str]) -> bool:
+    """Whether the options of an export, as its result repeats them, ask for hints."""
+    return "--hints" in options
+
 
 def best_scorer(runs: Sequence[SeedRun]) -> ScorerName:
     """The scorer with the lowest mean of bits per byte of those that a record may name.

@@ -221,6 +221,7 @@ def _scorer_rows(run: SeedRun) -> Iterator[str]:
         left_out = run.scores["sliding"].tokens - score.tokens
         what = _SCORERS[name] + (f", {left_out:,} tokens left out" if left_out else "")
         what += f", stride {run.result['sliding_stride']}" if name == "sliding" else ""
+        what += ", and predictions tilted to hints" if name == "adapted" and run.has_hints else ""
         slow = f", over the limit of {CHALLENGE_SECONDS}" if score.challenge_s > CHALLENGE_SECONDS else ""
         yield (
             f"| {what} | {score.val_loss:.6f} | {score.val_bpb:.6f} | {score.eval_s:,.1f} | "

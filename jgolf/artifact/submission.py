@@ -30,7 +30,7 @@ from jgolf.artifact.code import ADAPTING_MODULE, SCORING_MODULES, needed_code
 from jgolf.artifact.missing import missing
 from jgolf.artifact.seeds import SeedRun, best_scorer
 from jgolf.artifact.story import Sizes, Submitter, readme, summary
-from jgolf.config import AdaptedConfig, Config, DataConfig
+from jgolf.config import AdaptedConfig, Config, DataConfig, HintsConfig
 from jgolf.data.demo import DEMO_FOLDER
 from jgolf.errors import JgolfError
 from jgolf.run_dir import AUDIT_FILE, CONFIG_FILE, LOG_FILE, REQUIREMENTS_FILE
@@ -91,15 +91,17 @@ _PATHS = re.compile(r"""(?<=--run-dir )\S+|(?<![^\s=:(\['"])(?:~|\.{1,2})?/[^\s'
 
 
 @cache
-def code(adapted: AdaptedConfig | None = None) -> bytes:
+def code(adapted: AdaptedConfig | None = None, hints: HintsConfig | None = None) -> bytes:
     """The code that scores, a zip that Python runs: the same bytes from the same sources.
 
     Args:
       adapted: settings of test-time training, where the artifact is scored with it, too.
+      hints: settings of the hints that its predictions are tilted to, where they are.
     """
     module, settings = SCORING_MODULES[0], ""
     if adapted is not None:
-        module, settings = ADAPTING_MODULE, f", {configs.to_dict(adapted)!r}"
+        module = ADAPTING_MODULE
+        settings = "".join(f", {configs.to_dict(one)!r}" for one in (adapted, hints) if one is not None)
     with io.BytesIO() as packed, io.BytesIO() as buffer:
         with tarfile.open(fileobj=packed, mode="w") as archive:
             for name, text in needed_code((module,)).items():
@@ -114,9 +116,9 @@ def code(adapted: AdaptedConfig | None = None) -> bytes:
         return buffer.getvalue()
 
 
-def code_bytes(adapted: AdaptedConfig | None = None) -> int:
+def code_bytes(adapted: AdaptedConfig | None = None, hints: HintsConfig | None = None) -> int:
     """Bytes of a submission's code, as the challenge counts them: of what scores, and of train_gpt.py. See `code`."""
-    return len(code(adapted)) + len(TRAIN_TEXT.encode())
+    return len(code(adapted, hints)) + len(TRAIN_TEXT.encode())
 
 
 @cache

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jgolf.artifact import submission
+from jgolf.artifact.seeds import exported_with_hints
 from jgolf.artifact.size import LIMIT_BYTES
 from jgolf.audit.checks import Check
-from jgolf.config import AdaptedConfig
+from jgolf.config import AdaptedConfig, HintsConfig
 from jgolf.errors import ArtifactError
 from jgolf.reading import read_json
 from jgolf.run_dir import RESULT_FILE
@@ -32,6 +33,7 @@ class Claim:
       tokens: that were scored; None where it does not say.
       stride: of the sliding score; None where it does not say.
       device: that scored it; "" where it does not say.
+      has_hints: whether the adapted score is one with hints.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Claim:
     tokens: int | None = None
     stride: int | None = None
     device: str = ""
+    has_hints: bool = False
 
 
 def read_claims(artifact: Path) -> list[Claim]:
@@ -69,25 +72,35 @@ def _of_result(path: Path, found: Mapping[str, Any]) -> Claim:
     scores = {"standard": found["val_bpb"], "sliding": found["sliding_val_bpb"]}
     if "adapted_val_bpb" in found:
         scores["adapted"] = found["adapted_val_bpb"]
-    return Claim(path, sizes, scores, found["tokens"], found["sliding_stride"], str(found.get("device", "")))
+    device, has_hints = str(found.get("device", "")), exported_with_hints(found.get("options", []))
+    return Claim(path, sizes, scores, found["tokens"], found["sliding_stride"], device, has_hints)
 
 
 def _of_summary(path: Path, found: Mapping[str, Any]) -> Claim:
     """Of several seeds it says means, which are no score of this artifact."""
     sizes = {name: found[f"bytes_{own}"] for name, own in (("artifact", "model"), ("code", "code"), ("total", "total"))}
     own = {} if len(found["seeds"]) > 1 else {found["scorer"]: found["val_bpb"]}
-    return Claim(path, sizes, {"standard": found["standard_val_bpb"], **own})
+    has_hints = exported_with_hints(found.get("export", []))
+    return Claim(path, sizes, {"standard": found["standard_val_bpb"], **own}, has_hints=has_hints)
 
 
-def sizes(artifact: Path, claims: Sequence[Claim], adapted: AdaptedConfig | None = None) -> list[Check]:
+def sizes(
+    artifact: Path,
+    claims: Sequence[Claim],
+    adapted: AdaptedConfig | None = None,
+    hints: HintsConfig | None = None,
+) -> list[Check]:
     """The files' bytes, against what is said and against the limit.
 
     Args:
       artifact: the packed model; beside it, in a submission, its code.
       claims: what is said of it.
-      adapted: settings of test-time training, whose code counts where there is said to be a score by it.
+      adapted, hints: settings of test-time training and of its hints, whose code counts where there is said to be a
+        score by it, and by both.
     """
-    code, where, extra = _code(artifact, adapted if any("adapted" in claim.scores for claim in claims) else None)
+    is_adapted = any("adapted" in claim.scores for claim in claims)
+    has_hints = any(claim.has_hints for claim in claims)
+    code, where, extra = _code(artifact, adapted if is_adapted else None, hints if has_hints else None)
     counted = {"artifact": artifact.stat().st_size, "code": code}
     counted["total"] = sum(counted.values())
     checks = []
@@ -105,7 +118,7 @@ def sizes(artifact: Path, claims: Sequence[Claim], adapted: AdaptedConfig | None
     return [*checks, *extra, Check("size", told, counted["total"], LIMIT_BYTES)]
 
 
-def _code(artifact: Path, adapted: AdaptedConfig | None) -> tuple[int, str, list[Check]]:
+def _code(artifact: Path, adapted: AdaptedConfig | None, hints: HintsConfig | None) -> tuple[int, str, list[Check]]:
     """Bytes of the code beside an artifact, or of this package's; what it is; and whether it is what it says.
 
     Raises:
@@ -113,7 +126,7 @@ def _code(artifact: Path, adapted: AdaptedConfig | None) -> tuple[int, str, list
     """
     path, counted = artifact.with_name(submission.SCORE_NAME), artifact.with_name(submission.TRAIN_NAME)
     if not path.is_file():
-        return submission.code_bytes(adapted), "the code of this package", []
+        return submission.code_bytes(adapted, hints), "the code of this package", []
     data = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

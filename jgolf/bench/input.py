@@ -17,6 +17,7 @@ from jgolf.bench.running import RunningStep, bench_config, describe, one_device
 from jgolf.bench.timing import measure, measure_in_turn
 from jgolf.config import Config
 from jgolf.data.batches import Prefetcher
+from jgolf.data.run_data import training_stream
 from jgolf.data.shards import TokenStream, find_shards, write_shard
 from jgolf.train.mesh import BatchSource
 
@@ -76,7 +77,7 @@ def opened_stream(config: Config, data: Path | None) -> Iterator[tuple[TokenStre
     vocab_size = config.model.vocab_size
     folder = data or Path(config.data.dir)
     if data is not None or folder.is_dir():
-        yield TokenStream(find_shards(folder, "train"), vocab_size), str(folder)
+        yield training_stream(config, folder), str(folder)
         return
     with tempfile.TemporaryDirectory() as temporary:
         shard = Path(temporary) / "random_train_000000.bin"

@@ -272,7 +272,8 @@ class TrainConfig:
     documents: bool = False
     """Keep documents apart: a rank's tokens are one row; attention stays within a document, and seq_len of it."""
     shuffle_documents: bool = False
-    """Shuffle the documents of each shard from the second pass over the text on, anew in every pass."""
+    """Shuffle the documents of each shard, from the second pass over the text on, anew in every pass; all seeds
+    read alike."""
     num_ranks: Annotated[int, POSITIVE] = 1
     """Parts of a micro-step, each of consecutive tokens: the order of the data, whatever the number of devices."""
     accumulation: Annotated[int, POSITIVE] = 1

@@ -22,16 +22,22 @@ def run_tokenizer(config: Config) -> Tokenizer:
     return load_tokenizer(find_tokenizer(config.data.dir, config.data.tokenizer), config.model.vocab_size or None)
 
 
+def training_stream(config: Config, folder: Path | None = None) -> TokenStream:
+    """The training split in the order that a run reads it, of `data.dir` or of another folder; nothing is read yet.
+
+    Raises:
+      DataError: it is missing, damaged or empty.
+    """
+    kind = ShuffledStream if config.train.shuffle_documents else TokenStream
+    return kind(find_shards(folder or config.data.dir, "train"), config.model.vocab_size)
+
+
 def training_tokens(config: Config) -> TokenStream:
     """The training split, of which a first row can be had; ids of further shards are checked as these are reached.
 
     Raises:
       DataError: it is missing, damaged, empty, of another vocabulary, or too short for a batch of whole documents.
     """
-    shards, vocab_size = find_shards(config.data.dir, "train"), config.model.vocab_size
-    if config.train.shuffle_documents:
-        stream = ShuffledStream(shards, vocab_size, config.train.seed)
-    else:
-        stream = TokenStream(shards, vocab_size)
+    stream = training_stream(config)
     BatchOrder.from_config(config.train).rows(stream, 0, slice(1))
     return stream

@@ -37,6 +37,8 @@ class ExportOptions:
     """Score about this many validation tokens only; 0 for all (on a CPU, a full-size model takes hours)."""
     adapted: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also score the artifact with test-time training, as the settings evaluate.adapted say."""
+    hints: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --adapted: tilt its predictions to hints, as the settings evaluate.hints say."""
     codec: container.CodecName = "zstd"
     """Coding of the quantized levels; range is smaller and needs the extra entropy."""
     budget: int | None = None
@@ -128,6 +130,8 @@ def _check_effects(options: ExportOptions, trained: Config, config: Config) -> N
         for name in ("runs", "author", "github_id", "name", "blurb"):
             if getattr(options, name):
                 raise JgolfError(f"--{name.replace('_', '-')}: expected with --submission, which tells it")
+    if options.hints and not options.adapted:
+        raise JgolfError("--hints: expected with --adapted, whose predictions they tilt")
     was, now = configs.leaves(trained), configs.leaves(config)
     for name, instead in IN_TRAINING_ONLY.items():
         if now[name] != was[name]:
@@ -152,7 +156,7 @@ def repeated(options: ExportOptions, trained: Config) -> list[str]:
     """
     default = ExportOptions(options.run_dir, trained.average.export)
     words = []
-    for name in ("average", "codec", "budget", "calibration_tokens", "max_tokens", "limit_bytes", "adapted"):
+    for name in ("average", "codec", "budget", "calibration_tokens", "max_tokens", "limit_bytes", "adapted", "hints"):
         value = getattr(options, name)
         if value != getattr(default, name):
             words += _words(name, () if value is True else value)  # a flag has no value

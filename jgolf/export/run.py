@@ -27,7 +27,7 @@ from jgolf.artifact.scoring import Artifact, read_artifact
 from jgolf.artifact.seeds import SeedRun
 from jgolf.compress.codec import Codec
 from jgolf.compress.container import Reader
-from jgolf.config import AdaptedConfig, Average, Config, QuantizeConfig
+from jgolf.config import AdaptedConfig, Average, Config, HintsConfig, QuantizeConfig
 from jgolf.data.fingerprint import validation_sha256
 from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte, compressors
@@ -40,7 +40,7 @@ from jgolf.export.options import ExportOptions, repeated
 from jgolf.lock import locked
 from jgolf.progress import activity, byte_progress, counting, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
-from jgolf.quantize.calibration import calibration_rows, quantize_run
+from jgolf.quantize.calibration import calibration_rows, counted_runs, quantize_run
 from jgolf.quantize.curvature import curvature
 from jgolf.quantize.stored import StoredTensor, dequantize
 from jgolf.reading import read_json
@@ -89,7 +89,7 @@ def _write_submission(config: Config, options: ExportOptions) -> None:
     runs = [SeedRun.read(run_dir) for run_dir in (options.run_dir, *options.runs)]
     submitter = submission.Submitter(options.author, options.github_id, options.name, options.blurb)
     artifact = (options.run_dir / ARTIFACT_FILE).read_bytes()
-    code = submission.code(_adapted_settings(config, options))
+    code = submission.code(*_further_settings(config, options))
     lacking = submission.write(options.submission, submitter, runs, artifact, code, pinned())
     if lacking:
         listed = "".join(f"\n  - {what}" for what in lacking)
@@ -120,7 +120,7 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
         sliding = _score(validation, "sliding", unpacked, options, "sliding")
     adapted = _adapted_score(validation, unpacked, options, clock) if options.adapted else None
     with clock.lap("account"):
-        code_bytes = submission.code_bytes(_adapted_settings(config, options))
+        code_bytes = submission.code_bytes(*_further_settings(config, options))
         report = size.measure(stored, len(data), code_bytes, options.codec)
     trained = configs.read_json(options.run_dir / CONFIG_FILE)
     result = {
@@ -152,6 +152,8 @@ def export_run(config: Config, options: ExportOptions) -> tuple[dict[str, Any], 
     }
     if adapted is not None:
         result |= _figures("adapted_", adapted)
+        if adapted.hints is not None:
+            result["hints_gained_bpb"] = adapted.hints.gained_bpb
     if budgeted is not None:
         result["budget_bytes"] = options.budget
         result["rate_weight"] = budgeted.rate_weight
@@ -193,9 +195,10 @@ def _compressed(config: Config, params: dict[str, np.ndarray], tokenizer: Tokeni
     return {"bytes": len(text), "compressed_bytes": report.compressed, "xz_bytes": len(xz)}
 
 
-def _adapted_settings(config: Config, options: ExportOptions) -> AdaptedConfig | None:
-    """Those of test-time training, where the artifact is scored with it; its code is counted then."""
-    return config.evaluate.adapted if options.adapted else None
+def _further_settings(config: Config, options: ExportOptions) -> tuple[AdaptedConfig | None, HintsConfig | None]:
+    """Those of test-time training and of its hints, where the artifact is scored with them; their code counts then."""
+    adapted, hints = config.evaluate.adapted, config.evaluate.hints
+    return adapted if options.adapted else None, hints if options.hints else None
 
 
 def _figures(prefix: str, score: Score) -> dict[str, float | None]:
@@ -251,14 +254,15 @@ def _compress(
             stored = quantize_run(config, model, params, wanted, show)
         with activity("packing"):
             return stored, pack(stored), None
-    code_bytes = submission.code_bytes(_adapted_settings(config, options))
+    code_bytes = submission.code_bytes(*_further_settings(config, options))
     artifact_bytes = options.budget - code_bytes
     if artifact_bytes <= 0:
         raise JgolfError(f"--budget {options.budget:,}: the code alone takes {code_bytes:,} bytes")
     tokens = calibration_rows(config, CURVATURE_TOKENS, wanted)
     with clock.lap("curvature"):
         show = progress_bar(f"curvature of {average}")
-        curvatures = curvature(model, params, tokens, jax.random.key(0), show, config.train.piece_length)
+        counted, length = counted_runs(config), config.train.piece_length
+        curvatures = curvature(model, params, tokens, jax.random.key(0), show, length, counted)
 
     def calibration_loss(stored: dict[str, StoredTensor]) -> float:
         stream = np.append(tokens, tokens[0, 0])  # the last row has a last target, too
@@ -293,7 +297,8 @@ def _adapted_score(
     num_targets = len(validation.text.tokens) - 1
     total = min(num_targets, options.max_tokens) if options.max_tokens else num_targets
     with clock.lap("adapt"), counting("scoring with test-time training", total, "tokens") as tell:
-        return validation.adapted(params, max_tokens=options.max_tokens, tell=tell)
+        _, hints = _further_settings(validation.config, options)
+        return validation.adapted(params, max_tokens=options.max_tokens, tell=tell, hints=hints)
 
 
 # --- averages --------------------------------------------------------------------------------
@@ -373,6 +378,7 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
         print(
             f"with test-time training       val_loss:{result['adapted_val_loss']:.5f} "
             f"val_bpb:{result['adapted_val_bpb']:.5f}, at {share:.0%} of the challenge's seconds"
+            f"{_hints_text(result)}"
         )
     if "predicted_gap_bpb" in result:
         gap = result["val_bpb"] - result["pre_quantization_val_bpb"]
@@ -386,6 +392,11 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
             f"its first {sizes['bytes']:,} bytes, compressed by the model and restored: {sizes['compressed_bytes']:,} "
             f"bytes; by xz -9: {sizes['xz_bytes']:,}"
         )
+
+
+def _hints_text(result: dict[str, Any]) -> str:
+    """What hints are worth, where there were some."""
+    return f"; {result['hints_gained_bpb']:.5f} of it by hints" if "hints_gained_bpb" in result else ""
 
 
 def _bytes_text(result: dict[str, Any]) -> str:

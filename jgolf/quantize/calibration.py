@@ -17,6 +17,7 @@ from jgolf.watch import Progress, unwatched
 
 CPU_TOKENS = 32_768  # where a full-size model takes seconds a thousand
 GPTQ_BATCHES = 16  # of a rank's micro-step
+COUNTED_RUNS, COUNTED_RUN = 1024, 65_536  # at most, and tokens of each: 67 million, a second or two
 
 
 def calibration_rows(config: Config, many: int, wanted: int = 0) -> Int[np.ndarray, "sequences time"]:
@@ -32,6 +33,20 @@ def calibration_rows(config: Config, many: int, wanted: int = 0) -> Int[np.ndarr
     tokens = wanted or (min(many, CPU_TOKENS) if jax.default_backend() == "cpu" else many)
     starts = np.linspace(0, max(0, len(stream) - seq_len), max(1, tokens // seq_len)).astype(int)
     return np.stack([stream.take(start, seq_len) for start in starts.tolist()]).astype(np.int32)
+
+
+def counted_runs(config: Config) -> list[Int[np.ndarray, " time"]]:
+    """Runs of training text in which to count what occurs: all of it, or as many from all over the split as there may
+    be, uint16 each.
+
+    Args:
+      config: the run, for its data.
+    """
+    stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
+    starts = range(0, len(stream), COUNTED_RUN)
+    if len(starts) > COUNTED_RUNS:
+        starts = np.linspace(0, len(stream) - COUNTED_RUN, COUNTED_RUNS).astype(int).tolist()
+    return [stream.take(start, min(COUNTED_RUN, len(stream) - start)) for start in starts]
 
 
 def quantize_run(

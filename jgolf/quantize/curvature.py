@@ -9,13 +9,16 @@ rows r (outputs) and columns c (inputs) that matrix is taken as a product of two
 
 Nothing in the network is hooked: both are read off the gradients of the parameters.
 
+Rows that stand for tokens, or pairs, need more text than gradients can be had of: a quarter of a vocabulary does not
+occur in a few dozen sequences, and is 2 % of the next text. How often each occurs is counted in far more of it.
+
 `input_moments` is what GPTQ has in their place: what the error of a matrix does to its own outputs, Σ x xᵀ.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,7 +45,8 @@ class Curvature:
 
     Attributes:
       rows: [rows], nats a token for a squared error of one in every column of a row, summed over columns.
-      columns: [columns, columns], the same summed over rows; its trace is the sum of `rows`.
+      columns: [columns, columns], the same summed over rows; but for rows that were counted elsewhere its trace is the
+        sum of `rows`.
     """
 
     rows: np.ndarray
@@ -61,10 +65,13 @@ def curvature(
     key: PRNGKeyArray,
     progress: Progress = unwatched,
     piece_length: int = 0,
+    counted: Sequence[Int[np.ndarray, " time"]] = (),
 ) -> dict[str, Curvature]:
     """Factors of every matrix and table, by path; their rows lie as those of the storage forms.
 
-    The rows of a table that is only looked up count as often as they are looked up in `tokens`.
+    The rows of a table that is only looked up count as often as they are looked up in `counted`. Those of a head, and
+    of an embedding that is the head as well, have gradients of their own; where `tokens` lack occurrences that
+    `counted` lets expect, these count as much as others on average.
 
     Args:
       config: the network.
@@ -73,16 +80,21 @@ def curvature(
       key: draws the labels.
       progress: shows how many sequences are done.
       piece_length: see `jgolf.model.functional`.
+      counted: runs of training text, as much as there is time for; `tokens` if there are none.
     """
     params = jax.device_put(dict(params))
     sequences = zip(tokens, jax.random.split(key, len(tokens)), strict=True)
     sums = _summed(_gradient_factors, config, piece_length, params, progress(sequences, len(tokens)))
-    frequencies = _lookups(config, params, tokens)
+    shares = _lookup_shares(config, params, counted or list(tokens))
+    seen = np.bincount(tokens.ravel(), minlength=config.vocab_size)
     found = {}
     for path, (rows, columns) in sums.items():
-        if path in frequencies:
-            rows = frequencies[path] * rows.sum(dtype=np.float64)
-        found[path] = Curvature(np.asarray(rows, np.float64) / tokens.size, columns.astype(np.float64) / tokens.size)
+        rows = rows.astype(np.float64)
+        if path in shares:
+            rows = shares[path] * rows.sum()
+        elif path in ("embed/embedding", "head/kernel"):
+            rows = _with_missing(rows, seen, _shares(counted or list(tokens), config.vocab_size) * tokens.size)
+        found[path] = Curvature(rows / tokens.size, columns.astype(np.float64) / tokens.size)
     return found
 
 
@@ -178,21 +190,29 @@ def _factors(path: str, grad: Float[Array, ...]) -> tuple[Float[Array, " rows"],
     return jnp.sum(grad * grad, axis=1), jnp.matmul(grad.T, grad, precision=jax.lax.Precision.HIGHEST)
 
 
-def _lookups(
-    config: ModelConfig, params: Params, tokens: Int[np.ndarray, "S T"]
-) -> dict[str, Float[np.ndarray, " rows"]]:
-    """How often each row of a table that is only looked up occurs: shares, with half an occurrence added to each.
+def _with_missing(
+    rows: Float[np.ndarray, " rows"], seen: Int[np.ndarray, " rows"], expected: Float[np.ndarray, " rows"]
+) -> Float[np.ndarray, " rows"]:
+    """Sums of rows whose tokens were `seen` so often, and of those `expected` beyond that what one has on average."""
+    return rows + rows.sum() / max(seen.sum(), 1) * np.maximum(expected - seen, 0)
 
-    Rows that `tokens` lack have no gradient; without that half they would count for nothing, and be rounded away.
-    A token embedding that is the head as well is more than looked up: every row of it has a gradient.
-    """
+
+def _lookup_shares(
+    config: ModelConfig, params: Params, counted: Sequence[Int[np.ndarray, " time"]]
+) -> dict[str, Float[np.ndarray, " rows"]]:
+    """How often each row of a table that is only looked up occurs, by path."""
     kinds = {path: rules.rule_of(path).curvature for path in params}
     if not config.tie_embeddings:
         kinds["embed/embedding"] = "token lookups"
-    shares = {}
-    for path, kind in kinds.items():
-        if kind in LOOKUPS:
-            rows = params[path].shape[0]
-            counts = np.bincount(np.asarray(LOOKUPS[kind](jnp.asarray(tokens), rows)).ravel(), minlength=rows) + 0.5
-            shares[path] = counts / counts.sum()
-    return shares
+    return {path: _shares(counted, params[path].shape[0], kind) for path, kind in kinds.items() if kind in LOOKUPS}
+
+
+def _shares(
+    counted: Sequence[Int[np.ndarray, " time"]], rows: int, kind: str = "token lookups"
+) -> Float[np.ndarray, " rows"]:
+    """How often each row is looked up: shares, with half an occurrence added to each; none counts for nothing."""
+    counts = np.full(rows, 0.5)
+    for run in counted:
+        looked_up = LOOKUPS[kind](jnp.asarray(run, jnp.int32)[None], rows)
+        counts += np.bincount(np.asarray(looked_up).ravel(), minlength=rows)
+    return counts / counts.sum()

@@ -99,7 +99,7 @@ def run_audit(argv: list[str], prog: str = "jgolf audit") -> int:
     for claim in claims:
         found = found.plus(against_claim(found, claim, _kind(what, options, own, claim), resolved(loaded.config.model)))
     if is_artifact:
-        found = found.plus(*sizes(model, claims, options.adapted))
+        found = found.plus(*sizes(model, claims, options.adapted, options.hints))
     return _tell(found, what, plan, options, out)
 
 
@@ -181,12 +181,13 @@ def _plan(what: Opened, options: AuditOptions, audited: Audited) -> Plan:
 def _kind(what: Opened, options: AuditOptions, own: EvaluateConfig, claim: Claim) -> str:
     """Which of the scores that are said was taken like this one; "" for none."""
     trained = what.loaded.config.train
-    if options.with_hints:
-        return ""
     if what.seq_len != trained.seq_len or (claim.tokens is None and options.max_tokens):
         return ""
     if what.scorer == "adapted":
-        return "adapted" if options.adapted == own.adapted else ""
+        same_hints = options.with_hints == claim.has_hints and options.hints == own.hints
+        return "adapted" if same_hints and options.adapted == own.adapted else ""
+    if options.with_hints:
+        return ""
     standard, slid = (scorer.__name__ for scorer in scorers_of(trained.documents))
     same_stride = claim.stride in (None, what.stride)
     return {standard: "standard", slid: "sliding" if same_stride else ""}.get(what.scorer, "")

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from jgolf import config as configs
 from jgolf.data.batches import BatchOrder
+from jgolf.data.run_data import training_stream
 from jgolf.data.shards import BOS_ID, TokenStream, write_shard
 from jgolf.data.shuffle import ShuffledStream
 
@@ -71,3 +73,12 @@ def test_batches_of_whole_documents(shards):
         np.testing.assert_array_equal(batch.inputs.ravel(), second[start : start + 7])
         np.testing.assert_array_equal(batch.targets.ravel(), second[start + 1 : start + 8])
         np.testing.assert_array_equal(order.batch(plain, takes + take).inputs, order.batch(plain, take).inputs)
+
+
+def test_runs_of_all_seeds_read_alike(shards):
+    """So a sweep's runs, which share their batches, are those of each seed alone."""
+    config = configs.replace_all(configs.load("best"), {"model.vocab_size": 8192, "data.dir": str(shards[0].parent)})
+    passes = [training_stream(configs.replace(config, "train.seed", seed)).take(0, 200) for seed in (1, 2)]
+    np.testing.assert_array_equal(*passes)
+    plain = training_stream(configs.replace(config, "train.shuffle_documents", False))
+    assert not np.array_equal(passes[0], plain.take(0, 200))

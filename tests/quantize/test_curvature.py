@@ -116,9 +116,31 @@ def test_a_tied_embedding_counts_as_the_table_and_as_the_head():
     np.testing.assert_allclose(
         found.columns * tokens.size, both.T @ both, rtol=1e-4, atol=1e-5 * np.abs(both).max() ** 2
     )
-    np.testing.assert_allclose(found.rows * tokens.size, np.square(both).sum(axis=1), rtol=1e-4)
+    rows = np.square(both).sum(axis=1)
+    seen = np.bincount(tokens[0], minlength=6)
+    lacking = np.maximum((seen + 0.5) / 19 * 16 - seen, 0)  # half an occurrence more of each, and shares of that
+    np.testing.assert_allclose(found.rows * tokens.size, rows + lacking * rows.sum() / 16, rtol=1e-4)
     for one in (table, head):
         assert np.linalg.norm(one) > 0.2 * np.linalg.norm(both)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_that_other_text_has_more_of_count_as_often_as_there(tied):
+    """Of a head's rows, and of tables': a few sequences lack much of a vocabulary, and what comes next does not."""
+    model = dataclasses.replace(MODEL, tie_embeddings=tied)
+    params, tokens = random_params(model), np.array([[1, 1, 2, 1, 2, 4, 1, 1]], np.int32)
+    counted = [np.array([0] * 59 + [1] * 20, np.uint16), np.array([2] * 12 + [3] * 5, np.uint16)]
+    shares = np.array([59.5, 20.5, 12.5, 5.5, 0.5, 0.5]) / 99
+    alone, found = (curvature(model, params, tokens, jax.random.key(0), counted=runs) for runs in ((), counted))
+    plain = np.square(np.asarray(_gradients(model, 0, params, tokens[0], jax.random.split(jax.random.key(0), 1)[0])[
+        "embed/embedding" if tied else "head/kernel"], np.float64))  # fmt: skip
+    plain = plain.sum(axis=1 if tied else 0) / 8
+    missing = np.maximum(8 * shares - np.array([0, 5, 2, 0, 1, 0]), 0)
+    head = "embed/embedding" if tied else "head/kernel"
+    np.testing.assert_allclose(found[head].rows, plain + missing * plain.sum() / 8, rtol=1e-4)
+    for table in {"value_embed/embedding", "embed/embedding"} - {head}:
+        np.testing.assert_allclose(found[table].rows / found[table].rows.sum(), shares, rtol=1e-6)
+    np.testing.assert_array_equal(found[KERNEL].rows, alone[KERNEL].rows)
 
 
 def test_moments_of_a_small_network_are_those_of_its_inputs_worked_out_one_by_one():

@@ -21,7 +21,7 @@ from jgolf.bench.running import RunningStep, looped_from
 from jgolf.bench.timing import Timing, measure_in_turn
 from jgolf.bench.trace import CollectiveTime, collective_time
 from jgolf.config import Config
-from jgolf.data.shards import TokenStream, find_shards
+from jgolf.data.run_data import training_stream
 from jgolf.errors import JgolfError
 from jgolf.train.distributed import joined
 from jgolf.train.launch import launch_from_environment
@@ -102,7 +102,7 @@ def measure(work: Work, out: Path | None) -> None:
             files.write_text(out, json.dumps(dataclasses.asdict(found)))
 
     config, mesh = configs.read_json(Path(work.config)), make_mesh()
-    source = BatchSource(config, TokenStream(find_shards(work.data, "train"), config.model.vocab_size), mesh)
+    source = BatchSource(config, training_stream(config, Path(work.data)), mesh)
     running = RunningStep.compiled(config, mesh, source(0))
     jax.block_until_ready(first := running())
     found.first_step_s = time.time() - work.started_at
