@@ -20,8 +20,8 @@ from jgolf import programs
 from jgolf.bench.running import one_device, random_batch
 from jgolf.config import Config
 from jgolf.data.batches import Batch
-from jgolf.train.mesh import AXIS, CompiledStep, lower_step, replicated
 from jgolf.train.beginning import random_state
+from jgolf.train.mesh import AXIS, CompiledStep, lower_step, replicated
 from jgolf.train.step import abstract_state
 from tests.conftest import NANO, RECIPE
 

@@ -20,8 +20,8 @@ from jgolf.data.shards import BOS_ID
 from jgolf.errors import ConfigError
 from jgolf.model.functional import parameter_shapes
 from jgolf.torch_bridge.torch_extra import import_torch
-from jgolf.train.mesh import AXIS, CompiledStep, StepReport
 from jgolf.train.beginning import compiling_step, random_state
+from jgolf.train.mesh import AXIS, CompiledStep, StepReport
 from jgolf.train.step import TrainState
 
 MEAN_DOCUMENT_TOKENS = 957  # of FineWeb's validation text, in case-coded pieces

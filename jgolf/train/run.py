@@ -26,6 +26,7 @@ from jgolf.lock import locked
 from jgolf.model.functional import Params, description
 from jgolf.optim.schedule import fraction, loop_is_on
 from jgolf.run_dir import CONFIG_FILE, REQUIREMENTS_FILE
+from jgolf.train.beginning import compiling_step, random_state
 from jgolf.train.checkpoint import Checkpoints, copied
 from jgolf.train.clock import Clock
 from jgolf.train.log import RunLog
@@ -35,7 +36,6 @@ from jgolf.train.peers import Peers
 from jgolf.train.requirements import pinned
 from jgolf.train.resume import changed_settings, keep_settings
 from jgolf.train.same_data import check_same_data
-from jgolf.train.beginning import compiling_step, random_state
 from jgolf.train.starts import keep_start
 from jgolf.train.step import TrainState, abstract_state, init_state
 
