@@ -240,5 +240,5 @@ def _sized(base: Config, settings: dict[str, int]) -> Config:
 def _candidate(base: Config, settings: dict[str, int]) -> Candidate:
     config = _sized(base, settings)
     shapes, train = parameter_shapes(config.model).values(), config.train
-    flops = train_flops(config.model, train.batch_tokens // train.seq_len, train.seq_len)
-    return Candidate(settings, sum(int(np.prod(shape)) for shape in shapes), flops)
+    rows = np.zeros((train.batch_tokens // train.seq_len, train.seq_len), np.int32)
+    return Candidate(settings, sum(int(np.prod(shape)) for shape in shapes), train_flops(config.model, rows))

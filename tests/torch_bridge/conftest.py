@@ -41,6 +41,7 @@ def make_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     from jgolf.torch_bridge import script
 
     def make(seed: int = 0, **settings: Any) -> Path:
+        torch.manual_seed(seed)
         with script.imported(SCRIPT, float32_only=True, on_cpu=True) as module:
             model = module.GPT(**settings)
         generator = torch.Generator().manual_seed(seed)
