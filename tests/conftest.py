@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
+import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -16,12 +19,15 @@ QUICK_COMPILATION = (
 )
 OWN_PROGRAMS = Path(tempfile.gettempdir()) / f"jgolf-tests-{os.getpid()}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's and NumPy's: there are as many workers as cores
 os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(OWN_PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,6 +40,13 @@ from jgolf.data.shards import write_shard
 from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.model.functional import Params
 from jgolf.torch_bridge import names
+
+gc.set_threshold(20_000, 20, 20)  # tracing makes objects by the hundred thousand, of which few are cyclic garbage
+with contextlib.suppress(ImportError, AttributeError):
+    # The parser reads the sources of the settings' classes with every command, which takes longer than all else in it.
+    from tyro._docstrings import _ClassTokenization
+
+    _ClassTokenization.make = staticmethod(functools.cache(_ClassTokenization.make))
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = configs.load("pr592")
@@ -74,8 +87,24 @@ NANO = dataclasses.replace(
 """Every part of the recipe, small enough to compile in seconds."""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each of xdist's workers whole files, as far as it goes: neighbours share fixtures and programs."""
+    if config.getvalue("dist") == "load":
+        from xdist.scheduler import WorkStealingScheduling
+
+        return WorkStealingScheduling(config, log)
+
+
 def pytest_unconfigure():
     shutil.rmtree(OWN_PROGRAMS, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_collections() -> None:
+    """Has the garbage collector pass over what earlier files left: JAX keeps millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def params_of(arrays: Mapping[str, np.ndarray], prefix: str) -> Params:
@@ -89,7 +118,7 @@ def params_of(arrays: Mapping[str, np.ndarray], prefix: str) -> Params:
 def relative_distances(found: Params, expected: Params) -> dict[str, float]:
     """‖found − expected‖ / ‖expected‖ of each parameter."""
     assert found.keys() == expected.keys()
-    norm = np.linalg.norm
+    norm, found, expected = np.linalg.norm, jax.device_get(found), jax.device_get(expected)
     return {path: float(norm(found[path] - expected[path]) / max(norm(expected[path]), 1e-30)) for path in expected}
 
 

@@ -119,7 +119,7 @@ def test_evaluate_gives_the_export_s_figures(run_dir, exported, demo_dir, tmp_pa
     artifact = run_dir / "artifact" / "model.jgolf"
     given = ("--tokens", *demo_dir.glob("*_val_*.bin"), "--tokenizer", *demo_dir.glob("*.model"))
     given += ("--max-tokens", MAX_TOKENS, "--batch-tokens", 2048)
-    score = json.loads(run("-m", "jgolf", "evaluate", artifact, *given, "--json").stdout)
+    score = json.loads(run_here("-m", "jgolf", "evaluate", artifact, *given, "--json").stdout)
     facts = {"seconds", "context", "compile_s", "hints", "scorer", "devices", "bytes_per_s", "challenge_s"}
     assert score.keys() == {"val_loss", "val_bpb", "tokens", "bytes", "original_bpb", "original_bytes"} | facts
     assert score["val_bpb"] == pytest.approx(result["val_bpb"], rel=1e-6)
@@ -311,7 +311,7 @@ def test_data_of_another_vocabulary_is_refused(demo_dir, tmp_path):
 def test_divergence_stops_with_the_step(demo_dir, tmp_path):
     words = ["--data", demo_dir, "--run-dir", tmp_path / "r", "--steps", "20", *SMALL]
     words += ["--optim.adamw.token-learning-rate", "1e38", "--train.checkpoint-every-steps", "1"]
-    done = run(ROOT / "train.py", *words, check=False)
+    done = run_here(ROOT / "train.py", *words, check=False)
     assert done.returncode == 3
     assert re.search(r"step \d+: the training loss is .*(nan|inf)", done.stderr)
     assert "Traceback" not in done.stderr

@@ -53,8 +53,9 @@ def joined(path: Path, header: dict, data: bytes) -> Path:
 def test_a_loaded_model_runs_in_three_lines(artifact: Path) -> None:
     model = api.load_model(artifact)
     tokens = jax.numpy.array([[1, 5, 9, 300]])
-    logits = api.apply(model.config.model, model.params, tokens)
-    expected = api.apply(NANO, dequantize(container.read(artifact)[0]), tokens)
+    apply = jax.jit(api.apply, static_argnums=0)
+    logits = apply(model.config.model, model.params, tokens)
+    expected = apply(NANO, dequantize(container.read(artifact)[0]), tokens)
     assert logits.shape == (1, 4, NANO.vocab_size)
     np.testing.assert_array_equal(logits, expected)
 

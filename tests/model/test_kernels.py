@@ -47,7 +47,7 @@ def both_ways(function: Callable, num_rows: int, **how) -> tuple[Callable, Calla
     return run("interpret"), run("plain")
 
 
-@pytest.mark.parametrize("width", [32, 128])
+@pytest.mark.parametrize("width", [32, pytest.param(128, marks=pytest.mark.slow)])
 def test_rowwise_functions_of_the_stream(width):
     x, other, x0 = (random(seed, NUM_ROWS, width) for seed in range(3))
     weights = [random(seed, 1, width) for seed in range(3, 7)]

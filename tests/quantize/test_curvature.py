@@ -37,6 +37,9 @@ def random_params(model, scale=0.5):
     }
 
 
+gradients = jax.jit(_gradients, static_argnums=(0, 1))
+
+
 @jax.jit
 def log_probabilities(params, tokens):
     return jax.nn.log_softmax(apply(MODEL, params, tokens))
@@ -108,7 +111,7 @@ def test_a_tied_embedding_counts_as_the_table_and_as_the_head():
     key = jax.random.key(3)
     found = curvature(MODEL, params, tokens, key)["embed/embedding"]
     apart = dataclasses.replace(MODEL, tie_embeddings=False)
-    grads = _gradients(
+    grads = gradients(
         apart, 0, {**params, "head/kernel": params["embed/embedding"].T}, tokens[0], jax.random.split(key, 1)[0]
     )
     table, head = np.asarray(grads["embed/embedding"], np.float64), np.asarray(grads["head/kernel"], np.float64).T
@@ -132,7 +135,7 @@ def test_tokens_that_other_text_has_more_of_count_as_often_as_there(tied):
     counted = [np.array([0] * 59 + [1] * 20, np.uint16), np.array([2] * 12 + [3] * 5, np.uint16)]
     shares = np.array([59.5, 20.5, 12.5, 5.5, 0.5, 0.5]) / 99
     alone, found = (curvature(model, params, tokens, jax.random.key(0), counted=runs) for runs in ((), counted))
-    plain = np.square(np.asarray(_gradients(model, 0, params, tokens[0], jax.random.split(jax.random.key(0), 1)[0])[
+    plain = np.square(np.asarray(gradients(model, 0, params, tokens[0], jax.random.split(jax.random.key(0), 1)[0])[
         "embed/embedding" if tied else "head/kernel"], np.float64))  # fmt: skip
     plain = plain.sum(axis=1 if tied else 0) / 8
     missing = np.maximum(8 * shares - np.array([0, 5, 2, 0, 1, 0]), 0)
@@ -150,7 +153,7 @@ def test_moments_of_a_small_network_are_those_of_its_inputs_worked_out_one_by_on
     tokens = np.random.default_rng(2).integers(0, 6, (3, 16)).astype(np.int32)
     found = input_moments(model, params, tokens, 24)
     assert "embed/embedding" not in found and {path for path in found} == {p for p in params if p.endswith("/kernel")}
-    x = np.asarray(hidden(model, params, tokens), np.float64).reshape(-1, model.model_dim)
+    x = np.asarray(jax.jit(hidden, static_argnums=0)(model, params, tokens), np.float64).reshape(-1, model.model_dim)
     np.testing.assert_allclose(found["head/kernel"], x.T @ x / 2, rtol=1e-4, atol=1e-4)
     x = np.asarray(params["value_embed/embedding"], np.float64)[tokens.ravel()]
     np.testing.assert_allclose(found["value_embed/proj/kernel"], x.T @ x / 2, rtol=1e-4, atol=1e-4)

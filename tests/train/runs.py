@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import socket
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jgolf import config as configs
+from jgolf.cli import main
 from jgolf.config import Config, DataConfig, EvaluateConfig
 from tests.conftest import NANO, QUICK_COMPILATION, RECIPE
 
@@ -55,12 +58,24 @@ class Runs:
         self, run_dir: Path, *options: str, devices: int = 1, streams: dict | None = None, **train: float
     ) -> subprocess.Popen:
         """`train.py` on simulated devices; see `start` for `streams`."""
-        config = run_dir.with_suffix(".json")
-        if not config.exists():
-            configs.write_json(nano_config(self.data_dir, **train), config)
-        return self.start(
-            "train.py", str(config), "--run-dir", str(run_dir), *options, devices=devices, streams=streams
-        )
+        words = "train.py", str(self._config(run_dir, **train)), "--run-dir", str(run_dir), *options
+        return self.start(*words, devices=devices, streams=streams)
+
+    def train_here(self, run_dir: Path, *options: str, exit_code: int = 0, **train: float) -> str:
+        """`train.py` in this process, which has imported JAX already; its output, once it has ended as expected."""
+        config = self._config(run_dir, **train)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            found = main(["train", str(config), "--run-dir", str(run_dir), *options])
+        assert found == exit_code, output.getvalue()
+        return output.getvalue()
+
+    def _config(self, run_dir: Path, **train: float) -> Path:
+        """The file that the run is begun with."""
+        path = run_dir.with_suffix(".json")
+        if not path.exists():
+            configs.write_json(nano_config(self.data_dir, **train), path)
+        return path
 
     def start(
         self,

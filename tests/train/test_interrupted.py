@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,7 +18,9 @@ import pytest
 
 from jgolf import config as configs
 from jgolf.data.shards import write_shard
+from jgolf.errors import DataError
 from jgolf.train.checkpoint import Checkpoints
+from jgolf.train.same_data import check_same_data
 from jgolf.train.signals import StopSignals
 from jgolf.train.step import TrainState
 from tests.train.runs import ROOT, Runs, finish, free_port, metrics, nano_config, several, wait_for
@@ -37,7 +40,8 @@ def _logged_steps(run_dir: Path, kind: str) -> list[int]:
     return [int(step) for step in re.findall(rf"^step:(\d+)/\d+ {kind}", (run_dir / "train.log").read_text(), re.M)]
 
 
-def test_killed_five_times_ends_bit_identical(runs: Runs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [3, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_several_times_ends_bit_identical(runs: Runs, tmp_path: Path, times: int) -> None:
     train = {"steps": STEPS, "warmdown_steps": 60, "validate_every": 40, "checkpoint_every_steps": 10}
     finish(runs.train(tmp_path / "whole", **train))
 
@@ -49,13 +53,13 @@ def test_killed_five_times_ends_bit_identical(runs: Runs, tmp_path: Path) -> Non
         *(f"step:{first + random.integers(20)}/" for first in (30, 60, 90)),
     ]
     outputs = []
-    for count, moment in enumerate(moments):
+    for count, moment in enumerate(moments[:times]):
         process = runs.train(run_dir, *(["--resume"] if count else []), **train)
         outputs.append(wait_for(process, moment))
         time.sleep(random.uniform(0, 0.01))
         process.kill()
         process.communicate()
-    finish(runs.train(run_dir, "--resume"))
+    outputs.append(finish(runs.train(run_dir, "--resume")))
 
     assert "no checkpoint yet: starting from step 0" in outputs[1]
     assert "resumed after step" in outputs[-1]
@@ -82,7 +86,7 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     run_dir = tmp_path / "run"
     process = runs.train(run_dir, steps=100_000, warmdown_steps=150, validate_every=100)
     wait_for(process, "step:7/")
-    beside = finish(runs.train(run_dir, "--resume"), 2)
+    beside = runs.train_here(run_dir, "--resume", exit_code=2)
     assert f"{run_dir}: in use by process {process.pid} on " in beside
     process.send_signal(number)
     output = finish(process, exit_code)
@@ -96,10 +100,10 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     assert list(metrics(run_dir, "train_loss")) == list(range(1, last + 6))
 
     before = metrics(run_dir, "train_loss")
-    output = finish(runs.train(run_dir, "--resume"))  # nothing is left to train, and nothing is compiled
+    output = runs.train_here(run_dir, "--resume")  # nothing is left to train, and nothing is compiled
     assert "stopping: all steps done" in output and "compilation" not in output
     assert metrics(run_dir, "train_loss") == before
-    output = finish(runs.train(run_dir, "--resume", "--model.num-layers=3", "--train.steps=200000"), 2)
+    output = runs.train_here(run_dir, "--resume", "--model.num-layers=3", "--train.steps=200000", exit_code=2)
     assert (
         f"would make another run of the one that is trained to step {last + 5}:\n  model.num_layers: was 2, now 3\n"
         in output
@@ -159,18 +163,6 @@ def _pair(runs: Runs, run_dir: Path, *options: str, **train: float) -> list[subp
     return [runs.train(run_dir, *several(2, index, port), *options, **train) for index in range(2)]
 
 
-def test_two_processes_stop_together_and_one_goes_on(runs: Runs, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    pair = _pair(runs, run_dir, steps=100_000, warmdown_steps=150, validate_every=100)
-    wait_for(pair[0], "step:7/")
-    pair[1].terminate()  # it reaches the other with the next step
-    finish(pair[0])
-    finish(pair[1])
-    last = max(metrics(run_dir, "train_loss"))
-    finish(runs.train(run_dir, "--resume", f"--train.steps={last + 5}", devices=1))
-    assert list(metrics(run_dir, "train_loss")) == list(range(1, last + 6))
-
-
 @pytest.mark.parametrize(
     "train",
     [
@@ -180,17 +172,20 @@ def test_two_processes_stop_together_and_one_goes_on(runs: Runs, tmp_path: Path)
     ],
 )
 def test_two_processes_end_together_whenever_checkpoints_fall(runs: Runs, tmp_path: Path, train: dict) -> None:
-    """Only the first one saves, and sees a stop or the cap no earlier than the other for that."""
+    """Only the first one saves, and sees a stop or the cap no earlier than the other for that; one goes on alone."""
     run_dir = tmp_path / "run"
     pair = _pair(runs, run_dir, **{"steps": 100_000, "warmdown_steps": 150, "validate_every": 0} | train)
     if "time_cap_s" not in train:
         wait_for(pair[0], "step:7/")
-        pair[1].terminate()
+        pair[1].terminate()  # it reaches the other with the next step
     output = finish(pair[0], within_s=90)
     finish(pair[1], within_s=20)
     last = max(metrics(run_dir, "train_loss"))
     assert f"step:{last}/100000" in [line for line in output.splitlines() if "step:" in line][-1]
     assert last in [int(path.name) for path in (run_dir / "checkpoints").iterdir()]
+    if train == {"checkpoint_every_steps": 1}:
+        runs.train_here(run_dir, "--resume", f"--train.steps={last + 5}")
+        assert list(metrics(run_dir, "train_loss")) == list(range(1, last + 6))
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -223,11 +218,29 @@ def test_the_commands_in_the_documentation(runs: Runs, tmp_path: Path) -> None:
     assert max(metrics(tmp_path / "two", "val_bpb")) == 20
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_processes_with_other_data_say_so(runs: Runs, tmp_path: Path, split: str) -> None:
+@pytest.fixture
+def hosts(runs: Runs, tmp_path: Path) -> list[Path]:
     """On hosts of their own, the same path may hold other files."""
-    folders = [shutil.copytree(runs.data_dir, tmp_path / f"host{index}" / "data") for index in range(2)]
-    write_shard(folders[1] / f"nano_{split}_000001.bin", np.zeros(100, np.uint16))
+    return [shutil.copytree(runs.data_dir, tmp_path / f"host{index}" / "data") for index in range(2)]
+
+
+@pytest.mark.parametrize(("split", "told"), [("train", "2 train shards of 60,100"), ("val", "2 val shards of 6,100")])
+def test_other_data_are_told_from_the_first_process_s(hosts: list[Path], split: str, told: str) -> None:
+    said = []
+
+    def check(folder: Path) -> None:
+        peers = SimpleNamespace(count=2, exchange=lambda name, value: said.append(value) or said)
+        check_same_data(nano_config(folder), peers)
+
+    check(hosts[0])
+    check(hosts[0])
+    write_shard(hosts[1] / f"nano_{split}_000001.bin", np.zeros(100, np.uint16))
+    with pytest.raises(DataError, match=f"other data for process 2, on .*{told}.*expected the same shards"):
+        check(hosts[1])
+
+
+def test_processes_with_other_data_say_so(runs: Runs, tmp_path: Path, hosts: list[Path]) -> None:
+    write_shard(hosts[1] / "nano_train_000001.bin", np.zeros(100, np.uint16))
     configs.write_json(nano_config(Path("data")), tmp_path / "nano.json")
     port = free_port()
     pair = [
@@ -236,12 +249,12 @@ def test_processes_with_other_data_say_so(runs: Runs, tmp_path: Path, split: str
             *(str(tmp_path / "nano.json"), "--run-dir", str(tmp_path / "run"), *several(2, index, port)),
             cwd=folder.parent,
         )
-        for index, folder in enumerate(folders)
+        for index, folder in enumerate(hosts)
     ]
     for process in pair:
         output = finish(process, 2, within_s=60)
         assert "other data for process 1, on " in output and "expected the same shards" in output
-        assert ("2 train shards of 60,100" if split == "train" else "2 val shards of 6,100") in output
+        assert "2 train shards of 60,100" in output
     assert not (tmp_path / "run").exists()
 
 

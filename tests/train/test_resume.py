@@ -23,7 +23,7 @@ from jgolf.train.checkpoint import Checkpoints
 from jgolf.train.resume import changed_settings, keep_settings
 from jgolf.train.step import new_state
 from tests.conftest import NANO, RECIPE, random_words
-from tests.train.runs import Runs, finish, metrics, nano_config
+from tests.train.runs import Runs, metrics, nano_config
 
 
 @pytest.fixture(scope="module")
@@ -142,26 +142,26 @@ def test_old_settings_are_kept(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_and_changed_settings_as_a_user_meets_them(runs: Runs, tmp_path: Path) -> None:
     run_dir = tmp_path / "lr=[1e-3]"
-    finish(runs.train(run_dir, checkpoint_every_steps=10))
+    runs.train_here(run_dir, checkpoint_every_steps=10)
     whole = metrics(run_dir, "train_loss")
     before = (run_dir / "config.json").read_bytes()
     with (run_dir / "train.log").open("ab") as log:
         log.write(b"caf\xe9\n")
-    output = finish(runs.train(run_dir, "--resume", "--optim.grad-clip=1"), 2)
+    output = runs.train_here(run_dir, "--resume", "--optim.grad-clip=1", exit_code=2)
     assert output.count("\n") == 3 and "optim.grad_clip: was 0.3, now 1.0" in output
     assert (run_dir / "config.json").read_bytes() == before
 
     record = run_dir / "checkpoints" / "20" / "record" / "metadata"
     content = json.loads(record.read_text())
     record.write_text(json.dumps({**content, "elapsed_s": 0.0}))
-    output = finish(runs.train(run_dir, "--resume"), 2)
+    output = runs.train_here(run_dir, "--resume", exit_code=2)
     assert (
         output.count("\n") == 1 and "20: damaged" in output and "--resume --skip-damaged goes on from step 10" in output
     )
 
     edited = configs.replace(nano_config(runs.data_dir, checkpoint_every_steps=10), "optim.grad_clip", 1.0)
     configs.write_json(edited, tmp_path / "lr=[1e-3].json")  # which the run was begun with
-    output = finish(runs.train(run_dir, "--resume", "--skip-damaged", "--train.validate-every=5"))
+    output = runs.train_here(run_dir, "--resume", "--skip-damaged", "--train.validate-every=5")
     assert f"damaged, and set aside: {run_dir / 'checkpoints' / '20.damaged'}\n" in output
     assert "changed by --resume: train.validate_every: was 10, now 5\n" in output
     assert "resumed after step 10\n" in output
