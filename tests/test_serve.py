@@ -44,7 +44,7 @@ def server(released: threading.Event) -> Iterator[PageServer]:
         return pieces()
 
     with PageServer(0, "a model", go_on) as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
         yield made
         made.shutdown()
 
@@ -98,13 +98,14 @@ def test_who_goes_away_makes_room(server: PageServer, released: threading.Event)
 
 def test_who_breaks_off_is_passed_over_in_silence(server: PageServer, capfd: pytest.CaptureFixture) -> None:
     """A browser that is closed resets its connections, at any moment."""
+    before = {*threading.enumerate()}
     head = f"Host: 127.0.0.1:{server.port}\r\n"
     post = f"POST /continue HTTP/1.1\r\n{head}Content-Type: application/json\r\nContent-Length: 50\r\n\r\n"
     for sent in ("GET / HT", f"GET / HTTP/1.0\r\n{head}\r\n", post, f"{post}{{"):
         with socket.create_connection((ADDRESS, server.port)) as connection:
             connection.sendall(sent.encode())
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset when closed
-    for thread in threading.enumerate():
+    for thread in {*threading.enumerate()} - before:
         if "process_request_thread" in thread.name:
             thread.join(10)
     assert send(server, "GET", "/model").read() == b"a model"

@@ -25,7 +25,7 @@ class HubStandIn(ThreadingHTTPServer):
         self.served: dict[str, bytes] = {}  # path → bytes sent in place of the listed ones
         self.cuts: dict[str, int] = {}  # path → how many more of its answers break off after CUT_AFTER bytes
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def endpoint(self) -> str:

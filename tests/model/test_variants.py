@@ -58,6 +58,8 @@ VARIANTS = {
         "gated_smear": True, "activation_slope": 0.3, "xsa_layers": (0, 3, 4),
     },
 }  # fmt: skip
+IN_EVERYTHING = {"leaky activation", "gated skips", "gated smear", "loop", "lanes"}
+"""Variants by one part, all of which "everything" has."""
 EVERYTHING_ONCE = VARIANTS["everything"] | {
     "num_layers": 3,
     "loop_layers": (1,),
@@ -103,7 +105,10 @@ def assert_same_as_plain(config: ModelConfig, tokens: tuple[jax.Array, jax.Array
     assert_same_gradients(grads, expected)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in IN_EVERYTHING else []) for name in VARIANTS],
+)
 def test_loss_and_gradients(variant):
     config = dataclasses.replace(CONFIG, **VARIANTS[variant])
     assert_same_as_plain(config, random_tokens(config, (2, 12)))
@@ -119,7 +124,7 @@ def test_shapes_that_suit_the_kernels(variant):
     assert_same_as_plain(config, random_tokens(config, (KERNEL_TOKENS // 16, 16)))
 
 
-@pytest.mark.parametrize("piece_length", [5, 40])
+@pytest.mark.parametrize("piece_length", [5, pytest.param(40, marks=pytest.mark.slow)])
 def test_documents(piece_length):
     config = dataclasses.replace(CONFIG, **EVERYTHING_ONCE)
     assert_same_as_plain(config, random_tokens(config, (2, 30)), piece_length=piece_length)
