@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jgolf.config import Config, ModelConfig
-from jgolf.data.shards import TokenStream, find_shards
+from jgolf.data.run_data import training_stream
 from jgolf.quantize.curvature import input_moments
 from jgolf.quantize.export import quantize
 from jgolf.quantize.stored import StoredTensor
@@ -28,7 +28,7 @@ def calibration_rows(config: Config, many: int, wanted: int = 0) -> Int[np.ndarr
       many: about how many tokens where nothing else is said; CPU_TOKENS at most on a CPU.
       wanted: how many instead; 0 for `many`.
     """
-    stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
+    stream = training_stream(config)
     seq_len = config.train.seq_len
     tokens = wanted or (min(many, CPU_TOKENS) if jax.default_backend() == "cpu" else many)
     starts = np.linspace(0, max(0, len(stream) - seq_len), max(1, tokens // seq_len)).astype(int)
@@ -42,7 +42,7 @@ def counted_runs(config: Config) -> list[Int[np.ndarray, " time"]]:
     Args:
       config: the run, for its data.
     """
-    stream = TokenStream(find_shards(config.data.dir, "train"), config.model.vocab_size)
+    stream = training_stream(config)
     starts = range(0, len(stream), COUNTED_RUN)
     if len(starts) > COUNTED_RUNS:
         starts = np.linspace(0, len(stream) - COUNTED_RUN, COUNTED_RUNS).astype(int).tolist()

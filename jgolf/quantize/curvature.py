@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -85,15 +85,15 @@ def curvature(
     params = jax.device_put(dict(params))
     sequences = zip(tokens, jax.random.split(key, len(tokens)), strict=True)
     sums = _summed(_gradient_factors, config, piece_length, params, progress(sequences, len(tokens)))
-    shares = _lookup_shares(config, params, counted or list(tokens))
+    shares = cache(partial(_shares, counted or list(tokens)))  # tables that are looked up alike are counted once
     seen = np.bincount(tokens.ravel(), minlength=config.vocab_size)
     found = {}
     for path, (rows, columns) in sums.items():
-        rows = rows.astype(np.float64)
-        if path in shares:
-            rows = shares[path] * rows.sum()
+        rows, kind = rows.astype(np.float64), _kind(config, path)
+        if kind in LOOKUPS:
+            rows = shares(kind, len(rows)) * rows.sum()
         elif path in ("embed/embedding", "head/kernel"):
-            rows = _with_missing(rows, seen, _shares(counted or list(tokens), config.vocab_size) * tokens.size)
+            rows = _with_missing(rows, seen, shares("token lookups", len(rows)) * tokens.size)
         found[path] = Curvature(rows / tokens.size, columns.astype(np.float64) / tokens.size)
     return found
 
@@ -197,19 +197,14 @@ def _with_missing(
     return rows + rows.sum() / max(seen.sum(), 1) * np.maximum(expected - seen, 0)
 
 
-def _lookup_shares(
-    config: ModelConfig, params: Params, counted: Sequence[Int[np.ndarray, " time"]]
-) -> dict[str, Float[np.ndarray, " rows"]]:
-    """How often each row of a table that is only looked up occurs, by path."""
-    kinds = {path: rules.rule_of(path).curvature for path in params}
-    if not config.tie_embeddings:
-        kinds["embed/embedding"] = "token lookups"
-    return {path: _shares(counted, params[path].shape[0], kind) for path, kind in kinds.items() if kind in LOOKUPS}
+def _kind(config: ModelConfig, path: str) -> str:
+    """What counts the curvature along a parameter: an embedding apart from the head is only looked up."""
+    if path == "embed/embedding" and not config.tie_embeddings:
+        return "token lookups"
+    return rules.rule_of(path).curvature
 
 
-def _shares(
-    counted: Sequence[Int[np.ndarray, " time"]], rows: int, kind: str = "token lookups"
-) -> Float[np.ndarray, " rows"]:
+def _shares(counted: Sequence[Int[np.ndarray, " time"]], kind: str, rows: int) -> Float[np.ndarray, " rows"]:
     """How often each row is looked up: shares, with half an occurrence added to each; none counts for nothing."""
     counts = np.full(rows, 0.5)
     for run in counted:

@@ -30,8 +30,12 @@ def compiling_step(config: Config, mesh: Mesh, batch: Batch) -> Iterator[Callabl
 
     Of several processes each compiles when it is asked for the step: they compile the same programs in the same order.
     """
+
+    def compiled() -> CompiledStep:
+        return CompiledStep(config, mesh, abstract_state(config, replicated(mesh)), batch)
+
     if jax.process_count() > 1:
-        yield lambda: CompiledStep(config, mesh, abstract_state(config, replicated(mesh)), batch)
+        yield compiled
         return
     with ThreadPoolExecutor(1, "compilation") as thread:
-        yield thread.submit(lambda: CompiledStep(config, mesh, abstract_state(config, replicated(mesh)), batch)).result
+        yield thread.submit(compiled).result

@@ -21,7 +21,7 @@ from jgolf.train.checkpoint import Checkpoints, DamagedError, load_weights
 from jgolf.train.step import TrainState, new_state
 from tests.train.runs import nano_config
 
-FLIPS = 36
+FLIPS = 48
 
 
 @pytest.fixture(scope="module")
