@@ -150,11 +150,11 @@ def test_a_port_in_use() -> None:
 
 
 def test_one_that_left_may_come_again() -> None:
-    launches = _launches([2, 2], [0, 1])
+    launches = _launches([3, 3, 3], [0, 1, 2])  # process 2 comes last, so that process 1 leaves before all are there
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(_met, launches[0])
-        hello = dataclasses.asdict(meeting._Hello(1, 2, "a", PROGRAM))
+        hello = dataclasses.asdict(meeting._Hello(1, 3, "a", PROGRAM))
         with _connection(launches[0]) as ended:
             ended.sendall(json.dumps(hello).encode() + b"\n")
-        assert _met(launches[1]) == [""]
+        assert _met(*launches[1:]) == ["", ""]
         assert first.result() == [""]
