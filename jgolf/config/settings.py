@@ -274,6 +274,9 @@ class TrainConfig:
     shuffle_documents: bool = False
     """Shuffle the documents of each shard, from the second pass over the text on, anew in every pass; all seeds
     read alike."""
+    fp8: bool = False
+    """Multiply in eight bits where the MLPs' activations and gradients allow it, on GPUs that can (Hopper), elsewhere
+    rounded alike; in training only: scores are computed without."""
     num_ranks: Annotated[int, POSITIVE] = 1
     """Parts of a micro-step, each of consecutive tokens: the order of the data, whatever the number of devices."""
     accumulation: Annotated[int, POSITIVE] = 1

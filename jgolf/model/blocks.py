@@ -106,11 +106,16 @@ class MLP(nnx.Module):
         self.down_proj = Linear(config.mlp_dim, config.model_dim)
 
     def __call__(
-        self, x: Array, norm: Float[Array, "B T 1"], scale: Float[Array, " D"], additions: dict[str, LowRank]
+        self,
+        x: Array,
+        norm: Float[Array, "B T 1"],
+        scale: Float[Array, " D"],
+        additions: dict[str, LowRank],
+        fp8: bool,
     ) -> Float[Array, "B T D"]:
         """`norm`, a constant, is one number a position: it may as well multiply the product with the kernel."""
         kernels = self.up_proj.kernel[...], self.down_proj.kernel[...] * scale
-        y = mlp(self.config.kernels, self.config.activation_slope, x, norm, *kernels)
+        y = mlp(self.config.kernels, self.config.activation_slope, fp8, x, norm, *kernels)
         addition = added(additions, "mlp", x)
         return y if addition is None else y + (scale * norm * addition).astype(y.dtype)
 
@@ -145,7 +150,7 @@ class Block(nnx.Module):
         x, read, inputs, kept = self._begin(ONE_STREAM, x, skip, inputs, keeps, second_is_first=True)
         x = x[:, -last:], self._attention(read, inputs, last)
         x, read, norm = self._normalised(x)
-        return (x, self.mlp(read, self.norm_scale * norm, self.mlp_scale[...], inputs.additions)), inputs, kept
+        return (x, self._mlp(read, self.norm_scale * norm, inputs)), inputs, kept
 
     def on_lanes(
         self,
@@ -167,7 +172,7 @@ class Block(nnx.Module):
         m, read, norm = self._normalised(lanes[1])
         m = m[:, -last:]
         read, norm = read[:, -last:], self.norm_scale * norm[:, -last:]
-        h = self.mlp(read, norm, self.mlp_scale[...], inputs.additions)
+        h = self._mlp(read, norm, inputs)
         weights = [jnp.broadcast_to(weight, (1, self.config.model_dim)) for weight in (*keep, *post.reshape(-1))]
         return rowwise(self.config.kernels, lanes_updated, [a[:, -last:], m, f, h], weights), inputs, kept
 
@@ -190,6 +195,9 @@ class Block(nnx.Module):
 
     def _normalised(self, x: Rows) -> tuple[Array, ...]:
         return rowwise(self.config.kernels, normalised, [x], second_is_first=True, first_is_input=True)
+
+    def _mlp(self, read: Array, norm: Array, inputs: Inputs) -> Float[Array, "B S D"]:
+        return self.mlp(read, norm, self.mlp_scale[...], inputs.additions, inputs.context.fp8)
 
     def _attention(self, read: AttentionInput, inputs: Inputs, last: int) -> Float[Array, "B S D"]:
         value_embedding = inputs.value_embeddings.get(self.layer)

@@ -42,6 +42,7 @@ class Context:
       cos, sin: of the rotary angles, [T, r], r = rotated dimensions / 2.
       additions: low-rank additions to the blocks' matrices.
       past: positions before the rows'; None: there are none.
+      fp8: whether those products of the MLPs that can have operands of eight bits do; static, too.
     """
 
     tokens: Int[Array, "B T"]
@@ -52,6 +53,7 @@ class Context:
     sin: Float[Array, "T r"]
     additions: Additions
     past: Past | None = None
+    fp8: bool = False
 
 
 def make_context(
@@ -60,6 +62,7 @@ def make_context(
     piece_length: int = 0,
     rotary_length: int = 0,
     additions: Additions = NO_ADDITIONS,
+    fp8: bool = False,
 ) -> Context:
     """The context of rows of tokens.
 
@@ -69,14 +72,14 @@ def make_context(
       piece_length: where attention stays within documents, the most tokens of one: longer ones are cut into pieces
         of this length, counted from their own start. 0: every row is a piece.
       rotary_length: length by which the rotary base is chosen, where rows are cut shorter; 0 for the longest piece.
-      additions: see `Context`.
+      additions, fp8: see `Context`.
     """
     begins = tokens == BOS_ID
     length = tokens.shape[1]
     segments = None if piece_length == 0 else jnp.cumsum(piece_starts(tokens, piece_length), axis=1, dtype=jnp.int32)
     longest = min(piece_length or length, length)
     rotary = rotary_tables(config, length, rotary_length or longest)
-    return Context(tokens, begins, segments, longest, *rotary, additions)
+    return Context(tokens, begins, segments, longest, *rotary, additions, fp8=fp8)
 
 
 def piece_starts(tokens: Int[Array, "B T"], piece_length: int) -> Bool[Array, "B T"]:

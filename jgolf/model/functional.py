@@ -3,7 +3,8 @@
 Every function takes `looped`, whether the loop's layers run more than once (without such layers it changes
 nothing), and `piece_length`: where it is not 0, attention stays within documents, and within pieces of that many
 tokens of longer ones. `additions` are low-rank additions to the matrices, a pair of factors for each row of the batch
-(`jgolf.model.lora`), and `rotary_length` the length by which the rotary base is chosen, 0 for the longest piece.
+(`jgolf.model.lora`), and `rotary_length` the length by which the rotary base is chosen, 0 for the longest piece. With
+`fp8` some products of the MLPs have operands of eight bits (`jgolf.model.kernels.fp8`).
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def hidden(
     piece_length: int = 0,
     rotary_length: int = 0,
     additions: Additions = NO_ADDITIONS,
+    fp8: bool = False,
     last: int = 0,
     observe: Observer = lambda name, value: None,
 ) -> Float[Array, "B S D"]:
@@ -86,13 +88,13 @@ def hidden(
       config: the network.
       params: its parameters.
       tokens: ids.
-      looped, piece_length, rotary_length, additions: see the module.
+      looped, piece_length, rotary_length, additions, fp8: see the module.
       last: positions at the end of each row that are asked for; 0 for all.
       observe: is given intermediate results by name, in order; the written network gives it what each kernel is
         multiplied with, too, by the kernel's path.
     """
     config = resolved(config)
-    context = make_context(config, tokens, piece_length, rotary_length, additions)
+    context = make_context(config, tokens, piece_length, rotary_length, additions, fp8)
     plan = make_plan(config, looped)
     last = last or tokens.shape[1]
     if runs_as_written(config):

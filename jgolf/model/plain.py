@@ -19,7 +19,7 @@ from jgolf.model.embeddings import bigram_hash, shift_right
 from jgolf.model.kernels.attention import masked_attention
 from jgolf.model.kernels.heads import rotated
 from jgolf.model.kernels.loss import softcap
-from jgolf.model.kernels.mlp import squared
+from jgolf.model.kernels.mlp import plain_products, squared
 from jgolf.model.kernels.products import product
 from jgolf.model.lora import HEAD, NO_ADDITIONS, Additions, added, additions_of, plus
 from jgolf.model.norm import rms_norm
@@ -120,8 +120,10 @@ def mlp_update(config, p, context, visit, x, observe) -> Float[Array, "B S D"]:
     """What the MLP adds to a lane x."""
     name, own = f"blocks/{visit.layer}/", additions_of(context.additions, visit)
     x = norm_scale(config, visit.layer) * rms_norm(x)
-    activated = squared(config.activation_slope, through(p, name + "mlp/up_proj/kernel", x, observe))
-    update = plus(through(p, name + "mlp/down_proj/kernel", activated, observe), added(own, "mlp", x))
+    through_up, through_down = plain_products(context.fp8)
+    activated = squared(config.activation_slope, through(p, name + "mlp/up_proj/kernel", x, observe, through_up))
+    update = through(p, name + "mlp/down_proj/kernel", activated, observe, through_down)
+    update = plus(update, added(own, "mlp", x))
     observe(f"MLP of {visit.name}", update)
     return p[name + "mlp_scale"] * update
 
@@ -177,10 +179,12 @@ def projected(p: Params, path: str, x: Array, observe: Observer) -> Array:
     return through(p, path, x, observe) if path in p else x
 
 
-def through(p: Params, path: str, x: Array, observe: Observer) -> Array:
+def through(
+    p: Params, path: str, x: Array, observe: Observer, multiply: Callable[[Array, Array], Array] = product
+) -> Array:
     """x through the kernel called `path`; `observe` is given x by that name."""
     observe(path, x)
-    return product(x, p[path])
+    return multiply(x, p[path])
 
 
 # --- what a position reads of those before it --------------------------------------------------

@@ -91,13 +91,13 @@ def mean_loss_and_grads(
     inputs: Int[Array, "A B T"],
     targets: Int[Array, "A B T"],
     looped: Bool[Array, ""] | bool = True,
-    piece_length: int = 0,
+    **how: bool | int,
 ) -> tuple[Float[Array, ""], Params]:
     """Loss and gradients averaged over A micro-batches, one at a time; see `jgolf.model.functional` for the rest."""
 
     def value_and_grad(params: Params, x: Int[Array, "B T"], y: Int[Array, "B T"]) -> tuple[Float[Array, ""], Params]:
         def of(looped: bool):
-            return jax.value_and_grad(partial(loss, model, looped=looped, piece_length=piece_length))
+            return jax.value_and_grad(partial(loss, model, looped=looped, **how))
 
         if not model.loop_layers or isinstance(looped, bool):
             return of(looped is not False)(params, x, y)
@@ -147,7 +147,8 @@ def train_step(
     late_qat = multiplier < quantize.late_qat_start
     rounded = fake_quantize(state.params, quantize)
     weights = {path: jnp.where(late_qat, rounded[path], value) for path, value in state.params.items()}
-    loss_and_grads = partial(mean_loss_and_grads, config.model, looped=looped, piece_length=config.train.piece_length)
+    how = {"looped": looped, "piece_length": config.train.piece_length, "fp8": config.train.fp8}
+    loss_and_grads = partial(mean_loss_and_grads, config.model, **how)
     if config.optim.clip == "rank":
         ranks = config.train.num_ranks, config.train.accumulation
         value, grads, norm = mean_of_clipped_ranks(

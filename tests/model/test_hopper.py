@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jgolf.model.kernels import hopper, mlp
+from jgolf.model.kernels.fp8 import FP8, rounded
 
-ROWS, DEPTH, COLUMNS = 2 * hopper.ROWS, 2 * hopper.DEPTH, 3 * hopper.WARPGROUPS * hopper.COLUMNS
+ROWS, DEPTH, COLUMNS = 2 * hopper.ROWS, 2 * hopper.SWIZZLE_BYTES, 3 * hopper.WARPGROUPS * hopper.COLUMNS
 FUNCTIONS = {
     "forward": (mlp._relu_squared, 0),
     "backward": (mlp._relu_squared_derivative, 1),
-    "leaky forward": (mlp._leaky_squared(0.5, jnp.bfloat16), 0),
-    "leaky backward": (mlp._leaky_squared_derivative(0.5, jnp.bfloat16), 1),
+    "leaky forward": (mlp._activation(0.5, jnp.bfloat16), 0),
+    "leaky backward": (mlp._derivative(0.5, jnp.bfloat16), 1),
 }
 
 
@@ -30,11 +33,13 @@ def on_hopper() -> bool:
     return mlp._hopper_kernel() is not None
 
 
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("direction", FUNCTIONS)
-def test_lowers_for_a_gpu(direction, monkeypatch):
+def test_lowers_for_a_gpu(direction, fp8, monkeypatch):
     monkeypatch.setattr(hopper, "_num_multiprocessors", lambda: 132)
+    monkeypatch.setattr(mlp, "_hopper_kernel", lambda: hopper)
     function, others = FUNCTIONS[direction]
-    traced = jax.jit(lambda *args: hopper.product_then(function, *args)).trace(*arguments(others))
+    traced = jax.jit(partial(mlp.product_then, function, fp8)).trace(*arguments(others))
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -43,16 +48,22 @@ def test_fits_what_its_tiles_cut_without_a_rest():
     assert hopper.fits(x, kernel)
     assert not hopper.fits(x.astype(jnp.float32), kernel)
     assert not hopper.fits(x[:, :-1], kernel) and not hopper.fits(x, kernel[:, : hopper.COLUMNS])
+    assert hopper.fits(x[..., :192], kernel[:192]) and not hopper.fits(x[..., :192].astype(FP8), kernel[:192])
 
 
 @pytest.mark.skipif("not on_hopper()")
+@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("direction", FUNCTIONS)
-def test_agrees_with_the_function_after_the_product(direction):
+def test_agrees_with_the_function_after_the_product(direction, fp8):
     function, others = FUNCTIONS[direction]
     x, kernel, factor, *hidden = arguments(others)
-    assert hopper.fits(x, kernel)
-    found = hopper.product_then(function, x, kernel, factor, *hidden)
-    product = np.einsum("btd,df->btf", np.asarray(x, np.float64), np.asarray(kernel.astype(jnp.bfloat16), np.float64))
+    assert hopper.fits(x.astype(FP8), kernel)
+    found = mlp.product_then(function, fp8, x, kernel, factor, *hidden)
+    if fp8:
+        (x, row_scale), (kernel, scale) = rounded(x, axis=-1), rounded(kernel)
+        factor = factor * (row_scale * scale)
+    kernel = kernel if fp8 else kernel.astype(jnp.bfloat16)
+    product = np.einsum("btd,df->btf", *(np.asarray(array.astype(jnp.float32), np.float64) for array in (x, kernel)))
     expected = function(jnp.asarray(product), factor, *(array.astype(jnp.float32) for array in hidden))
     assert np.linalg.norm(np.asarray(found - expected)) < 4e-3 * np.linalg.norm(np.asarray(expected))  # bfloat16
 
@@ -60,6 +71,6 @@ def test_agrees_with_the_function_after_the_product(direction):
 @pytest.mark.skipif("not on_hopper()")
 def test_is_not_batched_itself():
     x, kernel, factor = arguments(0)
-    batched = jax.vmap(lambda x, factor: mlp.product_then(mlp._relu_squared, x, kernel, factor))(x, factor)
-    single = mlp.product_then(mlp._relu_squared, x, kernel, factor)
+    batched = jax.vmap(lambda x, factor: mlp.product_then(mlp._relu_squared, False, x, kernel, factor))(x, factor)
+    single = mlp.product_then(mlp._relu_squared, False, x, kernel, factor)
     np.testing.assert_allclose(np.asarray(batched, np.float32), np.asarray(single, np.float32), rtol=2e-2, atol=1e-3)

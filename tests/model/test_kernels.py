@@ -119,7 +119,7 @@ def test_factored_norm_has_the_gradient_of_the_norm():
 def test_mlp(slope):
     factor = jnp.abs(random(1, 8, 1)) + 0.1
     assert_same_vjp(
-        lambda x, up, down: mlp.mlp("interpret", slope, x, factor, up, down),
+        lambda x, up, down: mlp.mlp("interpret", slope, False, x, factor, up, down),
         lambda x, up, down: jax.nn.leaky_relu(factor * (x @ up), slope) ** 2 @ down,
         random(0, 8, 32),
         random(2, 32, 16),

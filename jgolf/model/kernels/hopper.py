@@ -17,37 +17,54 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from jgolf.model.kernels.door import gpu
+from jgolf.model.kernels.fp8 import FP8
 
 WARPGROUPS = 2
-ROWS, COLUMNS, DEPTH = 128, 128, 64
-"""What a warpgroup multiplies at once: ROWS × DEPTH by DEPTH × COLUMNS. Both take the same rows."""
+ROWS, COLUMNS = 128, 128
+"""Of the tile of the result that a warpgroup makes. Both take the same rows."""
 STAGES = 3
 """Tiles of the operands in shared memory, on their way from memory or being multiplied."""
 PART = 64
 """Rows and columns of a finished tile that pass through the function at once."""
 PARTS = tuple((row, column) for row in range(0, ROWS, PART) for column in range(0, COLUMNS, PART))
 SWIZZLE_BYTES = 128
+"""Of a row of a tile of the operands: it multiplies 64 columns of x by 64 rows of the kernel at once, or 128 in FP8."""
 MEMORY_REGISTERS = 40
 
 
 def fits(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> bool:
     """Whether the tiles cut these arrays without a rest."""
     rows, (depth, columns) = x.size // x.shape[-1], kernel.shape
-    return x.dtype == jnp.bfloat16 and not (rows % ROWS or depth % DEPTH or columns % (WARPGROUPS * COLUMNS))
+    return x.dtype in (jnp.bfloat16, FP8) and not (
+        rows % ROWS or depth % _depth(x.dtype) or columns % (WARPGROUPS * COLUMNS)
+    )
+
+
+def _depth(dtype: jnp.dtype) -> int:
+    """Columns of x in a tile."""
+    return SWIZZLE_BYTES // dtype.itemsize
 
 
 # jit: products of the same shapes share one kernel, which is traced and compiled once.
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def product_then(
     function: Callable[..., Array],
+    dtype: jnp.dtype,
     x: Float[Array, "... i"],
     kernel: Float[Array, "i o"],
     factor: Float[Array, "... 1"],
     other: Float[Array, "... o"] | None = None,
 ) -> Float[Array, "... o"]:
-    """function(x @ kernel, factor, other), or without other: `jgolf.model.kernels.mlp.product_then` as a kernel."""
+    """function(x @ kernel, factor, other), or without other: `jgolf.model.kernels.mlp.product_then` as a kernel.
+
+    Args:
+      function: works on tiles.
+      dtype: of the result.
+      x, kernel, factor, other: as there; in FP8 the kernel is FP8, too.
+    """
     columns = kernel.shape[1]
-    arrays = [x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), factor.reshape(-1)]
+    kernel = kernel.T if x.dtype == FP8 else kernel.astype(x.dtype)  # 8-bit tiles cannot be read across
+    arrays = [x.reshape(-1, x.shape[-1]), kernel, factor.reshape(-1)]
     arrays += [] if other is None else [other.reshape(-1, columns)]
     rows = arrays[0].shape[0]
 
@@ -57,7 +74,7 @@ def product_then(
     kernel_of_function.__name__ = f"product_then{function.__name__}"  # as it is called in a profile
     multiply = plgpu.kernel(
         kernel_of_function,
-        out_type=jax.ShapeDtypeStruct((rows, columns), x.dtype),
+        out_type=jax.ShapeDtypeStruct((rows, columns), dtype),
         grid=(_num_multiprocessors(),),
         grid_names=("multiprocessor",),
         num_threads=WARPGROUPS + 1,
@@ -71,22 +88,25 @@ def _num_multiprocessors() -> int:
 
 
 def _layout(dtype: jnp.dtype) -> tuple[plgpu.Transform, ...]:
-    return plgpu.TilingTransform((8, SWIZZLE_BYTES // dtype.itemsize)), plgpu.SwizzleTransform(SWIZZLE_BYTES)
+    return plgpu.TilingTransform((8, _depth(dtype))), plgpu.SwizzleTransform(SWIZZLE_BYTES)
 
 
 def _kernel(function, x_ref, kernel_ref, factor_ref, *more_refs):
     *other_refs, out_ref = more_refs
-    (num_rows, depth), num_columns = x_ref.shape, kernel_ref.shape[1]
-    width = WARPGROUPS * COLUMNS
+    (num_rows, depth), num_columns = x_ref.shape, out_ref.shape[1]
+    width, depth_at_once, transposed = WARPGROUPS * COLUMNS, _depth(x_ref.dtype), x_ref.dtype == FP8
 
     def pipeline(multiply, around):
         """Runs `multiply` on every pair of operand tiles of one result tile, inside `around`."""
-        blocks = ((ROWS, DEPTH), lambda step: (0, step)), ((DEPTH, width), lambda step: (step, 0))
+        of_x = (ROWS, depth_at_once), lambda step: (0, step)
+        of_kernel = (depth_at_once, width), lambda step: (step, 0)
+        if transposed:
+            of_kernel = (width, depth_at_once), lambda step: (0, step)
         how = {"transforms": _layout(x_ref.dtype), "memory_space": plgpu.SMEM}
         return plgpu.emit_pipeline_warp_specialized(
             multiply,
-            grid=(depth // DEPTH,),
-            in_specs=[plgpu.BlockSpec(*block, **how) for block in blocks],
+            grid=(depth // depth_at_once,),
+            in_specs=[plgpu.BlockSpec(*block, **how) for block in (of_x, of_kernel)],
             memory_registers=MEMORY_REGISTERS,
             wg_axis="warpgroup",
             num_compute_wgs=WARPGROUPS,
@@ -114,8 +134,10 @@ def _kernel(function, x_ref, kernel_ref, factor_ref, *more_refs):
                         plgpu.copy_gmem_to_smem(here(other_ref, row, column), parts.at[me, index], ready)
 
             def multiply(indices, x_tile, kernel_tile, total):
-                plgpu.wgmma(total, x_tile, kernel_tile.at[:, pl.ds(me * COLUMNS, COLUMNS)])
-                pl.when(indices[0] == min(1, depth // DEPTH - 1))(fetch)
+                mine = pl.ds(me * COLUMNS, COLUMNS)
+                own = plgpu.transpose_ref(kernel_tile.at[mine, :], (1, 0)) if transposed else kernel_tile.at[:, mine]
+                plgpu.wgmma(total, x_tile, own)
+                pl.when(indices[0] == min(1, depth // depth_at_once - 1))(fetch)
                 plgpu.wgmma_wait(0)
                 return total
 
@@ -140,7 +162,8 @@ def _kernel(function, x_ref, kernel_ref, factor_ref, *more_refs):
                     finish(total[...])
 
             rows, columns = pl.ds(first_row, ROWS), pl.ds(first_column, width)
-            pipeline(multiply, around)(x_ref.at[rows, :], kernel_ref.at[:, columns], allocations=operands)
+            of_tile = kernel_ref.at[columns, :] if transposed else kernel_ref.at[:, columns]
+            pipeline(multiply, around)(x_ref.at[rows, :], of_tile, allocations=operands)
 
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jgolf.model.kernels.door import Choice, choose, is_hopper
+from jgolf.model.kernels.fp8 import product_of_rounded, product_with_rounded_gradient, rounded
 from jgolf.model.kernels.products import (
     input_gradient,
     instantiated,
@@ -31,6 +32,7 @@ SMALLEST = 1e-24
 def mlp(
     choice: Choice,
     slope: float,
+    fp8: bool,
     x: Float[Array, "... D"],
     factor: Float[Array, "... 1"],
     up: Float[Array, "D F"],
@@ -41,18 +43,23 @@ def mlp(
     Args:
       choice: which forms are allowed.
       slope: of the activation below zero, before the square.
+      fp8: x @ up, and the product that its gradient begins with, have operands rounded to eight bits.
       x, factor, up, down: the input, one number for each of its rows, and the two kernels.
     """
-    kernel = _mlp if slope == 0 else partial(_leaky_mlp, slope)
-    return choose(
-        choice, "mlp", partial(plain_mlp, slope), lambda interpret, *arrays: kernel(*arrays), None, x, factor, up, down
-    )
+    plain, kernel = partial(plain_mlp, slope, fp8), partial(_mlp, slope, fp8)
+    return choose(choice, "mlp", plain, lambda interpret, *arrays: kernel(*arrays), None, x, factor, up, down)
 
 
-def plain_mlp(slope: float, x: Array, factor: Array, up: Array, down: Array) -> Array:
+def plain_mlp(slope: float, fp8: bool, x: Array, factor: Array, up: Array, down: Array) -> Array:
     """`mlp` in ordinary JAX."""
-    inner = jax.lax.stop_gradient(factor) * product(x, up)
-    return product(squared(slope, inner).astype(x.dtype), down)
+    through_up, through_down = plain_products(fp8)
+    inner = jax.lax.stop_gradient(factor) * through_up(x, up)
+    return through_down(squared(slope, inner).astype(x.dtype), down)
+
+
+def plain_products(fp8: bool) -> tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]]:
+    """The products with both kernels in ordinary JAX."""
+    return (product_of_rounded, product_with_rounded_gradient) if fp8 else (product, product)
 
 
 def squared(slope: float, inner: Array) -> Array:
@@ -60,25 +67,15 @@ def squared(slope: float, inner: Array) -> Array:
     return jnp.square(jnp.where(inner > 0, inner, slope * inner))
 
 
-@jax.custom_vjp
-def _mlp(x: Array, factor: Array, up: Array, down: Array) -> Array:
-    return matmul(product_then(_relu_squared, x, up, factor), down)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _mlp(slope: float, fp8: bool, x: Array, factor: Array, up: Array, down: Array) -> Array:
+    return matmul(product_then(_activation(slope, x.dtype), fp8, x, up, factor), down)
 
 
-def _forward(*primals):
+def _forward(slope, fp8, *primals):
     x, factor, up, down = (primal.value for primal in primals)
-    hidden = product_then(_relu_squared, x, up, factor)
+    hidden = product_then(_activation(slope, x.dtype), fp8, x, up, factor)
     return matmul(hidden, down), (_for_kernels(primals), factor, up, down, hidden)
-
-
-def _backward(residuals, gradient):
-    x, factor, up, down, hidden = residuals
-    gradient = instantiated(gradient)
-    up_gradient = product_then(_relu_squared_derivative, gradient, down.T, factor, hidden)
-    return _gradients(x, factor, up, down, hidden, gradient, up_gradient)
-
-
-_mlp.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _for_kernels(primals: tuple) -> Array | None:
@@ -87,26 +84,14 @@ def _for_kernels(primals: tuple) -> Array | None:
     return x.value if up.perturbed or down.perturbed else None
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _leaky_mlp(slope: float, x: Array, factor: Array, up: Array, down: Array) -> Array:
-    return matmul(product_then(_leaky_squared(slope, x.dtype), x, up, factor), down)
-
-
-def _leaky_forward(slope, *primals):
-    x, factor, up, down = (primal.value for primal in primals)
-    hidden = product_then(_leaky_squared(slope, x.dtype), x, up, factor)
-    return matmul(hidden, down), (_for_kernels(primals), factor, up, down, hidden)
-
-
-def _leaky_backward(slope, residuals, gradient):
+def _backward(slope, fp8, residuals, gradient):
     x, factor, up, down, hidden = residuals
     gradient = instantiated(gradient)
-    derivative = _leaky_squared_derivative(slope, gradient.dtype)
-    up_gradient = product_then(derivative, gradient, down.T, factor, hidden)
+    up_gradient = product_then(_derivative(slope, gradient.dtype), fp8, gradient, down.T, factor, hidden)
     return _gradients(x, factor, up, down, hidden, gradient, up_gradient)
 
 
-_leaky_mlp.defvjp(_leaky_forward, _leaky_backward, symbolic_zeros=True)
+_mlp.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _gradients(x, factor, up, down, hidden, gradient, up_gradient):
@@ -119,23 +104,34 @@ def _gradients(x, factor, up, down, hidden, gradient, up_gradient):
 
 
 def product_then(
-    function: Callable[..., Array], x: Float[Array, "... i"], kernel: Float[Array, "i o"], *more: Float[Array, "... n"]
+    function: Callable[..., Array],
+    fp8: bool,
+    x: Float[Array, "... i"],
+    kernel: Float[Array, "i o"],
+    factor: Float[Array, "... 1"],
+    *other: Float[Array, "... o"],
 ) -> Float[Array, "... o"]:
-    """function(x @ kernel, *more) in the type of x.
+    """function(x @ kernel, factor, *other) in the type of x.
 
     The function works on each element, in float32. On a Hopper GPU this can be one kernel, if its tiles fit.
 
     Args:
-      function: takes the product, and `more` of the same shape.
+      function: of factor · product, and of an array of the product's shape, where it wants one.
+      fp8: x and kernel are rounded to eight bits; their scales go into the factor.
       x, kernel: as of `matmul`.
-      more: one number a row, and where wanted an array of the product's shape.
+      factor: one number a row.
+      other: that array.
     """
+    dtype = x.dtype
+    if fp8:
+        (x, row_scale), (kernel, scale) = rounded(x, axis=-1), rounded(kernel)
+        factor = factor * (row_scale * scale)
     hopper = _hopper_kernel()
     if hopper is not None and hopper.fits(x, kernel):
-        multiply = jax.custom_batching.custom_vmap(partial(hopper.product_then, function))
-        multiply.def_vmap(partial(_each, partial(_unfused, function)))  # the kernel itself cannot be batched
-        return multiply(x, kernel, *more)
-    return _unfused(function, x, kernel, *more)
+        multiply = jax.custom_batching.custom_vmap(partial(hopper.product_then, function, dtype))
+        multiply.def_vmap(partial(_each, partial(_unfused, function, dtype)))  # the kernel itself cannot be batched
+        return multiply(x, kernel, factor, *other)
+    return _unfused(function, dtype, x, kernel, factor, *other)
 
 
 def _hopper_kernel() -> ModuleType | None:
@@ -147,14 +143,34 @@ def _hopper_kernel() -> ModuleType | None:
     return hopper
 
 
-def _unfused(function, x, kernel, *more):
-    inner = matmul(x, kernel).astype(jnp.float32)
-    return function(inner, *(array.astype(jnp.float32) for array in more)).astype(x.dtype)
+def _unfused(function, dtype, x, kernel, *more):
+    inner = matmul(x.astype(dtype), kernel).astype(jnp.float32)
+    return function(inner, *(array.astype(jnp.float32) for array in more)).astype(dtype)
 
 
 def _each(function, axis_size, batched, *arguments):
     """`function` for every one of a batch, as `custom_vmap` asks for it."""
     return jax.vmap(function, [0 if one else None for one in batched], axis_size=axis_size)(*arguments), True
+
+
+@cache  # one function for each slope, so that layers share a kernel
+def _activation(slope: float, dtype: jnp.dtype) -> Callable[[Array, Array], Array]:
+    def _leaky_squared(product: Array, factor: Array) -> Array:
+        """The square alone does not tell on which side of zero its argument was: its last bit does."""
+        inner = factor * product
+        return with_last_bit(jnp.square(jnp.maximum(inner, slope * inner)), inner < 0, dtype)
+
+    return _leaky_squared if slope else _relu_squared
+
+
+@cache
+def _derivative(slope: float, dtype: jnp.dtype) -> Callable[[Array, Array, Array], Array]:
+    def _leaky_squared_derivative(gradient: Array, factor: Array, hidden: Array) -> Array:
+        """With the function's own result as what it is differentiated at."""
+        root = hidden * jax.lax.rsqrt(jnp.maximum(hidden, SMALLEST))
+        return 2.0 * factor * jnp.where(last_bit(hidden, dtype), -slope, 1.0) * root * gradient
+
+    return _leaky_squared_derivative if slope else _relu_squared_derivative
 
 
 def _relu_squared(product: Array, factor: Array) -> Array:
@@ -165,26 +181,6 @@ def _relu_squared_derivative(gradient: Array, factor: Array, hidden: Array) -> A
     """With the function's own result as what it is differentiated at."""
     root = hidden * jax.lax.rsqrt(jnp.maximum(hidden, SMALLEST))
     return 2.0 * factor * root * gradient
-
-
-@cache  # one function for each slope, so that layers share a kernel
-def _leaky_squared(slope: float, dtype: jnp.dtype) -> Callable[[Array, Array], Array]:
-    def _leaky_squared(product: Array, factor: Array) -> Array:
-        """The square alone does not tell on which side of zero its argument was: its last bit does."""
-        inner = factor * product
-        return with_last_bit(jnp.square(jnp.maximum(inner, slope * inner)), inner < 0, dtype)
-
-    return _leaky_squared
-
-
-@cache
-def _leaky_squared_derivative(slope: float, dtype: jnp.dtype) -> Callable[[Array, Array, Array], Array]:
-    def _leaky_squared_derivative(gradient: Array, factor: Array, hidden: Array) -> Array:
-        """With the function's own result as what it is differentiated at."""
-        root = hidden * jax.lax.rsqrt(jnp.maximum(hidden, SMALLEST))
-        return 2.0 * factor * jnp.where(last_bit(hidden, dtype), -slope, 1.0) * root * gradient
-
-    return _leaky_squared_derivative
 
 
 def with_last_bit(x: Float[Array, ...], bit: Bool[Array, ...], dtype: jnp.dtype) -> Float[Array, ...]:
