@@ -21,7 +21,7 @@ from jgolf.bench.start import measure_start
 from jgolf.bench.timing import Timing, measure, measure_in_turn
 from jgolf.config import Config
 from jgolf.data.batches import Batch
-from jgolf.train.step import mean_loss_and_grads
+from jgolf.train.step import mean_loss_and_grads, of_loss
 
 WHOLE_STEP = "whole step, steady state"
 GRADIENTS = "forward + backward"
@@ -101,7 +101,7 @@ def _measure_parts(config: Config, running: RunningStep, runs: int) -> dict[str,
     if first_looped is not None:
         steps[LOOPED] = running.after(first_looped)
     parts = measure_in_turn(steps, runs)
-    of_model = partial(mean_loss_and_grads, config.model, looped=first_looped is None)
+    of_model = partial(mean_loss_and_grads, config.model, looped=first_looped is None, **of_loss(train))
     gradients = jax.jit(of_model, compiler_options=compiling.options())
     params = running.state.params
     parts[GRADIENTS] = measure(lambda: gradients(params, *running.batch), runs)

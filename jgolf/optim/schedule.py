@@ -73,7 +73,7 @@ def ema_decay(average: AverageConfig, step: Int[Array, ""]) -> float | Float[Arr
 
 
 def is_on(setting: float | Array) -> bool:
-    """Whether a setting that 0 switches off is on; where it is a traced value, it is no 0 (`Mark.TRACED_ABOVE_0`)."""
+    """Whether a setting that 0 switches off is on; one that is a traced value is, or may as well be."""
     return isinstance(setting, jax.Array) or setting != 0
 
 

@@ -12,11 +12,11 @@ import optax
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jgolf.config import Config, ModelConfig
+from jgolf.config import Config, ModelConfig, TrainConfig
 from jgolf.model.functional import Params, loss
 from jgolf.model.initial import init
 from jgolf.optim.optimizer import global_norm, make_optimizer
-from jgolf.optim.schedule import ema_decay, fraction, learning_rate_multiplier, loop_is_on, momentum_schedule
+from jgolf.optim.schedule import ema_decay, fraction, is_on, learning_rate_multiplier, loop_is_on, momentum_schedule
 from jgolf.quantize.fake import fake_quantize
 from jgolf.train.rank_clip import mean_of_clipped_ranks
 
@@ -85,6 +85,11 @@ def abstract_state(config: Config, sharding: NamedSharding | SingleDeviceShardin
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
+def of_loss(train: TrainConfig) -> dict[str, bool | int]:
+    """What the settings of training say of the loss, as arguments of `jgolf.model.functional.loss`."""
+    return {"piece_length": train.piece_length, "fp8": train.fp8}
+
+
 def mean_loss_and_grads(
     model: ModelConfig,
     params: Params,
@@ -141,14 +146,14 @@ def train_step(
     multiplier = learning_rate_multiplier(config.train, state.step, elapsed_s)
     looped = loop_is_on(fraction(config.train, state.step, elapsed_s), config.train.loop_start_fraction)
 
-    # Rounding the weights costs nothing beside the step, so both are computed and one is taken: a step
-    # with late QAT is the same program as one without. The gradient at the rounded weights is the
-    # straight-through gradient of the weights.
-    late_qat = multiplier < quantize.late_qat_start
-    rounded = fake_quantize(state.params, quantize)
-    weights = {path: jnp.where(late_qat, rounded[path], value) for path, value in state.params.items()}
-    how = {"looped": looped, "piece_length": config.train.piece_length, "fp8": config.train.fp8}
-    loss_and_grads = partial(mean_loss_and_grads, config.model, **how)
+    # Rounding the weights costs little beside the step, so both are computed and one is taken: a step with late QAT is
+    # the same program as the one before it began. The gradient at the rounded weights is the straight-through gradient
+    # of the weights.
+    late_qat, weights = multiplier < quantize.late_qat_start, state.params
+    if is_on(quantize.late_qat_start):
+        rounded = fake_quantize(weights, quantize)
+        weights = {path: jnp.where(late_qat, rounded[path], value) for path, value in weights.items()}
+    loss_and_grads = partial(mean_loss_and_grads, config.model, looped=looped, **of_loss(config.train))
     if config.optim.clip == "rank":
         ranks = config.train.num_ranks, config.train.accumulation
         value, grads, norm = mean_of_clipped_ranks(

@@ -77,6 +77,13 @@ def test_late_qat_trains_on_the_rounded_weights(history, config):
     assert abs(plain - rounded) > 1e-3  # rounding changes the loss by more than the comparison's tolerance
 
 
+def test_without_late_qat_nothing_is_rounded(history, config):
+    states, _, batches = history
+    without = dataclasses.replace(config, quantize=dataclasses.replace(config.quantize, late_qat_start=0.0))
+    programs = [jax.make_jaxpr(partial(train_step, one))(states[0], *batches[0]) for one in (config, without)]
+    assert [" round[" in str(program) for program in programs] == [True, False]
+
+
 def test_gradients_pass_straight_through(history, config):
     """A late step's gradient norm is that of the loss at the rounded weights."""
     states, metrics, batches = history
