@@ -17,7 +17,7 @@ from jgolf.bench.running import bench_config, prepare_reference, random_batch, r
 from jgolf.bench.timing import measure
 from jgolf.config import Config
 from jgolf.data.batches import Batch
-from jgolf.evaluate.score import scoring_model
+from jgolf.evaluate.nats import scoring_model
 from jgolf.model.functional import Params, token_losses
 
 SLIDING = "sliding"

@@ -21,7 +21,7 @@ from jgolf.compress.report import Nats, Report
 from jgolf.config import Config
 from jgolf.data.tokenizer import Tokenizer
 from jgolf.errors import ArtifactError
-from jgolf.evaluate.score import scoring_model
+from jgolf.evaluate.nats import scoring_model
 from jgolf.model.cache import cache_bytes
 from jgolf.model.functional import Params
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jgolf import compiling
 from jgolf.config import ModelConfig
-from jgolf.evaluate.score import scoring_model
+from jgolf.evaluate.nats import scoring_model
 from jgolf.model.cache import Cache, empty_cache, step
 from jgolf.model.functional import Params
 

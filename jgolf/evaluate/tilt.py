@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float, Float32, Int
 from jgolf.config import HintsConfig, ModelConfig
 from jgolf.data.text import Text
 from jgolf.evaluate.hints import NONE, Order, hints_of, in_order_of_text
+from jgolf.evaluate.nats import ScoredTargets
 from jgolf.evaluate.predictions import Predictions
-from jgolf.evaluate.score import UNSCORED, HintTotals, Scored, ScoredTargets, Scorer
+from jgolf.evaluate.score import UNSCORED, HintTotals, Scored, Scorer
 from jgolf.model.functional import Params
 from jgolf.watch import Observer, unobserved
 

@@ -47,7 +47,7 @@ class Validation:
         Args:
           params: the weights.
           max_tokens: score about this many tokens only; 0 for all.
-          **how: `mesh`, `progress` and `looped` of `jgolf.evaluate.score.window_nats`.
+          **how: `mesh`, `progress` and `looped` of `jgolf.evaluate.nats.window_nats`.
         """
         seq_len = self.config.train.seq_len
         in_a_row, _ = scorers_of(self.config.train.documents)

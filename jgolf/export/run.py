@@ -16,8 +16,6 @@ from typing import Any, get_args
 
 import jax
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from jgolf import compiling, files
 from jgolf import config as configs
@@ -27,16 +25,17 @@ from jgolf.artifact.scoring import Artifact, read_artifact
 from jgolf.artifact.seeds import SeedRun
 from jgolf.compress.codec import Codec
 from jgolf.compress.container import Reader
-from jgolf.config import AdaptedConfig, Average, Config, HintsConfig, QuantizeConfig
+from jgolf.config import AdaptedConfig, Average, Config, HintsConfig
 from jgolf.data.fingerprint import validation_sha256
 from jgolf.data.text import Text
 from jgolf.data.text_baseline import compressor_bits_per_byte, compressors
 from jgolf.data.tokenizer import Tokenizer
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
-from jgolf.evaluate.challenge import CHALLENGE_SECONDS
-from jgolf.evaluate.score import Score, bits_per_byte, scorers_of, scoring_model
+from jgolf.evaluate.nats import scoring_model
+from jgolf.evaluate.score import Score, bits_per_byte, scorers_of
 from jgolf.evaluate.validation import Validation
 from jgolf.export.options import ExportOptions, repeated
+from jgolf.export.telling import advice, averages_table, print_result
 from jgolf.lock import locked
 from jgolf.progress import activity, byte_progress, counting, plain_console, progress_bar
 from jgolf.quantize.budget import Budgeted, quantize_to_budget
@@ -74,11 +73,11 @@ def export_and_tell(config: Config, options: ExportOptions) -> int:
     console = plain_console()
     console.print(size.size_table(report))
     if options.compare_averages:
-        console.print(_averages_table(result["averages"]))
-    _print_result(result, options.run_dir)
+        console.print(averages_table(result["averages"]))
+    print_result(result, options.run_dir)
     is_over = report.over_bytes > 0
     if is_over:
-        print(_advice(config.quantize, options, report))
+        print(advice(config.quantize, options, report))
     if options.submission:
         _write_submission(config, options)
     return EXIT_CHECK_FAILED if is_over else EXIT_OK
@@ -332,84 +331,6 @@ def _compare_averages(
 
 def _comparison(before_bpb: float, after_bpb: float, artifact_bytes: int) -> dict[str, Any]:
     return {"pre_quantization_val_bpb": before_bpb, "val_bpb": after_bpb, "artifact_bytes": artifact_bytes}
-
-
-def _averages_table(averages: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="Averages, bits per byte of rows of the sequence length", box=box.SIMPLE)
-    for name in ("weights", "before", "after quantization", "gap", "artifact bytes"):
-        table.add_column(name, justify="left" if name == "weights" else "right", no_wrap=True)
-    for name, row in averages.items():
-        if "missing" in row:
-            table.add_row(name, "none")
-            continue
-        before, after = row["pre_quantization_val_bpb"], row["val_bpb"]
-        table.add_row(name, f"{before:.5f}", f"{after:.5f}", f"{after - before:.5f}", f"{row['artifact_bytes']:,}")
-    return table
-
-
-# --- what is printed ---------------------------------------------------------------------------
-
-
-def _advice(quantize_config: QuantizeConfig, options: ExportOptions, report: size.SizeReport) -> str:
-    """How to get back under the limit."""
-    budgeted = f"--budget {options.limit_bytes} chooses all steps for the least damage at that size"
-    if options.budget is not None:
-        return f"{report.over_bytes:,} bytes over the limit: {budgeted}"
-    stored = read_artifact(options.run_dir / ARTIFACT_FILE).stored
-    forms = size.smaller_forms(stored, quantize_config, options.codec)
-    return f"{size.advice(forms, report.over_bytes)}\nor {budgeted}"
-
-
-def _print_result(result: dict[str, Any], run_dir: Path) -> None:
-    print(
-        f"{run_dir / ARTIFACT_FILE}: {result['artifact_bytes']:,} bytes, with {result['code_bytes']:,} of code "
-        f"{result['total_bytes']:,} of {result['limit_bytes']:,}"
-    )
-    if result["tokens"] < result["split_tokens"]:
-        print(f"scored on the first {result['tokens']:,} of {result['split_tokens']:,} validation tokens only")
-    print(
-        f"before quantization ({result['average']}) val_bpb:{result['pre_quantization_val_bpb']:.5f}\n"
-        f"after, from the artifact      val_loss:{result['val_loss']:.5f} val_bpb:{result['val_bpb']:.5f}\n"
-        f"sliding, stride {result['sliding_stride']:<5}         val_loss:{result['sliding_val_loss']:.5f} "
-        f"val_bpb:{result['sliding_val_bpb']:.5f}"
-    )
-    if "adapted_val_bpb" in result:
-        share = result["adapted_challenge_s"] / CHALLENGE_SECONDS
-        print(
-            f"with test-time training       val_loss:{result['adapted_val_loss']:.5f} "
-            f"val_bpb:{result['adapted_val_bpb']:.5f}, at {share:.0%} of the challenge's seconds"
-            f"{_hints_text(result)}"
-        )
-    if "predicted_gap_bpb" in result:
-        gap = result["val_bpb"] - result["pre_quantization_val_bpb"]
-        print(f"quantization costs            val_bpb:{gap:.5f}, predicted {result['predicted_gap_bpb']:.5f}")
-    print(_bytes_text(result))
-    for name, bits in result.get("compressors_bpb", {}).items():
-        print(f"the same text by {name:<12} {bits:.5f} bits per byte")
-    if "compressed" in result:
-        sizes = result["compressed"]
-        print(
-            f"its first {sizes['bytes']:,} bytes, compressed by the model and restored: {sizes['compressed_bytes']:,} "
-            f"bytes; by xz -9: {sizes['xz_bytes']:,}"
-        )
-
-
-def _hints_text(result: dict[str, Any]) -> str:
-    """What hints are worth, where there were some."""
-    return f"; {result['hints_gained_bpb']:.5f} of it by hints" if "hints_gained_bpb" in result else ""
-
-
-def _bytes_text(result: dict[str, Any]) -> str:
-    """Which bytes the scores are over."""
-    counted = f"sliding over {result['bytes']:,} bytes as the challenge counts"
-    if result["original_bytes"] is None:
-        return f"{counted}; those of the original text are not known"
-    if result["original_bytes"] == result["bytes"]:
-        return f"{counted}, those of the original text"
-    return (
-        f"{counted}; over the {result['original_bytes']:,} of the original text original_bpb:"
-        f"{result['sliding_original_bpb']:.5f}"
-    )
 
 
 def _demo_text(data_dir: str) -> bytes | None:

@@ -24,7 +24,7 @@ from jgolf.data.batches import Prefetcher
 from jgolf.data.fingerprint import data_fingerprint
 from jgolf.data.run_data import training_tokens
 from jgolf.errors import ArtifactError, ConfigError
-from jgolf.evaluate.score import scoring_model
+from jgolf.evaluate.nats import scoring_model
 from jgolf.evaluate.validation import Validation
 from jgolf.history import FinalScore
 from jgolf.model.functional import Params

@@ -21,6 +21,7 @@ from jgolf.config.plan import make_plan
 from jgolf.data.shards import TokenStream
 from jgolf.data.text import Text
 from jgolf.evaluate import score
+from jgolf.evaluate.nats import window_nats
 from jgolf.evaluate.windows import Windows, document_windows, packed_rows, sliding_windows, standard_windows
 from jgolf.model import functional
 from jgolf.progress import progress_bar
@@ -167,7 +168,7 @@ class BothSides:
         theirs = (self.torch_model, *what, rows, progress_bar(f"PyTorch, {name}"))
         sides = (
             torch_model.window_nats(*theirs, piece_length),
-            score.window_nats(*ours, piece_length=piece_length, looped=looped),
+            window_nats(*ours, piece_length=piece_length, looped=looped),
         )
         theirs, ours = (score.summarize(*score.gathered(parts, text)).val_bpb for parts in sides)
         return comparison.absolute(f"bits per byte, {name}", theirs, ours, self.tolerances.bits_per_byte)

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from jgolf.data.shards import BOS_ID
 from jgolf.errors import error_in_file
-from jgolf.evaluate.score import ScoredTargets
+from jgolf.evaluate.nats import ScoredTargets
 from jgolf.evaluate.windows import Windows
 from jgolf.torch_bridge import interface
 from jgolf.torch_bridge.interface import Call, Switch
@@ -232,7 +232,7 @@ def window_nats(
     progress: Progress = unwatched,
     piece_length: int = 0,
 ) -> Iterator[ScoredTargets]:
-    """The scores of the windows' targets, `rows` windows at a time; see `jgolf.evaluate.score.window_nats`.
+    """The scores of the windows' targets, `rows` windows at a time; see `jgolf.evaluate.nats.window_nats`.
 
     Windows shorter than `seq_len` are padded at their end, as the reference does: the rotary base
     depends on the length that is run.

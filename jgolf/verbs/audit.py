@@ -20,7 +20,8 @@ from jgolf.audit.sizes import Claim, read_claims, sizes
 from jgolf.config import EvaluateConfig, resolved
 from jgolf.data.documents import check_files
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ArtifactError, JgolfError
-from jgolf.evaluate.score import scorers_of, scoring_model
+from jgolf.evaluate.nats import scoring_model
+from jgolf.evaluate.score import scorers_of
 from jgolf.load import kind_of, load_model
 from jgolf.progress import activity, counted, progress_bar, table_console
 from jgolf.run_dir import ARTIFACT_FILE, AUDIT_FILE

@@ -25,17 +25,8 @@ from jgolf.data.text import Text, read_text, table_bytes, without_sidecars
 from jgolf.data.tokenizer import load_tokenizer
 from jgolf.data.train_tokenizer import train_tokenizer
 from jgolf.errors import DataError
-from jgolf.evaluate.score import (
-    UNSCORED,
-    Scored,
-    ScoredTargets,
-    documents,
-    local_mesh,
-    packed,
-    rows,
-    sliding,
-    window_nats,
-)
+from jgolf.evaluate.nats import ScoredTargets, local_mesh, window_nats
+from jgolf.evaluate.score import UNSCORED, Scored, documents, packed, rows, sliding
 from jgolf.evaluate.tilt import Tilt
 from jgolf.evaluate.tilt import hinted as tilted
 from jgolf.evaluate.ttt.adapted import adapted

@@ -16,7 +16,7 @@ from jgolf.errors import ConfigError, DataError, JgolfError
 from jgolf.evaluate.score import UNSCORED, score, sliding
 from jgolf.evaluate.ttt import kept, order
 from jgolf.evaluate.ttt.adapted import adapted
-from jgolf.evaluate.ttt.adapters import Shape, calls_of, padded_widths, program_shapes, shapes_worth_having
+from jgolf.evaluate.ttt.calls import Shape, calls_of, padded_widths, program_shapes, shapes_worth_having
 from jgolf.evaluate.ttt.tuned import tuned
 from jgolf.model.functional import parameter_shapes, token_losses
 from jgolf.model.lora import LowRank, addition_names, addition_outputs

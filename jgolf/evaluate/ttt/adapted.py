@@ -28,22 +28,19 @@ from jgolf.config.plan import make_plan
 from jgolf.data.text import Text
 from jgolf.errors import DataError
 from jgolf.evaluate.hints import NONE
+from jgolf.evaluate.nats import ScoredTargets, local_mesh, pieces_at_once, scoring_model
 from jgolf.evaluate.predictions import Predictions
-from jgolf.evaluate.score import UNSCORED, Scored, ScoredTargets, local_mesh, pieces_at_once, scoring_model
+from jgolf.evaluate.score import UNSCORED, Scored
 from jgolf.evaluate.tilt import Tilt, TiltedPredictions
 from jgolf.evaluate.ttt import order
-from jgolf.evaluate.ttt.adapters import (
-    AdapterPrograms,
-    Adapters,
+from jgolf.evaluate.ttt.adapters import AdapterPrograms, Adapters, FreshDowns, Stream, random_downs
+from jgolf.evaluate.ttt.calls import (
     Call,
-    FreshDowns,
     Shape,
-    Stream,
     calls_of,
     kinds_of_calls,
     padded_widths,
     program_shapes,
-    random_downs,
     shapes_worth_having,
 )
 from jgolf.evaluate.ttt.kept import Kept, fingerprint

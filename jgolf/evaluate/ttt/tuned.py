@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from jgolf.config import EvaluateConfig, ModelConfig, SGDConfig, resolved
 from jgolf.data.text import Text
-from jgolf.evaluate.score import Scored, local_mesh, scoring_model, window_nats
+from jgolf.evaluate.nats import local_mesh, scoring_model, window_nats
+from jgolf.evaluate.score import Scored
 from jgolf.evaluate.ttt.kept import Kept, fingerprint
 from jgolf.evaluate.ttt.sgd import Sgd, zeros_like
 from jgolf.evaluate.ttt.tally import Tally
