@@ -29,6 +29,13 @@ def arguments(others: int) -> list[jax.Array]:
     return [jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.float32), factor, *jnp.asarray(hidden, jnp.bfloat16)]
 
 
+def assert_function_of_product(found, function, x, kernel, factor, *hidden):
+    kernel = kernel if x.dtype == FP8 else kernel.astype(x.dtype)
+    product = np.einsum("btd,df->btf", *(np.asarray(array.astype(jnp.float32), np.float64) for array in (x, kernel)))
+    expected = function(jnp.asarray(product), factor, *(array.astype(jnp.float32) for array in hidden))
+    assert np.linalg.norm(np.asarray(found - expected)) < 4e-3 * np.linalg.norm(np.asarray(expected))  # bfloat16
+
+
 def on_hopper() -> bool:
     return mlp._hopper_kernel() is not None
 
@@ -51,6 +58,19 @@ def test_fits_what_its_tiles_cut_without_a_rest():
     assert hopper.fits(x[..., :192], kernel[:192]) and not hopper.fits(x[..., :192].astype(FP8), kernel[:192])
 
 
+def test_the_interpreter_finds_what_the_function_makes_of_the_product(monkeypatch):
+    interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
+    monkeypatch.setattr(hopper, "_num_multiprocessors", lambda: 1)
+    monkeypatch.setattr(hopper.plgpu, "layout_cast", lambda x, layout: x)  # it has no registers to lay out
+    function, others = FUNCTIONS["leaky backward"]
+    x, kernel, factor, hidden = arguments(others)
+    columns = slice(hopper.WARPGROUPS * hopper.COLUMNS)
+    own = x, kernel[:, columns], factor, hidden[..., columns]
+    with interpreter.force_gpu_interpret_mode():
+        found = hopper.product_then(function, x.dtype, *own)
+    assert_function_of_product(found, function, *own)
+
+
 @pytest.mark.skipif("not on_hopper()")
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("direction", FUNCTIONS)
@@ -62,10 +82,7 @@ def test_agrees_with_the_function_after_the_product(direction, fp8):
     if fp8:
         (x, row_scale), (kernel, scale) = rounded(x, axis=-1), rounded(kernel)
         factor = factor * (row_scale * scale)
-    kernel = kernel if fp8 else kernel.astype(jnp.bfloat16)
-    product = np.einsum("btd,df->btf", *(np.asarray(array.astype(jnp.float32), np.float64) for array in (x, kernel)))
-    expected = function(jnp.asarray(product), factor, *(array.astype(jnp.float32) for array in hidden))
-    assert np.linalg.norm(np.asarray(found - expected)) < 4e-3 * np.linalg.norm(np.asarray(expected))  # bfloat16
+    assert_function_of_product(found, function, x, kernel, factor, *hidden)
 
 
 @pytest.mark.skipif("not on_hopper()")
