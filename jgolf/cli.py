@@ -15,6 +15,7 @@ from jgolf.bench import cli as bench_cli
 from jgolf.data import cli as data_cli
 from jgolf.encoding import show_any_text
 from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
+from jgolf.importing import ended_by_interrupts
 from jgolf.output import outlives_its_readers
 from jgolf.progress import plain_console
 
@@ -93,13 +94,14 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _call(prog: str, target: str, argv: list[str]) -> int:
-    import tyro  # takes longer to import than the list of verbs to print
-
-    from jgolf.options import PATHS
-
     module, _, name = target.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
+        with ended_by_interrupts():
+            import tyro  # takes longer to import than the list of verbs to print
+
+            from jgolf.options import PATHS
+
+            function = getattr(importlib.import_module(module), name)
         parse = getattr(function, "parse_and_call", None)
         with PATHS:
             result = parse(prog, argv) if parse else tyro.cli(function, prog=prog, args=argv)
