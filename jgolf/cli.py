@@ -14,7 +14,8 @@ from jgolf import __version__
 from jgolf.bench import cli as bench_cli
 from jgolf.data import cli as data_cli
 from jgolf.encoding import show_any_text
-from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError
+from jgolf.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, JgolfError, is_out_of_memory
+from jgolf.importing import ended_by_interrupts
 from jgolf.output import outlives_its_readers
 from jgolf.progress import plain_console
 
@@ -93,13 +94,14 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _call(prog: str, target: str, argv: list[str]) -> int:
-    import tyro  # takes longer to import than the list of verbs to print
-
-    from jgolf.options import PATHS
-
     module, _, name = target.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
+        with ended_by_interrupts():
+            import tyro  # takes longer to import than the list of verbs to print
+
+            from jgolf.options import PATHS
+
+            function = getattr(importlib.import_module(module), name)
         parse = getattr(function, "parse_and_call", None)
         with PATHS:
             result = parse(prog, argv) if parse else tyro.cli(function, prog=prog, args=argv)
@@ -108,7 +110,7 @@ def _call(prog: str, target: str, argv: list[str]) -> int:
         print(f"error: {_shortened(str(error))}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         advice = "take fewer tokens at once (train.accumulation raised, evaluate.batch_tokens or --streams lowered)"
         reason = (str(error).strip().splitlines() or ["no more can be had"])[0]
@@ -121,11 +123,6 @@ def _shortened(error: str) -> str:
     half = LONGEST_ERROR_LINE // 2
     lines = error.split("\n")
     return "\n".join(line if len(line) <= 2 * half else f"{line[:half]} … {line[-half:]}" for line in lines)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether the host or a device, as JAX and PyTorch say it, had no memory left."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "OutOfMemory" in type(error).__name__
 
 
 def _print_completion(argv: list[str]) -> int:

@@ -55,6 +55,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host or a device, as JAX and PyTorch say it, had no memory left."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error) or "OutOfMemory" in type(error).__name__
+
+
 def error_in_file(error: BaseException, path: str | Path) -> str:
     """An error in code of the user's, and the last line of the file on the way to it."""
     text = f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, nor half of several; JSON that every reader takes."""
+"""Writing files so that a reader never sees half of one, nor half of several; JSON and CSV that every reader takes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 import errno
 import json
 import math
+import numbers
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +21,8 @@ from jgolf.reading import read_json
 _STAGING = ".replacing-"
 _JOURNAL = "complete.json"
 """In a folder of files that replace others: names what goes. Once it is there, the replacement will be finished."""
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @contextlib.contextmanager
@@ -84,6 +88,24 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def csv_text(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of values below their heads as CSV, lines ended by \\n.
+
+    Numbers are as they are, −0.5 too. Other text that a spreadsheet would run as a formula, which can send what the
+    table holds elsewhere, has an apostrophe before it. What is no UTF-8, as names of files may be, has question marks.
+    """
+    text = "".join(",".join(map(_cell, row)) + "\n" for row in (heads, *rows))
+    return text.encode(errors="replace").decode()
+
+
+def _cell(value: Any) -> str:
+    """Quoted where it has to be; `csv` leaves a carriage return as it is, which ends a row for many readers."""
+    text = "" if value is None else str(value)
+    is_number = isinstance(value, numbers.Number) or _NUMBER.fullmatch(text)
+    text = f"'{text}" if text.startswith(_FORMULA_STARTS) and not is_number else text
+    return '"{}"'.format(text.replace('"', '""')) if re.search(r'[",\r\n]', text) else text
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import os
 import pickle
 import platform
 import re
+import stat
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -181,17 +182,17 @@ def _installed() -> tuple:
 def _noted(origin: Path) -> str:
     """The name of the program that came from there; one that no file has where none is noted."""
     try:
-        name = origin.read_text(encoding="utf-8")
-        os.utime(origin)
+        name = _read(origin).decode()
     except (OSError, ValueError):
         return "none"
+    _mark_used(origin)
     return name if re.fullmatch(r"[0-9a-f]{64}\.program", name) else "none"
 
 
 def _load(path: Path, mesh: Mesh) -> jax.stages.Compiled | None:
     """The program in a file; None where there is none, or none that can be used."""
     try:
-        data = memoryview(path.read_bytes())
+        data = memoryview(_read(path))
         digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
         if hashlib.sha256(content).digest() != digest:
             return None
@@ -203,10 +204,22 @@ def _load(path: Path, mesh: Mesh) -> jax.stages.Compiled | None:
         program = serialize_executable.deserialize_and_load(
             *serialized, backend=devices[0].client, execution_devices=devices
         )
-        os.utime(path)
     except Exception:  # of any kind, JAX's and the compiler's own: it is compiled instead
         return None
+    _mark_used(path)
     return program
+
+
+def _read(path: Path) -> bytes:
+    """What a file holds; OSError where it is none, but a pipe, say, which nobody may ever write to."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_bytes()
+
+
+def _mark_used(path: Path) -> None:
+    with contextlib.suppress(OSError):  # of another user, or in a folder that is read only: good to read all the same
+        os.utime(path)
 
 
 def _keep(program: jax.stages.Compiled, path: Path, libraries: list[str]) -> bool:
@@ -229,12 +242,14 @@ def _make_room(where: Path) -> None:
     """Removes what was used longest ago, what killed processes left behind included."""
     found = []
     for path in where.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process was quicker
-            status = path.stat()
-            found.append((status.st_mtime_ns, status.st_size, path))
+        with contextlib.suppress(OSError):  # another process was quicker
+            status = path.lstat()
+            if not stat.S_ISDIR(status.st_mode):  # which is nobody's program
+                found.append((status.st_mtime_ns, status.st_size, path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
         if total <= LARGEST_FOLDER:
             return
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or another user's
+            path.unlink()
         total -= size

@@ -51,6 +51,8 @@ def test_recipes_have_the_reference_number_of_parameters(name, expected):
         ("train.seq_len", 0, "at least 1"),
         ("train.seed", 1 << 32, "from 0 to 4294967295"),
         ("train.steps", 10**20, "below 2,147,483,648"),
+        ("evaluate.hints.orders", (1, 10**20), "below 2,147,483,648"),
+        ("evaluate.adapted.widths", (10**20,), "below 2,147,483,648"),
         ("model.model_dim", 10**9 + 7, "a divisor of model_dim 1000000007, such as 1"),
         ("optim.muon.momentum", 1.0, "below 1"),
         ("optim.grad_clip", float("nan"), "0 (off) or more"),

@@ -205,6 +205,10 @@ def test_a_run_that_asked_for_the_demo_but_had_other_data(nano_data, run):
     ("words", "told"),
     [
         (["--calibration-tokens", "64"], "--calibration-tokens: expected with --budget"),
+        (
+            ["--budget", "9", "--calibration-tokens", str(10**20)],
+            "--calibration-tokens 1" + 20 * "0" + ": expected below",
+        ),
         (["--github-id", "ada"], "--github-id: expected with --submission"),
         (["--hints"], "--hints: expected with --adapted, whose predictions they tilt"),
         (

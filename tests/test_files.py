@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jgolf import files
@@ -131,3 +135,57 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(JgolfError, match=f"{name}: not a file, so none can be put in its place"):
             files.write_bytes(tmp_path / name, b"x")
         assert (tmp_path / name).is_fifo()
+
+
+HARMLESS = (
+    "demo",
+    "a=b",
+    "1e-3",
+    "-0.5",
+    "+3",
+    "-.5E+9",
+    -0.5,
+    3,
+    True,
+    "[-2, -1]",
+    " =1",
+    "",
+    np.float32(-0.25),
+    -1e9,
+)
+RUN = (
+    "=1+1",
+    "+1+1",
+    "-2 -1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "＝1",
+    "-",
+    "--lr",
+    "-1_0",
+    "-inf",
+    "+٣",
+    Path("=x"),
+)
+
+
+def test_csv_that_no_spreadsheet_runs() -> None:
+    """Text that it would run has an apostrophe before it; numbers, and text that spells one, are as they are."""
+    text = files.csv_text(["=head", "head"], zip(RUN, HARMLESS, strict=True))
+    heads, *rows = csv.reader(io.StringIO(text, newline=""))
+    assert heads == ["'=head", "head"]
+    assert rows == [[f"'{run}", str(harmless)] for run, harmless in zip(RUN, HARMLESS, strict=True)]
+    assert files.csv_text(["a"], [[None], [float("-inf")], ["\udcff,"]]) == 'a\n\n-inf\n"?,"\n'
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_page_of_a_report_writes_the_same_csv() -> None:
+    script = Path(files.__file__).with_name("report").joinpath("assets", "curves.js").read_text(encoding="utf-8")
+    function = script[script.index("function csvCell") :].partition("\n}\n")[0] + "\n}\n"
+    values = [value for value in (*map(str, RUN), *HARMLESS) if isinstance(value, str | int)]
+    values = [value for value in values if not isinstance(value, bool)]
+    shown = f"process.stdout.write({json.dumps(values)}.map(csvCell).join('\\n') + '\\n')"
+    done = subprocess.run(["node", "-e", function + shown], capture_output=True, check=True)
+    assert done.stdout.decode() == files.csv_text(["x"], [[value] for value in values])[2:]

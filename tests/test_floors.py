@@ -17,7 +17,7 @@ import jgolf
 ROOT = Path(jgolf.__file__).parent
 FLOORS = (
     # what everything stands on
-    *("__init__", "errors", "watch", "run_dir", "compiling", "reading", "encoding", "options"),
+    *("__init__", "importing", "errors", "watch", "run_dir", "compiling", "reading", "encoding", "options"),
     *("output", "files", "lock", "progress", "programs"),
     # what a run is, and what becomes of each parameter
     *("config", "rules"),

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -132,6 +132,30 @@ def test_damaged_files_are_made_anew(folder: Path, kind: str, damage: str) -> No
     assert kind == "program" or path.read_bytes() == good
 
 
+@pytest.mark.parametrize("kind", ["program", "origin"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_passed_over(folder: Path, kind: str, make: Callable[[Path], None]) -> None:
+    """A pipe would be waited for without end."""
+    scale = Scaling()
+    assert scale() == 1
+    (path,) = files_of(folder, kind)
+    path.unlink()
+    make(path)
+    assert [scale(), scale()] == [2, 3]
+
+
+def test_programs_of_another_user_are_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or in a folder that is read only: that their times cannot be set is no reason to compile."""
+    scale = Scaling()
+    assert scale() == 1
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert [scale(), scale()] == [1, 1]
+
+
 def test_a_program_that_cannot_be_loaded_here_is_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scale = Scaling()
     assert scale() == 1
@@ -192,17 +216,19 @@ def test_the_oldest_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     scale(3.0)
     for path in folder.iterdir():
         os.utime(path, (1, 1))
+    (folder / "of others").mkdir()
+    os.utime(folder / "of others", (0, 0))
     (folder / ".killed.1.tmp").write_bytes(bytes(10_000_000))
     os.utime(folder / ".killed.1.tmp", (2, 2))
     (size,) = (path.stat().st_size for path in files_of(folder, "program"))
     scale(4.0)
     assert len(files_of(folder, "program")) == 2
-    for number, path in enumerate(sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)):
+    for number, path in enumerate(sorted(folder.glob("*.*"), key=lambda path: path.stat().st_mtime)):
         os.utime(path, (number + 10, number + 10))
     assert scale(3.0) == 2  # used now, so 4's is the oldest
     monkeypatch.setattr(programs, "LARGEST_FOLDER", int(2.5 * size))
     assert scale(5.0) == 3
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 2.5 * size + 200
+    assert sum(path.stat().st_size for path in folder.glob("*.*")) <= 2.5 * size + 200
     assert [scale(3.0), scale(5.0), scale(4.0)] == [3, 3, 4]
 
 

@@ -20,6 +20,14 @@ from jgolf.evaluate.sample import continued_text
 from jgolf.serve.server import ADDRESS, Asked, PageServer
 
 JSON = {"Content-Type": "application/json"}
+END = '{"end": "of the text"}\n'
+FAILURES = {
+    "memory": RuntimeError("RESOURCE_EXHAUSTED: no 3 GB\nmore of it"),
+    "host": MemoryError(),
+    "file": OSError(5, "Input/output error"),
+    "any": KeyError("x"),
+}
+"""Prompt → what the model raises in the middle of its answer."""
 ASKED = {"prompt": "ä", "tokens": 3, "temperature": 0.5, "top_p": 1, "seed": 7}
 
 
@@ -40,8 +48,12 @@ def server(released: threading.Event) -> Iterator[PageServer]:
         def pieces() -> Iterator[str]:
             yield f"{asked.prompt}1"
             assert released.wait(30)
+            if asked.prompt in FAILURES:
+                raise FAILURES[asked.prompt]
             yield f"{asked.tokens} {asked.temperature} {asked.top_p} {asked.seed}"
 
+        if asked.prompt == "at once":
+            raise RuntimeError("of the model\nand where it is in the code")
         return pieces()
 
     with PageServer(0, "a model", go_on) as made:
@@ -58,6 +70,13 @@ def send(server: PageServer, method: str, path: str, body: object = None, **head
     return connection.getresponse()
 
 
+def texts(answer: http.client.HTTPResponse) -> str:
+    """What was continued, to its end."""
+    *pieces, end = answer.read().decode().splitlines(keepends=True)
+    assert end == END
+    return "".join(json.loads(piece)["text"] for piece in pieces)
+
+
 def test_the_page_loads_nothing_from_elsewhere(server: PageServer) -> None:
     answer = send(server, "GET", "/")
     page = answer.read().decode()
@@ -72,15 +91,42 @@ def test_the_page_loads_nothing_from_elsewhere(server: PageServer) -> None:
 def test_a_text_is_streamed(server: PageServer, released: threading.Event) -> None:
     released.clear()
     answer = send(server, "POST", "/continue", ASKED)
-    assert answer.status == 200 and answer.read(3).decode() == "ä1"  # before the rest is there
+    assert answer.status == 200 and json.loads(answer.readline()) == {"text": "ä1"}  # before the rest is there
     busy = send(server, "POST", "/continue", ASKED)
     assert busy.status == 503 and b"one at a time" in busy.read()
     assert send(server, "GET", "/model").status == 200
     released.set()
-    assert answer.read() == b"3 0.5 1.0 7"
-    assert send(server, "POST", "/continue", ASKED).read().decode() == "ä13 0.5 1.0 7"
+    assert answer.read().decode() == f'{{"text": "3 0.5 1.0 7"}}\n{END}'
+    assert texts(send(server, "POST", "/continue", ASKED)) == "ä13 0.5 1.0 7"
     asked = {**ASKED, "temperature": 10**60}  # as a float, as no 64 bits hold it otherwise
-    assert send(server, "POST", "/continue", asked).read().decode() == "ä13 1e+60 1.0 7"
+    assert texts(send(server, "POST", "/continue", asked)) == "ä13 1e+60 1.0 7"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("memory", "out of memory: RESOURCE_EXHAUSTED: no 3 GB: ask for fewer tokens, or take a smaller model"),
+        ("host", "out of memory: MemoryError: ask for fewer tokens, or take a smaller model"),
+        ("file", "the model failed: OSError: [Errno 5] Input/output error"),
+        ("any", "the model failed: KeyError: 'x'"),
+    ],
+)
+def test_a_model_that_fails_in_the_middle_is_told_of(
+    server: PageServer, prompt: str, message: str, capfd: pytest.CaptureFixture
+) -> None:
+    """On the page, and in a line of the terminal; the next text is continued as if nothing had been."""
+    answer = send(server, "POST", "/continue", {**ASKED, "prompt": prompt})
+    assert [json.loads(line) for line in answer.read().splitlines()] == [{"text": f"{prompt}1"}, {"error": message}]
+    assert texts(send(server, "POST", "/continue", ASKED)) == "ä13 0.5 1.0 7"
+    assert capfd.readouterr().err == f"error: {message}\n"
+
+
+def test_a_model_that_fails_at_once_is_told_of(server: PageServer, capfd: pytest.CaptureFixture) -> None:
+    answer = send(server, "POST", "/continue", {**ASKED, "prompt": "at once"})
+    message = "the model failed: RuntimeError: of the model"
+    assert answer.status == 500 and answer.read().decode() == message
+    assert texts(send(server, "POST", "/continue", ASKED)) == "ä13 0.5 1.0 7"
+    assert capfd.readouterr().err == f"error: {message}\n"
 
 
 def test_who_goes_away_makes_room(server: PageServer, released: threading.Event) -> None:

@@ -1,11 +1,18 @@
-"""Help comes at once: without JAX, which takes seconds to import."""
+"""Help comes at once: without JAX, which takes seconds to import; and Ctrl-C in an import ends a command."""
 
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from jgolf.cli import main
+from jgolf.errors import EXIT_INTERRUPTED
+from jgolf.importing import ended_by_interrupts
+
+ROOT = Path(__file__).parents[1]
 
 PROGRAM = """
 import contextlib, io, sys
@@ -37,3 +44,42 @@ def test_help_of_a_verb(words, capsys):
 def test_help_imports_nothing_slow():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+_, module, *sys.argv = sys.argv
+target = sys.argv[0]
+class Interrupting:
+    def find_spec(name, *_):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting)
+(runpy.run_path if target.endswith(".py") else runpy.run_module)(target, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("jgolf.cli", ["jgolf", "train"]),
+        ("rich.console", ["train.py"]),
+        ("tyro", ["export.py", "--help"]),
+        ("jax", ["jgolf", "sample", "--help"]),
+    ],
+)
+def test_ctrl_c_in_an_import_shows_no_stack_trace(module, words):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, module, *words], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (EXIT_INTERRUPTED, "", "interrupted\n")
+
+
+def test_ctrl_c_that_is_somebody_else_s_stays_so():
+    for handler in (signal.SIG_IGN, lambda *_: None):
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            with ended_by_interrupts():
+                assert signal.getsignal(signal.SIGINT) is handler
+        finally:
+            signal.signal(signal.SIGINT, before)
+    with ThreadPoolExecutor(1) as pool, ended_by_interrupts():
+        pool.submit(main, ["--version"]).result()

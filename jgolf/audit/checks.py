@@ -25,6 +25,8 @@ LARGEST_LOGIT = 32.0
 """Logits are hardly larger; a scorer that tells of larger ones is granted no more."""
 LARGEST_SPREAD = 8.0
 """Standard deviation of logits, of which the same holds."""
+LARGEST_SURPRISE = 8.0
+"""Nats that targets are less likely than the network expects, of which it holds, too."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,17 @@ def rounding(config: ModelConfig, spread: float) -> float:
     Each of ROUNDINGS places of every block rounds, with an error of standard deviation u, a quarter of the last place,
     and these add up as in a random walk, to u·√(ROUNDINGS · blocks) of the stream and so of the logits. In float32 sums
     of D products are rounded, too, each as often. The nats themselves are of the size of ln V, and rounded in float32.
-    In bfloat16 networks of 2 to 17 blocks showed a third to two thirds of it.
+
+    A compiler may keep float32 between two operations, and so round at fewer places. In bfloat16, op by op and
+    compiled, trained networks showed an eighth to two thirds of it, random ones of 2 to 12 blocks whose matrices keep
+    the size of what they multiply a fifth to all. Matrices twice as large enlarge errors, too, from block to block: of
+    such a network it tells too little.
 
     Args:
       config: the network.
       spread: standard deviation of the logits at a position.
     """
-    blocks = len(make_plan(config, True))
-    unit = float(jnp.finfo(config.compute_dtype).eps) / 4
-    sums = config.model_dim if config.compute_dtype == "float32" else 1
-    return math.hypot(unit * math.sqrt(ROUNDINGS * blocks * sums) * spread, _last_place(config))
+    return math.hypot(_relative_rounding(config) * spread, _last_place(config))
 
 
 def largest_rounding(config: ModelConfig, spread: float) -> float:
@@ -79,14 +82,34 @@ def largest_rounding(config: ModelConfig, spread: float) -> float:
     return DEVIATIONS * rounding(config, spread)
 
 
-def mean_rounding(config: ModelConfig, spread: float, count: int) -> float:
+def mean_rounding(config: ModelConfig, spread: float, count: int, surprise: float = 0.0) -> float:
     """What the mean of so many targets' nats may differ by.
 
-    Errors average out, but for two parts: errors of variance e² in all logits make the expected nats larger by up to
-    e²/2, whichever way they point, and the last place of the nats may be rounded the same way everywhere.
+    To first order an error of the logits changes a target's nats by what it changes the target's logit less than it
+    changes the expected one. Where the targets come as often as the network says, that is 0 on average in any context,
+    also for errors that all contexts share, as those of rounded weights: they average out, but for three parts. Errors
+    of variance e² in all logits make the expected nats larger by up to e²/2, whichever way they point. The last place
+    of the nats may be rounded the same way everywhere. And where targets come more rarely than the network says, or
+    more often, shared errors stay: one of all logits' size, relative to them as `rounding` is to their spread, changes
+    the nats by the same part of the surprise.
+
+    Args:
+      config: the network.
+      spread: standard deviation of the logits at a position.
+      count: of the targets.
+      surprise: what the mean of their nats is above what the network expects, the entropy; or below it.
     """
     error = rounding(config, spread)
-    return DEVIATIONS * error / math.sqrt(count) + error**2 / 2 + _last_place(config)
+    shared = _relative_rounding(config) * abs(surprise)
+    return DEVIATIONS * error / math.sqrt(count) + error**2 / 2 + shared + _last_place(config)
+
+
+def _relative_rounding(config: ModelConfig) -> float:
+    """Standard deviation of the stream's error, relative to the stream."""
+    blocks = len(make_plan(config, True))
+    unit = float(jnp.finfo(config.compute_dtype).eps) / 4
+    sums = config.model_dim if config.compute_dtype == "float32" else 1
+    return unit * math.sqrt(ROUNDINGS * blocks * sums)
 
 
 def _last_place(config: ModelConfig) -> float:

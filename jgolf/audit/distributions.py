@@ -95,7 +95,7 @@ def plain_network(tried: Tried) -> list[Check]:
             "plain network",
             "the same: mean difference, nats",
             largest(differences.mean()),
-            mean_rounding(config, deviation, len(told)),
+            mean_rounding(config, deviation, len(told), tried.surprise),
         ),
     ]
 

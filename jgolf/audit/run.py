@@ -51,12 +51,14 @@ class Audit:
       audited: the scorer.
       score: of the text.
       spread: standard deviation of the logits at a position, the largest of those looked at.
+      surprise: nats that the targets looked at are above what the scorer expects; see `tries.Tried`.
       checks: all of them.
     """
 
     audited: Audited
     score: Score
     spread: float
+    surprise: float
     checks: tuple[Check, ...]
 
     @property
@@ -121,7 +123,8 @@ def audit(
     say(f"the score of all {len(text.tokens) - 1:,} tokens")
     run = heard(audited, text)
     checks += [*updates, *counts.one_pass(audited, run), *text_bytes]
-    return Audit(audited, summarize(run.nats, text.target_bytes, text.target_original), tried.spread, tuple(checks))
+    score = summarize(run.nats, text.target_bytes, text.target_original)
+    return Audit(audited, score, tried.spread, tried.surprise, tuple(checks))
 
 
 def against_claim(audit: Audit, claim: Claim, kind: str, model: ModelConfig) -> Check:
@@ -140,7 +143,7 @@ def against_claim(audit: Audit, claim: Claim, kind: str, model: ModelConfig) -> 
     if claim.tokens is not None and not 0 <= claim.tokens - found.tokens < audit.audited.row:
         return Check("score", told, 0, None, f"{name} is about {claim.tokens:,} tokens, not {found.tokens:,}")
     config = audit.audited.config if claim.device == "cpu" else model
-    nats = mean_rounding(config, audit.spread, found.tokens)
+    nats = mean_rounding(config, audit.spread, found.tokens, audit.surprise)
     tolerance = nats / math.log(2) * found.tokens / found.bytes
     note = f"{name} says {said:.6f}, scored on {claim.device or 'another device'}"
     return Check("score", told, abs(found.val_bpb - said), tolerance, note)

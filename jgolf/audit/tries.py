@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jgolf.audit.checks import LARGEST_SPREAD, Check, largest_rounding, times
+from jgolf.audit.checks import LARGEST_SPREAD, LARGEST_SURPRISE, Check, largest_rounding, times
 from jgolf.audit.scorer import Audited, Run, documents_of, heard, largest, largest_change
 from jgolf.data.text import Text
 from jgolf.errors import DataError
@@ -62,6 +63,22 @@ class Tried(NamedTuple):
         with np.errstate(invalid="ignore"):
             found = [largest(np.std(told.every_token)) for told in self.base.heard.told.values()]
         return min(max(found, default=0.0), LARGEST_SPREAD)
+
+    @property
+    def surprise(self) -> float:
+        """What the targets' nats are above what the scorer expects, or below it where negative, beyond chance.
+
+        Chance is two standard errors of the mean: what targets that come as often as is said show by themselves.
+        """
+        with np.errstate(all="ignore"):
+            found = [
+                self.base.nats[target] - np.nansum(np.exp(-told.every_token) * told.every_token)
+                for target, told in self.base.heard.told.items()
+            ]
+            if len(found) < 2 or not np.all(np.isfinite(found)):
+                return 0.0
+        mean, chance = float(np.mean(found)), 2 * float(np.std(found, ddof=1)) / math.sqrt(len(found))
+        return math.copysign(min(max(abs(mean) - chance, 0.0), LARGEST_SURPRISE), mean)
 
     @property
     def why(self) -> str:

@@ -39,7 +39,7 @@ def _checked(settings: Any, prefix: str, combination_problems: Callable[[Any], I
     problems += [
         (name, f"below {LARGEST_INTEGER:,}")
         for name, value in values.items()
-        if name not in wrong and isinstance(value, int) and value >= LARGEST_INTEGER
+        if name not in wrong and any(_is_too_large(one) for one in (value if isinstance(value, tuple) else (value,)))
     ]
     # Combinations are looked at only where each part makes sense.
     problems = problems or [*combination_problems(settings)]
@@ -47,6 +47,10 @@ def _checked(settings: Any, prefix: str, combination_problems: Callable[[Any], I
         lines = (f"  {name} is {excerpt(values[name])}: expected {expected}" for name, expected in problems)
         raise ConfigError("settings that cannot be used:\n" + "\n".join(lines))
     return settings
+
+
+def _is_too_large(value: Any) -> bool:
+    return isinstance(value, int) and value >= LARGEST_INTEGER
 
 
 def _model_problems(model: ModelConfig) -> Iterator[tuple[str, str]]:

@@ -86,6 +86,8 @@ def tokenizer(
                 "--fuse: expected without documents, --case-ops, --lossless and --pure-bytes: there is nothing to learn"
             )
         fused = fused_tokenizer(load_tokenizer(fuse), out)
+        if out.exists() and out.samefile(fuse):
+            raise DataError(f"--out {out}: the tokenizer to be fused, which shards may need: choose another name")
         files.write_bytes(out, fused.model_bytes)
         print(f"{out}: {fused.vocab_size} pieces; ids of fused tokens: {', '.join(map(str, fused.fused))}")
         return

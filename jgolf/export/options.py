@@ -12,6 +12,7 @@ import tyro
 from jgolf import config as configs
 from jgolf.artifact import container, size, submission
 from jgolf.config import Average, Config, DataConfig, EvaluateConfig, QuantizeConfig
+from jgolf.config.check import LARGEST_INTEGER
 from jgolf.errors import JgolfError
 from jgolf.run_dir import CONFIG_FILE
 
@@ -120,6 +121,8 @@ def _check_numbers(options: ExportOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 0:
             raise JgolfError(f"--{name.replace('_', '-')} {value}: expected 0 or more")
+    if options.calibration_tokens >= LARGEST_INTEGER:
+        raise JgolfError(f"--calibration-tokens {options.calibration_tokens}: expected below {LARGEST_INTEGER:,}")
 
 
 def _check_effects(options: ExportOptions, trained: Config, config: Config) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jgolf import files
 from jgolf.history import SCORE_KINDS, History
 from jgolf.history.record import number
 from jgolf.progress import counted
@@ -301,12 +300,7 @@ def leaderboard_table() -> Table:
 
 def csv_text(table: Table) -> str:
     """A table as CSV, numbers as they are and not as they are shown."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.heads)
-    for row in table.rows:
-        writer.writerow([_plain(cell) for cell in row])
-    return text.getvalue().encode(errors="replace").decode()  # names of files may be no UTF-8
+    return files.csv_text(table.heads, ([_plain(cell) for cell in row] for row in table.rows))
 
 
 def _plain(cell: Cell) -> str | float:

@@ -8,6 +8,7 @@ work has to be JSON, which a browser lets no other page send.
 from __future__ import annotations
 
 import errno
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any, NamedTuple
 
-from jgolf.errors import JgolfError
+from jgolf.errors import JgolfError, first_line, is_out_of_memory
 from jgolf.reading import Unreadable, excerpt, parse_json
 
 ADDRESS = "127.0.0.1"
@@ -73,8 +74,17 @@ class PageServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing of who went away in the middle."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
+        if not isinstance(error := sys.exception(), OSError):
+            self.failed(error)
+
+    def failed(self, error: BaseException) -> str:
+        """Tells the terminal of an error, in a line, and goes on; what the page is to say of it."""
+        if is_out_of_memory(error):
+            text = f"out of memory: {first_line(error)}: ask for fewer tokens, or take a smaller model"
+        else:
+            text = f"the model failed: {type(error).__name__}: {first_line(error)}"
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        return text
 
     @property
     def port(self) -> int:
@@ -106,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.NOT_FOUND, "there is nothing here but the page, /")
 
     def do_POST(self) -> None:
-        """Continues a text, as a stream."""
+        """Continues a text: a line of JSON for every piece, {"text": …}, and at last {"end": …} or {"error": …}."""
         if not self._is_ours():
             return
         if self.path != "/continue":
@@ -114,23 +124,40 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             asked = _asked(self._body())
-            pieces = self.server.go_on(asked)
-        except (Unreadable, JgolfError) as error:
+        except Unreadable as error:
             self._answer(HTTPStatus.BAD_REQUEST, str(error))
+            return
+        try:
+            pieces = self.server.go_on(asked)
+        except JgolfError as error:
+            self._answer(HTTPStatus.BAD_REQUEST, str(error))
+            return
+        except Exception as error:  # the model's, of any kind
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, self.server.failed(error))
             return
         if not self.server.busy.acquire(blocking=False):
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "busy with another text: one at a time")
             return
         try:
-            self._start(HTTPStatus.OK, "text/plain", None)
-            for piece in pieces:
-                self.wfile.write(piece.encode())
+            self._start(HTTPStatus.OK, "application/x-ndjson", None)
+            for line in self._lines(pieces):
+                self.wfile.write(json.dumps(line).encode() + b"\n")
                 self.wfile.flush()
         except OSError:
             pass  # no one reads it any more
         finally:
             self.server.busy.release()
             self.close_connection = True
+
+    def _lines(self, pieces: Iterator[str]) -> Iterator[dict[str, str]]:
+        """The pieces of the text, and how it ended: by itself, or with an error."""
+        try:
+            for piece in pieces:
+                yield {"text": piece}
+        except Exception as error:  # the model's, of any kind: the next text may go well
+            yield {"error": self.server.failed(error)}
+        else:
+            yield {"end": "of the text"}
 
     def _is_ours(self) -> bool:
         """Whether the request is the page's own; answers it where it is not."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import itertools
 import shutil
 from collections.abc import Mapping, Sequence
@@ -124,8 +122,5 @@ def _nearest_difference(config: Config, others: Sequence[Config]) -> str:
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return files.csv_text(names, ([row.get(name) for name in names] for row in rows))

@@ -88,6 +88,8 @@ def run_audit(argv: list[str], prog: str = "jgolf audit") -> int:
     out = options.out or model.with_name(AUDIT_FILE.name)
     if not os.access(out.parent, os.W_OK):
         raise JgolfError(f"{out.parent}: cannot be written to, expected the folder for {out.name}: give --out FILE")
+    if out.is_dir():
+        raise JgolfError(f"--out {out}: a folder, expected the name of a file to write")
     compiling.keep_programs()
     loaded = load_model(options.model, options.config)
     claims = read_claims(model) if is_artifact else []

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from jgolf.audit import counts
-from jgolf.audit.checks import Check, largest_rounding, mean_rounding, rounding, sum_rounding
+from jgolf.audit.checks import LARGEST_SURPRISE, Check, largest_rounding, mean_rounding, rounding, sum_rounding
 from jgolf.audit.run import Plan, against_claim, audit
-from jgolf.audit.scorer import Audited, documents_of, largest_change
+from jgolf.audit.scorer import Audited, Heard, Run, Told, documents_of, largest_change
 from jgolf.audit.sizes import Claim
-from jgolf.audit.tries import changed_behind
+from jgolf.audit.tries import Tried, changed_behind
 from jgolf.config import AdaptedConfig, HintsConfig, ModelConfig, SGDConfig
 from jgolf.data.pack import pack_documents
 from jgolf.data.pure_bytes import byte_tokenizer_file
@@ -455,19 +455,65 @@ def test_bytes_of_the_original_are_audited_beside_the_challenge_s(nano_data, tmp
     assert counts.text_bytes(more, tokenizer, ())[1].figure == 3  # the dropped space, too, within what a cut allows
 
 
-def test_rounding_against_a_network_in_two_precisions(params, text):
+WIDE = {"vocab_size": 64, "model_dim": 64, "num_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "compiled"),
+    [
+        ({}, False),
+        ({}, True),
+        ({"num_layers": 4, **WIDE}, True),
+        *(
+            pytest.param(change, compiled, marks=pytest.mark.slow)
+            for change in (WIDE, {"num_layers": 6, **WIDE}, {"num_layers": 12})
+            for compiled in (False, True)
+        ),
+    ],
+)
+def test_rounding_against_a_network_in_two_precisions(change, compiled):
     """What bfloat16 does to a network stays within what is expected of it, and is not far below."""
-    tokens = jnp.asarray(text.tokens[None, :200], jnp.int32)
-    exact, rounded = (
-        jax.nn.log_softmax(apply(dataclasses.replace(MODEL, compute_dtype=dtype), params, tokens))[0]
-        for dtype in ("float32", "bfloat16")
-    )
-    spread, errors = float(jnp.std(exact, axis=-1).max()), np.asarray(exact - rounded)
-    model = dataclasses.replace(MODEL, compute_dtype="bfloat16")
-    assert rounding(model, spread) / 8 < errors.std() < rounding(model, spread)
-    assert np.abs(errors).max() < largest_rounding(model, spread)
-    assert abs(errors[:, 3].mean()) < mean_rounding(model, spread, len(errors))
-    assert np.abs(np.exp(np.asarray(exact, np.float64)).sum(-1) - 1).max() < sum_rounding(32) < 3e-5
+    model, count = dataclasses.replace(MODEL, **change), 1024
+    in_two = [dataclasses.replace(model, compute_dtype=dtype) for dtype in ("float32", "bfloat16")]
+    maybe_compiled = jax.jit if compiled else lambda function: function
+    functions = [maybe_compiled(partial(apply, one)) for one in in_two]
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        shapes = parameter_shapes(model).items()
+        deviation = 1 / math.sqrt(model.model_dim)
+        params = {path: jnp.asarray(rng.normal(0, deviation, shape), jnp.float32) for path, shape in shapes}
+        tokens = jnp.asarray(rng.integers(0, model.vocab_size, (1, count)), jnp.int32)
+        logits = (np.asarray(function(params, tokens)[0], np.float64) for function in functions)
+        exact, rounded = (np.logaddexp.reduce(one, -1, keepdims=True) - one for one in logits)
+        spread, errors = float(exact.std(-1).max()), rounded - exact
+        assert rounding(in_two[1], spread) / 8 < errors.std() < rounding(in_two[1], spread)
+        assert np.abs(errors).max() < largest_rounding(in_two[1], spread)
+
+        odds = np.exp(-exact)
+        entropy = (odds * exact).sum(-1).mean()
+        its_own = (odds.cumsum(-1) > rng.random((count, 1))).argmax(-1)  # as often as the network says
+        for name, targets in ("its own", its_own), ("any", rng.integers(0, model.vocab_size, count)), ("one", 3):
+            places = np.arange(count), targets
+            surprise = 0.0 if name == "its own" else exact[places].mean() - entropy
+            found = abs(errors[places].mean())
+            assert found < mean_rounding(in_two[1], spread, count, surprise), (name, seed)
+        assert np.abs(np.exp(-exact).sum(-1) - 1).max() < sum_rounding(model.vocab_size) < 3e-5
+
+
+@pytest.mark.parametrize(("shift", "count"), [(0.0, 40), (0.9, 40), (-0.9, 40), (50.0, 40), (0.9, 1), (np.nan, 40)])
+def test_surprise_is_what_is_beyond_chance(shift, count, text):
+    odds = np.array([0.5, 0.25, 0.25, 0.0])
+    with np.errstate(divide="ignore"):
+        told = {target: Told(-np.log(odds), math.nan, 0) for target in range(count)}
+    nats = np.full(len(text.tokens) - 1, 1.5 * math.log(2) + shift)  # the entropy, and what is added to it
+    nats[0::2] += 1
+    nats[1::2] -= 1
+    heard = Heard(text)
+    heard.told = told
+    found = Tried(None, Run(text, nats, heard), None, [])
+    chance = 2 * math.sqrt(count / max(count - 1, 1)) / math.sqrt(count)
+    expected = {0.9: 0.9 - chance, -0.9: chance - 0.9, 50.0: LARGEST_SURPRISE}.get(shift, 0.0)
+    assert found.surprise == pytest.approx(expected if count > 1 else 0.0)
 
 
 def test_changed_tokens(text):

@@ -127,6 +127,7 @@ def test_sizes_that_are_understated(exported, tmp_path):
         (["--max-tokens", "20"], "the tokens are too few to try the scorer rows on: found 21, expected at least 66"),
         (["--documents", "nowhere.txt"], "nowhere.txt: no such file"),
         (["--scorer", "rows", "--stride", "8"], "--stride: expected with a scorer that slides"),
+        (["--out", "."], "--out .: a folder, expected the name of a file to write"),
         (["--out", "nowhere/a.json"], "nowhere: cannot be written to, expected the folder for a.json"),
     ],
 )

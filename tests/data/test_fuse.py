@@ -155,6 +155,16 @@ def test_what_cannot_be_fused(tmp_path, plain, fused):
             load_tokenizer(damaged)
 
 
+def test_a_tokenizer_is_not_fused_in_its_place(tmp_path, capsys):
+    path = tmp_path / "case.model"
+    path.write_bytes(MODEL.read_bytes())
+    (tmp_path / "same.model").symlink_to(path)
+    for out in (path, tmp_path / "same.model"):
+        assert main(["data", "tokenizer", "--fuse", str(path), "--out", str(out)]) == 2
+        assert f"--out {out}: the tokenizer to be fused" in capsys.readouterr().err
+    assert path.read_bytes() == MODEL.read_bytes()
+
+
 def test_a_text_with_a_byte_that_is_taken(tmp_path, fused):
     with pytest.raises(DataError, match=r"the text holds the byte <0x00>, whose id .*/fused\.model: take"):
         fused.encode("a\0b")

@@ -279,6 +279,14 @@ function zoomTo(min, max) {
   for (const chart of charts) if (chart.options.shared) chart.plot.setScale("x", { min, max });
 }
 
+// As jgolf.files.csv_text writes it: a name that a spreadsheet would run as a formula has an apostrophe before it.
+function csvCell(value) {
+  let text = String(value);
+  if (typeof value === "string" && /^[=+\-@\t\r\n＝＋－＠]/.test(text) && !/^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/.test(text))
+    text = `'${text}`;
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
 function save(kind, isCurve) {
   const rows = [["run", ...(isCurve ? ["step", "train_time_s", kind.id] : ["level", "percent"])]];
   if (isCurve)
@@ -291,8 +299,7 @@ function save(kind, isCurve) {
   else
     for (const one of kind.series)
       one.share.forEach((share, at) => rows.push([one.name, at - one.share.length / 2, share]));
-  const quoted = (cell) => (/[",\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell);
-  const text = rows.map((row) => row.map(quoted).join(",")).join("\n");
+  const text = rows.map((row) => row.map(csvCell).join(",")).join("\n");
   const link = make("a");
   link.href = URL.createObjectURL(new Blob([text + "\n"], { type: "text/csv" }));
   link.download = `${kind.id}.csv`;
