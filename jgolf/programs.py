@@ -6,7 +6,7 @@ JAX's own settings, the source of this package, and the versions of all others. 
 where that is known already, is noted beside it. What cannot be read is made anew. The files lie in a folder of their
 own in that of JAX's cache; where that cache is off, nothing is kept.
 
-Loading a program runs what is in its file: as with JAX's own cache, whoever can write to the folder can run code here.
+Loading a program runs what is in its file, so only this user's own files, and root's, are loaded.
 """
 
 from __future__ import annotations
@@ -211,14 +211,15 @@ def _load(path: Path, mesh: Mesh) -> jax.stages.Compiled | None:
 
 
 def _read(path: Path) -> bytes:
-    """What a file holds; OSError where it is none, but a pipe, say, which nobody may ever write to."""
-    if not path.is_file():
+    """What a file holds; OSError where it is somebody else's, or none, but a pipe, which nobody may ever write to."""
+    status, own = path.stat(), os.getuid() if hasattr(os, "getuid") else 0
+    if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, own):
         raise FileNotFoundError(path)
     return path.read_bytes()
 
 
 def _mark_used(path: Path) -> None:
-    with contextlib.suppress(OSError):  # of another user, or in a folder that is read only: good to read all the same
+    with contextlib.suppress(OSError):  # in a folder that is read only: good to read all the same
         os.utime(path)
 
 

@@ -144,8 +144,18 @@ def test_what_is_no_file_is_passed_over(folder: Path, kind: str, make: Callable[
     assert [scale(), scale()] == [2, 3]
 
 
-def test_programs_of_another_user_are_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or in a folder that is read only: that their times cannot be set is no reason to compile."""
+def test_programs_of_another_user_are_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = Scaling()
+    assert scale() == 1
+    owner = os.getuid() or 12_345
+    for path in folder.iterdir():
+        os.chown(path, owner, -1)
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    assert scale() == 2
+
+
+def test_programs_in_a_folder_that_is_read_only_are_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That their times cannot be set is no reason to compile."""
     scale = Scaling()
     assert scale() == 1
 
