@@ -2,7 +2,7 @@
 
 import sys
 
-from jgolf.__main__ import main
+from jgolf.start import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 def ended_by_interrupts() -> Iterator[None]:
     """In the block, Ctrl-C ends the process at once, with a line.
 
-    An exception could come up anywhere in the import of any module, be shown with a stack trace, or be lost in a
-    callback of the import system. Where Ctrl-C is ignored, or somebody else's, and in other threads than the main one,
-    which no signal interrupts, nothing changes.
+    An exception could come up anywhere in the import of any module, be shown with a stack trace, be lost in a callback
+    of the import system, or make the start of an extension, such as JAX's, fail or crash. Where Ctrl-C is ignored, or
+    somebody else's, and in other threads than the main one, which no signal interrupts, nothing changes.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

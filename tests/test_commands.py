@@ -185,10 +185,11 @@ def test_serve_writes_what_sample_does(run_dir):
                 f"{address}continue", json.dumps(asked).encode(), {"Content-Type": "application/json"}
             )
             with urllib.request.urlopen(request, timeout=120) as answer:
-                text = answer.read().decode()
+                *pieces, end = map(json.loads, answer.read().splitlines())
         finally:
             server.kill()
-    assert f"The function{text}\n" == run_here("-m", "jgolf", "sample", run_dir, *words).stdout
+    text = "".join(piece["text"] for piece in pieces)
+    assert "end" in end and f"The function{text}\n" == run_here("-m", "jgolf", "sample", run_dir, *words).stdout
 
 
 def test_init_from_an_artifact_starts_where_it_ended(run_dir, exported, demo_dir, tmp_path):

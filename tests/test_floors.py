@@ -28,7 +28,7 @@ FLOORS = (
     # what is done with them
     *("api", "audit", "history", "compare", "sweep", "report", "bench", "doctor", "new", "serve"),
     # the command line
-    *("verbs", "completion", "cli", "__main__"),
+    *("verbs", "completion", "cli", "start", "__main__"),
 )
 """Folders and files of the package; each may import those before it, inside functions too."""
 HEIGHT = {name: number for number, name in enumerate(FLOORS)}

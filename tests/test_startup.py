@@ -66,6 +66,7 @@ sys.meta_path.insert(0, Interrupting)
         ("rich.console", ["train.py"]),
         ("tyro", ["export.py", "--help"]),
         ("jax", ["jgolf", "sample", "--help"]),
+        ("jaxlib", ["train.py", "demo", "--data", "tests", "--run-dir", "nowhere"]),
     ],
 )
 def test_ctrl_c_in_an_import_shows_no_stack_trace(module, words):

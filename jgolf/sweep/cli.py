@@ -20,6 +20,7 @@ from jgolf.config.parts import PARTS, Part, known_parts
 from jgolf.data.demo import build_missing_demo
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_OK, JgolfError
+from jgolf.importing import ended_by_interrupts
 from jgolf.lock import locked
 from jgolf.progress import counted, progress_of, table_console, text_column
 from jgolf.run_dir import RESULTS_FILE
@@ -140,7 +141,8 @@ def _resolved(run: SweepRun) -> SweepRun:
 
 def _train(options: SweepOptions, base: Config, folder: SweepFolder) -> None:
     """Trains the new runs; a result is in the folder as soon as it is there."""
-    from jgolf.sweep.train import train_sweep  # JAX starts only when there is something to train
+    with ended_by_interrupts():
+        from jgolf.sweep.train import train_sweep  # JAX starts only when there is something to train
 
     started = time.perf_counter() - folder.seconds
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
+from jgolf.importing import ended_by_interrupts
 from jgolf.train.launch import launch_from_environment
 from jgolf.train.options import DEFAULT_CONFIG, read_command
 from jgolf.train.writers import require_writers
@@ -15,14 +16,16 @@ def train(argv: list[str], prog: str = "train.py") -> int:
     options, run_dir = read_command(argv, prog, "Train a model.", DEFAULT_CONFIG)
     require_writers(options.writers)
     launch = launch_from_environment(options.coordinator, options.num_processes, options.process_id)
-    from jgolf import compiling  # JAX starts only when there is something to train
+    with ended_by_interrupts():
+        from jgolf import compiling  # JAX starts only when there is something to train
 
     if launch is None:
         compiling.wake_devices()
     else:  # the processes join first, which may fail
         print(launch, file=sys.stderr, flush=True)
-    from jgolf.load import load_params
-    from jgolf.train import loop
+    with ended_by_interrupts():
+        from jgolf.load import load_params
+        from jgolf.train import loop
 
     first_params = None if options.init_from is None else partial(load_params, options.init_from)
     return loop.train(
