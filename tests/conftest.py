@@ -87,6 +87,8 @@ NANO = dataclasses.replace(
     compute_dtype="float32",
 )
 """Every part of the recipe, small enough to compile in seconds."""
+SHALLOW = dataclasses.replace(NANO, num_layers=1, xsa_layers=(0,), value_embedding_layers=(0,))
+"""NANO in half the time, without its skips, for what asks for parameters of every kind and not for depth."""
 
 
 @pytest.hookimpl(optionalhook=True)
