@@ -101,5 +101,7 @@ def test_attention_of_every_run_of_a_block(golden):
 
 @pytest.mark.parametrize("kernels", ["plain", "interpret"])
 def test_without_documents_only_the_smear_heeds_them(golden, kernels):
-    logits = jax.jit(partial(apply, dataclasses.replace(MODEL, kernels=kernels)))(params_of(golden, "params/"), golden["dense_x"])
+    logits = jax.jit(partial(apply, dataclasses.replace(MODEL, kernels=kernels)))(
+        params_of(golden, "params/"), golden["dense_x"]
+    )
     assert_close(logits, golden["dense_logits_on"])

@@ -105,7 +105,7 @@ def test_asked_to_stop_saves_and_says_how_to_go_on(
     assert metrics(run_dir, "train_loss") == before
     output = runs.train_here(run_dir, "--resume", "--model.num-layers=3", "--train.steps=200000", exit_code=2)
     assert (
-        f"would make another run of the one that is trained to step {last + 5}:\n  model.num_layers: was 2, now 3\n"
+        f"would make another run of the one that is trained to step {last + 5}:\n  model.num_layers: was 1, now 3\n"
         in output
     )
 

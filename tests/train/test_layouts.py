@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from jgolf import config as configs
+from tests.conftest import NANO
 from tests.train.runs import Runs, finish, free_port, nano_config
 
 STEPS = 12
@@ -23,7 +25,8 @@ def _results(output: str) -> list[dict]:
 @pytest.fixture(scope="module")
 def config(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("layouts") / "config.json"
-    config = configs.replace_all(nano_config(runs.data_dir, steps=STEPS), LEVERS)
+    config = dataclasses.replace(nano_config(runs.data_dir, steps=STEPS), model=NANO)  # matrices for all devices
+    config = configs.replace_all(config, LEVERS)
     configs.write_json(configs.validate(config), path)
     return str(path)
 
