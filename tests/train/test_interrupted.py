@@ -42,13 +42,13 @@ def _logged_steps(run_dir: Path, kind: str) -> list[int]:
 
 @pytest.mark.parametrize("times", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_several_times_ends_bit_identical(runs: Runs, tmp_path: Path, times: int) -> None:
-    train = {"steps": STEPS, "warmdown_steps": 30, "validate_every": 20, "checkpoint_every_steps": 5}
+    train = {"steps": STEPS, "warmdown_steps": 30, "validate_every": 20, "checkpoint_every_steps": 10}
     runs.train_here(tmp_path / "whole", **train)
 
     run_dir = tmp_path / "killed"
     random = np.random.default_rng(int(time.time()))  # the moments are to differ from one day to the next
     moments = [
-        f"step:{random.integers(2, 5)}/",  # before the first checkpoint
+        f"step:{random.integers(1, 4)}/",  # before the first checkpoint
         "checkpoint:saving",  # it is being written in the background
         *(f"step:{first + random.integers(10)}/" for first in (15, 30, 45)),
     ]
@@ -70,7 +70,7 @@ def test_killed_several_times_ends_bit_identical(runs: Runs, tmp_path: Path, tim
     assert metrics(run_dir, "val_bpb") == metrics(tmp_path / "whole", "val_bpb")
     assert _logged_steps(run_dir, "train_loss") == list(range(1, STEPS + 1))
     assert _logged_steps(run_dir, "val_loss") == [0, 20, 40, 60]
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [str(STEPS - 5), str(STEPS)]
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [str(STEPS - 10), str(STEPS)]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_which_signals_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 noted = threading.Event()
                 signals.on_stop(noted.set)
                 signal.raise_signal(number)
-                assert noted.wait(10) and signals.received == number
+                assert noted.wait(60) and signals.received == number
             assert signal.getsignal(number) == before
     finally:
         signal.signal(signal.SIGHUP, as_found)
@@ -180,7 +180,7 @@ def test_two_processes_end_together_whenever_checkpoints_fall(runs: Runs, tmp_pa
         wait_for(pair[0], "step:7/")
         pair[1].terminate()  # it reaches the other with the next step
     output = finish(pair[0], within_s=90)
-    finish(pair[1], within_s=20)
+    finish(pair[1], within_s=90)
     last = max(metrics(run_dir, "train_loss"))
     assert f"step:{last}/100000" in [line for line in output.splitlines() if "step:" in line][-1]
     assert last in [int(path.name) for path in (run_dir / "checkpoints").iterdir()]
