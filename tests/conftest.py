@@ -13,9 +13,11 @@ import tempfile
 from pathlib import Path
 
 # Before JAX starts, here and in the processes that tests start: programs of tests run for milliseconds and compile for
-# seconds, many of them more than once, so they are compiled simply, and kept until the end.
+# seconds, many of them more than once, so they are compiled simply, each by the one thread that its worker has a core
+# for, and kept until the end.
 QUICK_COMPILATION = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
 )
 OWN_PROGRAMS = Path(tempfile.gettempdir()) / f"jgolf-tests-{os.getpid()}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -85,6 +87,8 @@ NANO = dataclasses.replace(
     compute_dtype="float32",
 )
 """Every part of the recipe, small enough to compile in seconds."""
+SHALLOW = dataclasses.replace(NANO, num_layers=1, xsa_layers=(0,), value_embedding_layers=(0,))
+"""NANO in half the time, without its skips, for what asks for parameters of every kind and not for depth."""
 
 
 @pytest.hookimpl(optionalhook=True)

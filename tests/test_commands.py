@@ -21,7 +21,7 @@ MAX_TOKENS = 8192
 SMALL_OPTIONS = f"""
     --model.num-layers 2 --model.model-dim 64 --model.num-heads 2 --model.num-kv-heads 1 --model.xsa-layers 1
     --model.value-embedding-layers 1 --model.bigram-buckets 512 --model.bigram-dim 32 --model.value-embedding-dim 32
-    --train.batch-tokens 2048 --train.seq-len 128 --train.warmdown-steps 20 --train.validate-every 20
+    --train.batch-tokens 1024 --train.seq-len 128 --train.warmdown-steps 20 --train.validate-every 20
     --quantize.small-size 2048 --evaluate.max-tokens {MAX_TOKENS} --evaluate.batch-tokens 4096
     --average.swa-every 2
 """

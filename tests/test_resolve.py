@@ -99,7 +99,13 @@ def test_a_network_of_unknown_vocabulary_is_not_built():
 def test_a_sweep_asks_the_tokenizer_too(nano_data, tmp_path, capsys):
     config = configs.replace_all(
         nano_config(nano_data, steps=1, warmdown_steps=1, batch_tokens=256, num_ranks=1),
-        {"model.vocab_size": 0, "model.xsa_layers": (-1,), "evaluate.max_tokens": 256},
+        {
+            "model.vocab_size": 0,
+            "model.num_layers": 2,
+            "model.xsa_layers": (-1,),
+            "model.value_embedding_layers": (1,),
+            "evaluate.max_tokens": 256,
+        },
     )
     configs.write_json(config, tmp_path / "config.json")
     out = tmp_path / "sweep"

@@ -111,8 +111,7 @@ def pack_documents(
     totals = _Totals()
     with new_shards(out_dir, [split], tokenizer, overwrite) as staging:
         with byte_progress(f"packing {split}", sum(Path(path).stat().st_size for path in documents)) as advance:
-            encode = functools.partial(_encode, tokenizer.path, byte_counts)
-            pieces = _tokenized(documents, encode, workers or _usable_cores(), advance, totals)
+            pieces = _tokenized(documents, tokenizer, byte_counts, workers or _usable_cores(), advance, totals)
             with contextlib.closing(pieces):
                 names = write_shards(staging, split, pieces, shard_tokens)
         if not names:
@@ -158,16 +157,14 @@ def _line_groups(paths: Sequence[str | Path]) -> Iterator[_Lines]:
             lines.append(line)
             num_bytes += len(line) + 1  # empty lines take room, too
             if num_bytes >= _TASK_BYTES:
-                yield _Lines(path, first_number, lines, sum(read))
+                yield _told(_Lines(path, first_number, lines, sum(read)))
                 first_number, lines, num_bytes = first_number + len(lines), [], 0
                 read.clear()
         if lines or read:
-            yield _Lines(path, first_number, lines, sum(read))
+            yield _told(_Lines(path, first_number, lines, sum(read)))
 
 
-def _encode(tokenizer_path: Path, byte_counts: bool, group: _Lines) -> _Encoded:
-    """Runs in a worker process."""
-    tokenizer = _worker_tokenizer(tokenizer_path)
+def _encode(tokenizer: Tokenizer, byte_counts: bool, group: _Lines) -> _Encoded:
     changes = Changes()
     pieces: list[Piece] = []
     for number, line in enumerate(group.lines, start=group.first_number):
@@ -206,49 +203,69 @@ def _document(tokenizer: Tokenizer, text: str, where: str, byte_counts: bool, ch
     return Piece(tokens, np.array(counts, TOKEN_TYPE))
 
 
-_worker_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
-
-
 def _tokenized(
     paths: Sequence[str | Path],
-    encode: Callable[[_Lines], _Encoded],
+    tokenizer: Tokenizer,
+    byte_counts: bool,
     workers: int,
     advance: Callable[[int], None],
     totals: _Totals,
 ) -> Iterator[Piece]:
-    """The tokens of all documents in order, in pieces; a few more than `workers` groups are under way at a time.
+    """The tokens of all documents in order, in pieces.
 
     `advance` is told of the bytes of a file once they are tokenized, which takes longer than reading them.
     """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
     groups = _line_groups(paths)
-    pending: deque = deque()
-    try:
-        while True:
-            for group in itertools.islice(groups, 2 * workers + 1 - len(pending)):
-                _tell_of_long_line(group)
-                pending.append((group.file_bytes, pool.submit(encode, group)))
-            if not pending:
-                return
-            file_bytes, encoding = pending.popleft()
-            encoded = encoding.result()
+    first = list(itertools.islice(groups, 2))
+    if len(first) < 2:  # which is done before a process has started
+        encodings = ((group.file_bytes, _encode(tokenizer, byte_counts, group)) for group in first)
+    else:
+        encodings = _in_processes(itertools.chain(first, groups), tokenizer.path, byte_counts, workers)
+    with contextlib.closing(encodings):
+        for file_bytes, encoded in encodings:
             advance(file_bytes)
             totals.tokens += len(encoded.piece.tokens)
             totals.changes.add(encoded.changes)
             yield encoded.piece
+
+
+def _in_processes(
+    groups: Iterator[_Lines], tokenizer_path: Path, byte_counts: bool, workers: int
+) -> Iterator[tuple[int, _Encoded]]:
+    """In the order of the groups, of which a few more than `workers` are under way at a time."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
+    encode = functools.partial(_encode_there, tokenizer_path, byte_counts)
+    pending: deque = deque()
+    try:
+        while True:
+            for group in itertools.islice(groups, 2 * workers + 1 - len(pending)):
+                pending.append((group.file_bytes, pool.submit(encode, group)))
+            if not pending:
+                return
+            file_bytes, encoding = pending.popleft()
+            yield file_bytes, encoding.result()
     except BrokenProcessPool:
         raise JgolfError("a tokenizing process was killed, probably for lack of memory; nothing was packed") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _tell_of_long_line(group: _Lines) -> None:
-    """A line is one document and one piece of work, during which no progress can be shown."""
+_worker_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
+
+
+def _encode_there(tokenizer_path: Path, byte_counts: bool, group: _Lines) -> _Encoded:
+    """`_encode` in a worker process."""
+    return _encode(_worker_tokenizer(tokenizer_path), byte_counts, group)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+
+
+def _told(group: _Lines) -> _Lines:
+    """The group, its longest line told of: that is one document and one piece of work, without progress to show."""
     size = max(map(len, group.lines), default=0)
     if size >= _LONG_LINE_BYTES:
         number = group.first_number + [len(line) for line in group.lines].index(size)
         print(f"{group.path}:{number}: a document of {size / 1e6:.1f} MB, tokenized in one piece", file=sys.stderr)
+    return group

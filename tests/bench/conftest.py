@@ -13,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jgolf import config as configs
 from jgolf.bench import timing
 from jgolf.config import Config, DataConfig
-from tests.conftest import NANO, RECIPE
+from tests.conftest import RECIPE, SHALLOW
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -38,7 +38,7 @@ def nano() -> Config:
     return dataclasses.replace(
         RECIPE,
         name="nano",
-        model=NANO,
+        model=SHALLOW,
         optim=dataclasses.replace(RECIPE.optim, muon=muon),
         train=dataclasses.replace(RECIPE.train, batch_tokens=512, seq_len=16, num_ranks=8),
         data=DataConfig(dir="no such folder"),

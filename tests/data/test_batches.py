@@ -107,7 +107,7 @@ def test_prefetcher_is_bounded(depth):
 
     with Prefetcher(make, 0, depth) as steps:
         assert next(steps) == 0
-        assert enough.wait(10)
+        assert enough.wait(60)
         assert len(made) <= depth + 1
     assert len(made) <= depth + 1
 
@@ -134,23 +134,23 @@ def test_prefetcher_closes_whatever_its_thread_does():
     with pytest.raises(StopIteration):
         next(waiting)
 
-    busy = Prefetcher(lambda step: release.wait(60), 0)
+    busy = Prefetcher(lambda step: release.wait(120), 0)
     closing = threading.Thread(target=busy.close)
     closing.start()
     release.set()
-    closing.join(10)
+    closing.join(60)
     assert not closing.is_alive()
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def test_prefetcher_close_wakes_a_consumer():
     release = threading.Event()
-    prefetcher = Prefetcher(lambda step: release.wait(60), 0)
+    prefetcher = Prefetcher(lambda step: release.wait(120), 0)
     got: list[bool] = []
     consumer = threading.Thread(target=lambda: got.extend(prefetcher))
     consumer.start()
     release_later = threading.Timer(0.2, release.set)
     release_later.start()
     prefetcher.close()
-    consumer.join(10)
+    consumer.join(60)
     assert not consumer.is_alive()

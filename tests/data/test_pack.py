@@ -1,4 +1,3 @@
-import functools
 import gzip
 import json
 import resource
@@ -202,8 +201,7 @@ def test_progress_is_what_is_tokenized_and_long_documents_are_told(tmp_path, mon
     path = tmp_path / "docs.txt"
     path.write_bytes(b"\n".join([b"short", b"a b " * 16_000, b"c d " * 16_000, b"e f " * 16_000]))
     advanced = []
-    encode = functools.partial(pack_module._encode, tokenizer.path, False)
-    pieces = pack_module._tokenized([path], encode, 1, advanced.append, pack_module._Totals())
+    pieces = pack_module._tokenized([path], tokenizer, False, 1, advanced.append, pack_module._Totals())
     seen = [sum(advanced) for _ in pieces]
     assert seen[0] <= 1 << 16 < seen[2] <= sum(advanced) == path.stat().st_size
     assert capsys.readouterr().err.splitlines() == [

@@ -29,11 +29,6 @@ def golden() -> dict[str, np.ndarray]:
         return dict(file)
 
 
-@pytest.fixture(scope="module", params=["plain", "interpret"])
-def model(request):
-    return dataclasses.replace(MODEL, kernels=request.param)
-
-
 def assert_close(found, expected: np.ndarray) -> None:
     """Within the tolerance, of the largest value."""
     assert found.shape == expected.shape
@@ -60,8 +55,17 @@ def test_the_real_size():
     np.testing.assert_allclose(np.arctan2(context.sin, context.cos)[1], expected["_inv_freq"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("looped", [False, True])
-def test_hidden_states_logits_loss_and_gradients(golden, model, looped):
+@pytest.mark.parametrize(
+    ("kernels", "looped"),
+    [
+        ("plain", False),
+        ("plain", True),
+        pytest.param("interpret", False, marks=pytest.mark.slow),  # the modules with loops, the order without are here
+        ("interpret", True),
+    ],
+)
+def test_hidden_states_logits_loss_and_gradients(golden, kernels, looped):
+    model = dataclasses.replace(MODEL, kernels=kernels)
     params, phase = params_of(golden, "params/"), "on" if looped else "off"
     how = {"looped": looped, "piece_length": PIECE_LENGTH}
 
@@ -95,6 +99,9 @@ def test_attention_of_every_run_of_a_block(golden):
     assert_close(np.stack(found), golden["attn_out_on"])
 
 
-def test_without_documents_only_the_smear_heeds_them(golden, model):
-    logits = jax.jit(partial(apply, model))(params_of(golden, "params/"), golden["dense_x"])
+@pytest.mark.parametrize("kernels", ["plain", "interpret"])
+def test_without_documents_only_the_smear_heeds_them(golden, kernels):
+    logits = jax.jit(partial(apply, dataclasses.replace(MODEL, kernels=kernels)))(
+        params_of(golden, "params/"), golden["dense_x"]
+    )
     assert_close(logits, golden["dense_logits_on"])

@@ -34,14 +34,14 @@ from jgolf.train.step import TrainState, new_state, train_step
 from tests.conftest import QUICK_COMPILATION, relative_distances
 
 SETTINGS = {
-    "model.num_layers": 2,
+    "model.num_layers": 1,
     "model.model_dim": 32,
     "model.num_heads": 2,
     "model.num_kv_heads": 1,
     "model.bigram_buckets": 64,
     "model.bigram_dim": 16,
-    "model.xsa_layers": (1,),
-    "model.value_embedding_layers": (1,),
+    "model.xsa_layers": (0,),
+    "model.value_embedding_layers": (0,),
     "model.value_embedding_dim": 16,
     "train.steps": 8,
     "train.warmdown_steps": 8,

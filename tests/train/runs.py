@@ -16,7 +16,7 @@ from pathlib import Path
 from jgolf import config as configs
 from jgolf.cli import main
 from jgolf.config import Config, DataConfig, EvaluateConfig
-from tests.conftest import NANO, QUICK_COMPILATION, RECIPE
+from tests.conftest import QUICK_COMPILATION, RECIPE, SHALLOW
 
 LAUNCHERS = ("SLURM_", "OMPI_", "PMI_", "MPI_", "WORLD_SIZE", "RANK", "LOCAL_", "MASTER_", "TORCHELASTIC_")
 """How the variables begin that a launcher around the tests may have set."""
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def nano_config(data_dir: Path, **train: float) -> Config:
-    """Every part of the recipe, very small; late QAT and SWA begin before the end."""
+    """Parameters of every kind, in one layer; late QAT and SWA begin before the end."""
     muon = dataclasses.replace(RECIPE.optim.muon, newton_schulz_dtype="float32", newton_schulz_steps=2)
     settings = {
         "steps": 20,
@@ -39,7 +39,7 @@ def nano_config(data_dir: Path, **train: float) -> Config:
     return dataclasses.replace(
         RECIPE,
         name="nano",
-        model=NANO,
+        model=SHALLOW,
         optim=dataclasses.replace(RECIPE.optim, muon=muon),
         train=dataclasses.replace(RECIPE.train, **(settings | train)),
         average=dataclasses.replace(RECIPE.average, swa_start=0.5, swa_every=2),

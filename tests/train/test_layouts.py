@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from jgolf import config as configs
+from tests.conftest import NANO
 from tests.train.runs import Runs, finish, free_port, nano_config
 
+STEPS = 12
 LEVERS = {"optim.muon.neuron_normalization": True, "optim.muon.look_ahead": 0.3, "optim.cautious_decay": True}
 """What stands beside Muon's orthogonalization, which the devices share."""
 WORKER = Path(__file__).parent / "layout_worker.py"
@@ -22,7 +25,8 @@ def _results(output: str) -> list[dict]:
 @pytest.fixture(scope="module")
 def config(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("layouts") / "config.json"
-    config = configs.replace_all(nano_config(runs.data_dir), LEVERS)
+    config = dataclasses.replace(nano_config(runs.data_dir, steps=STEPS), model=NANO)  # matrices for all devices
+    config = configs.replace_all(config, LEVERS)
     configs.write_json(configs.validate(config), path)
     return str(path)
 
@@ -57,7 +61,7 @@ def test_two_processes_of_four_devices(runs: Runs, config: str, alone: dict) -> 
 
 
 def _agree(alone: dict, spread: dict) -> None:
-    assert len(alone["losses"]) == 20
+    assert len(alone["losses"]) == STEPS
     assert alone["late_qat"][0] == 0 and alone["late_qat"][-1] == 1  # both kinds of step are among them
     assert spread["losses"] == pytest.approx(alone["losses"], rel=1e-4)
     assert spread["standard"] == pytest.approx(alone["standard"], rel=1e-6)

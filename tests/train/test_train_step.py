@@ -13,7 +13,7 @@ from jgolf.optim.optimizer import make_optimizer
 from jgolf.quantize.fake import fake_quantize
 from jgolf.train.averages import averaged_params
 from jgolf.train.step import init_state, train_step
-from tests.conftest import NANO, RECIPE
+from tests.conftest import RECIPE, SHALLOW
 
 STEPS = 12
 
@@ -22,7 +22,7 @@ STEPS = 12
 def config():
     return dataclasses.replace(
         RECIPE,
-        model=NANO,
+        model=SHALLOW,
         optim=dataclasses.replace(
             RECIPE.optim,
             muon=dataclasses.replace(RECIPE.optim.muon, newton_schulz_dtype="float32", newton_schulz_steps=2),
@@ -96,7 +96,7 @@ def test_gradients_pass_straight_through(history, config):
 
 def test_averages_follow_their_formulas(history):
     states, metrics, _ = history
-    path = "blocks/1/mlp/up_proj/kernel"
+    path = "blocks/0/mlp/up_proj/kernel"
     ema = np.asarray(states[0].params[path], np.float64)
     taken = []
     for state, found in zip(states[1:], metrics, strict=True):
