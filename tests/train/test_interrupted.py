@@ -25,7 +25,7 @@ from jgolf.train.signals import StopSignals
 from jgolf.train.step import TrainState
 from tests.train.runs import ROOT, Runs, finish, free_port, metrics, nano_config, several, wait_for
 
-STEPS = 60
+STEPS = 120
 
 
 def _final_state(run_dir: Path) -> TrainState:
@@ -36,40 +36,46 @@ def _final_state(run_dir: Path) -> TrainState:
     return state
 
 
+def _complete_checkpoints(run_dir: Path) -> list[Path]:
+    return [path for path in run_dir.glob("checkpoints/*") if path.name.isdigit()]
+
+
 def _logged_steps(run_dir: Path, kind: str) -> list[int]:
     return [int(step) for step in re.findall(rf"^step:(\d+)/\d+ {kind}", (run_dir / "train.log").read_text(), re.M)]
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_several_times_ends_bit_identical(runs: Runs, tmp_path: Path, times: int) -> None:
-    train = {"steps": STEPS, "warmdown_steps": 30, "validate_every": 20, "checkpoint_every_steps": 10}
+    train = {"steps": STEPS, "warmdown_steps": 60, "validate_every": 40, "checkpoint_every_steps": 10}
     runs.train_here(tmp_path / "whole", **train)
 
     run_dir = tmp_path / "killed"
     random = np.random.default_rng(int(time.time()))  # the moments are to differ from one day to the next
     moments = [
-        f"step:{random.integers(1, 4)}/",  # before the first checkpoint
+        f"step:{random.integers(2, 7)}/",  # before the first checkpoint
         "checkpoint:saving",  # it is being written in the background
-        *(f"step:{first + random.integers(10)}/" for first in (15, 30, 45)),
+        *(f"step:{first + random.integers(20)}/" for first in (30, 60, 90)),
     ]
-    outputs = []
+    expected = ""
     for count, moment in enumerate(moments[:times]):
         process = runs.train(run_dir, *(["--resume"] if count else []), **train)
-        outputs.append(wait_for(process, moment))
+        output = wait_for(process, moment)
+        assert expected in output
+        while count == 2 and process.poll() is None and not _complete_checkpoints(run_dir):
+            time.sleep(0.01)
         time.sleep(random.uniform(0, 0.01))
         process.kill()
         process.communicate()
-    outputs.append(runs.train_here(run_dir, "--resume"))
+        expected = "resumed after step" if _complete_checkpoints(run_dir) else "no checkpoint yet: starting from step 0"
+    assert expected in runs.train_here(run_dir, "--resume")
 
-    assert "no checkpoint yet: starting from step 0" in outputs[1]
-    assert "resumed after step" in outputs[-1]
     whole, killed = _final_state(tmp_path / "whole"), _final_state(run_dir)
     jax.tree.map(np.testing.assert_array_equal, killed, whole)
     assert metrics(run_dir, "train_loss") == metrics(tmp_path / "whole", "train_loss")
-    assert list(metrics(run_dir, "val_bpb")) == [0, 20, 40, 60]
+    assert list(metrics(run_dir, "val_bpb")) == [0, 40, 80, 120]
     assert metrics(run_dir, "val_bpb") == metrics(tmp_path / "whole", "val_bpb")
     assert _logged_steps(run_dir, "train_loss") == list(range(1, STEPS + 1))
-    assert _logged_steps(run_dir, "val_loss") == [0, 20, 40, 60]
+    assert _logged_steps(run_dir, "val_loss") == [0, 40, 80, 120]
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [str(STEPS - 10), str(STEPS)]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from jgolf import config as configs
-from tests.conftest import NANO
 from tests.train.runs import Runs, finish, free_port, nano_config
 
 STEPS = 12
@@ -25,8 +23,7 @@ def _results(output: str) -> list[dict]:
 @pytest.fixture(scope="module")
 def config(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("layouts") / "config.json"
-    config = dataclasses.replace(nano_config(runs.data_dir, steps=STEPS), model=NANO)  # matrices for all devices
-    config = configs.replace_all(config, LEVERS)
+    config = configs.replace_all(nano_config(runs.data_dir, steps=STEPS), LEVERS)
     configs.write_json(configs.validate(config), path)
     return str(path)
 
