@@ -93,6 +93,7 @@ class Runs:
         environment |= {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",  # processes of a run compile the same
             "PYTHONPATH": str(ROOT),
         }
         return subprocess.Popen(

@@ -36,6 +36,10 @@ def _final_state(run_dir: Path) -> TrainState:
     return state
 
 
+def _complete_checkpoints(run_dir: Path) -> list[Path]:
+    return [path for path in run_dir.glob("checkpoints/*") if path.name.isdigit()]
+
+
 def _logged_steps(run_dir: Path, kind: str) -> list[int]:
     return [int(step) for step in re.findall(rf"^step:(\d+)/\d+ {kind}", (run_dir / "train.log").read_text(), re.M)]
 
@@ -48,21 +52,23 @@ def test_killed_several_times_ends_bit_identical(runs: Runs, tmp_path: Path, tim
     run_dir = tmp_path / "killed"
     random = np.random.default_rng(int(time.time()))  # the moments are to differ from one day to the next
     moments = [
-        f"step:{random.integers(1, 4)}/",  # before the first checkpoint
+        f"step:{random.integers(2, 7)}/",  # before the first checkpoint
         "checkpoint:saving",  # it is being written in the background
-        *(f"step:{first + random.integers(20)}/" for first in (31, 61, 91)),  # a third is begun once one is whole
+        *(f"step:{first + random.integers(20)}/" for first in (30, 60, 90)),
     ]
-    outputs = []
+    expected = ""
     for count, moment in enumerate(moments[:times]):
         process = runs.train(run_dir, *(["--resume"] if count else []), **train)
-        outputs.append(wait_for(process, moment))
+        output = wait_for(process, moment)
+        assert expected in output
+        while count == 2 and process.poll() is None and not _complete_checkpoints(run_dir):
+            time.sleep(0.01)
         time.sleep(random.uniform(0, 0.01))
         process.kill()
         process.communicate()
-    outputs.append(runs.train_here(run_dir, "--resume"))
+        expected = "resumed after step" if _complete_checkpoints(run_dir) else "no checkpoint yet: starting from step 0"
+    assert expected in runs.train_here(run_dir, "--resume")
 
-    assert "no checkpoint yet: starting from step 0" in outputs[1]
-    assert "resumed after step" in outputs[-1]
     whole, killed = _final_state(tmp_path / "whole"), _final_state(run_dir)
     jax.tree.map(np.testing.assert_array_equal, killed, whole)
     assert metrics(run_dir, "train_loss") == metrics(tmp_path / "whole", "train_loss")
