@@ -8,6 +8,7 @@ what is a coin toss is taken out of the bytes (signs), and several magnitudes ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import zstandard
@@ -46,7 +47,7 @@ def read_zstd(reader: ChunkReader, sizes: Sequence[int], bits: int) -> Groups:
     groups = []
     for size, base in zip(sizes, bases.tolist(), strict=True):
         if size:
-            digits = unpack_digits(reader.take("digits", -(-size // digits_per_byte(base))), base)[:size]
+            digits = unpack_digits(reader.take("digits", -(-size // digit_places(base).size)), base)[:size]
             highest = np.flatnonzero(digits == base - 1)
             digits[highest] += reader.take("large magnitudes", highest.size)
         groups.append(digits if size else np.empty(0, np.uint8))
@@ -71,23 +72,24 @@ def best_base(magnitudes: np.ndarray) -> int:
     return min(BASES, key=packed_bytes)
 
 
-def digits_per_byte(base: int) -> int:
-    """The largest number of digits whose combinations fit into a byte."""
-    return max(count for count in range(1, 9) if base**count <= 256)
+@cache
+def digit_places(base: int) -> np.ndarray:
+    """What each digit counts in a byte, of the largest number of digits whose combinations fit into one."""
+    places = [base**place for place in range(8) if base ** (place + 1) <= 256]
+    return np.array(places, np.uint8)
 
 
 def pack_digits(magnitudes: np.ndarray, base: int) -> bytes:
     """min(magnitude, base − 1) of as many values as fit into each byte, the first one lowest."""
-    places = base ** np.arange(digits_per_byte(base))
+    places = digit_places(base)
     digits = np.zeros(-(-magnitudes.size // places.size) * places.size, np.uint8)
     np.minimum(magnitudes, base - 1, out=digits[: magnitudes.size])
-    return (digits.reshape(-1, places.size) @ places.astype(np.uint8)).tobytes()
+    return (digits.reshape(-1, places.size) @ places).tobytes()
 
 
 def unpack_digits(packed: np.ndarray, base: int) -> np.ndarray:
     """The inverse of `pack_digits`, with the zeros that filled up the last byte."""
-    places = base ** np.arange(digits_per_byte(base))
-    return (np.arange(256)[:, None] // places % base).astype(np.uint8)[packed].ravel()
+    return (np.arange(256)[:, None] // digit_places(base) % base).astype(np.uint8)[packed].ravel()
 
 
 # --- range coder -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import zstandard
 
 from jgolf import rules
 from jgolf.artifact import container
-from jgolf.artifact.codes import BASES, digits_per_byte, pack_digits, unpack_digits
+from jgolf.artifact.codes import BASES, digit_places, pack_digits, unpack_digits
 from jgolf.artifact.layout import level_classes
 from jgolf.quantize.stored import StoredTensor
 from jgolf.torch_bridge.names import path_of_torch_name
@@ -30,10 +30,10 @@ def packed_levels_bytes(levels, form, codec):
 
 @pytest.mark.parametrize("base", BASES)
 def test_digits_fill_bytes_and_come_back(base):
-    assert base ** digits_per_byte(base) <= 256 < base ** (digits_per_byte(base) + 1)
+    assert base ** digit_places(base).size <= 256 < base ** (digit_places(base).size + 1)
     magnitudes = np.random.default_rng(base).integers(0, 130, 1001).astype(np.uint8)
     packed = np.frombuffer(pack_digits(magnitudes, base), np.uint8)
-    assert packed.size == -(-1001 // digits_per_byte(base))
+    assert packed.size == -(-1001 // digit_places(base).size)
     np.testing.assert_array_equal(unpack_digits(packed, base)[:1001], np.minimum(magnitudes, base - 1))
 
 
