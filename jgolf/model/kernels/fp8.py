@@ -18,24 +18,20 @@ LARGEST = float(jnp.finfo(FP8).max)
 
 def rounded(x: Float[Array, ...], axis: int | None = None) -> tuple[Float[Array, ...], Float[Array, ...]]:
     """x / scale in eight bits, and the scale, float32: of all values, or of those along an axis, which stays as 1."""
-    magnitude = jnp.max(jnp.abs(x.astype(jnp.float32)), axis, keepdims=axis is not None)
+    x = x.astype(jnp.float32)
+    magnitude = jnp.max(jnp.abs(x), axis, keepdims=axis is not None)
     scale = jnp.where(magnitude > 0, magnitude, 1.0) / LARGEST
-    return (x.astype(jnp.float32) / scale).astype(FP8), scale
+    return (x / scale).astype(FP8), scale
 
 
+@jax.custom_vjp
 def rounded_product(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """x @ kernel of rounded operands, in the type of x."""
+    """x @ kernel of rounded operands, in the type of x; with the derivative of the ordinary product."""
     (x8, row_scale), (kernel8, scale) = rounded(x, axis=-1), rounded(kernel)
     return (product(x8.astype(x.dtype), kernel8) * (row_scale * scale)).astype(x.dtype)
 
 
-@jax.custom_vjp
-def product_of_rounded(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """`rounded_product` with the derivative of the ordinary one."""
-    return rounded_product(x, kernel)
-
-
-product_of_rounded.defvjp(
+rounded_product.defvjp(
     lambda x, kernel: (rounded_product(x, kernel), (x, kernel)),
     lambda residuals, gradient: matmul_gradients(*residuals, gradient),
 )

@@ -96,17 +96,21 @@ def _kernel(function, x_ref, kernel_ref, factor_ref, *more_refs):
     (num_rows, depth), num_columns = x_ref.shape, out_ref.shape[1]
     width, depth_at_once, transposed = WARPGROUPS * COLUMNS, _depth(x_ref.dtype), x_ref.dtype == FP8
 
+    def of_kernel(depth, columns):
+        """A shape, place or part of the kernel, in the order of its axes here."""
+        return (columns, depth) if transposed else (depth, columns)
+
     def pipeline(multiply, around):
         """Runs `multiply` on every pair of operand tiles of one result tile, inside `around`."""
-        of_x = (ROWS, depth_at_once), lambda step: (0, step)
-        of_kernel = (depth_at_once, width), lambda step: (step, 0)
-        if transposed:
-            of_kernel = (width, depth_at_once), lambda step: (0, step)
+        blocks = (
+            ((ROWS, depth_at_once), lambda step: (0, step)),
+            (of_kernel(depth_at_once, width), lambda step: of_kernel(step, 0)),
+        )
         how = {"transforms": _layout(x_ref.dtype), "memory_space": plgpu.SMEM}
         return plgpu.emit_pipeline_warp_specialized(
             multiply,
             grid=(depth // depth_at_once,),
-            in_specs=[plgpu.BlockSpec(*block, **how) for block in (of_x, of_kernel)],
+            in_specs=[plgpu.BlockSpec(*block, **how) for block in blocks],
             memory_registers=MEMORY_REGISTERS,
             wg_axis="warpgroup",
             num_compute_wgs=WARPGROUPS,
@@ -134,9 +138,8 @@ def _kernel(function, x_ref, kernel_ref, factor_ref, *more_refs):
                         plgpu.copy_gmem_to_smem(here(other_ref, row, column), parts.at[me, index], ready)
 
             def multiply(indices, x_tile, kernel_tile, total):
-                mine = pl.ds(me * COLUMNS, COLUMNS)
-                own = plgpu.transpose_ref(kernel_tile.at[mine, :], (1, 0)) if transposed else kernel_tile.at[:, mine]
-                plgpu.wgmma(total, x_tile, own)
+                own = kernel_tile.at[of_kernel(slice(None), pl.ds(me * COLUMNS, COLUMNS))]
+                plgpu.wgmma(total, x_tile, plgpu.transpose_ref(own, (1, 0)) if transposed else own)
                 pl.when(indices[0] == min(1, depth // depth_at_once - 1))(fetch)
                 plgpu.wgmma_wait(0)
                 return total
@@ -162,8 +165,8 @@ def _kernel(function, x_ref, kernel_ref, factor_ref, *more_refs):
                     finish(total[...])
 
             rows, columns = pl.ds(first_row, ROWS), pl.ds(first_column, width)
-            of_tile = kernel_ref.at[columns, :] if transposed else kernel_ref.at[:, columns]
-            pipeline(multiply, around)(x_ref.at[rows, :], of_tile, allocations=operands)
+            operand_refs = x_ref.at[rows, :], kernel_ref.at[of_kernel(slice(None), columns)]
+            pipeline(multiply, around)(*operand_refs, allocations=operands)
 
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jgolf.model.kernels.door import Choice, choose, is_hopper
-from jgolf.model.kernels.fp8 import product_of_rounded, product_with_rounded_gradient, rounded
+from jgolf.model.kernels.fp8 import product_with_rounded_gradient, rounded, rounded_product
 from jgolf.model.kernels.products import (
     input_gradient,
     instantiated,
@@ -59,7 +59,7 @@ def plain_mlp(slope: float, fp8: bool, x: Array, factor: Array, up: Array, down:
 
 def plain_products(fp8: bool) -> tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]]:
     """The products with both kernels in ordinary JAX."""
-    return (product_of_rounded, product_with_rounded_gradient) if fp8 else (product, product)
+    return (rounded_product, product_with_rounded_gradient) if fp8 else (product, product)
 
 
 def squared(slope: float, inner: Array) -> Array:
