@@ -1,4 +1,4 @@
-"""Muon as a chain of small transforms: Nesterov momentum, row normalization, orthogonalization, scale by shape.
+"""Muon as a chain of small transforms: Nesterov momentum, orthogonalization of normalized rows, scale by shape.
 
 Beside the chain stand two that follow it: the normalization of neurons, and the look ahead.
 
@@ -164,14 +164,10 @@ def nesterov(momentum: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def normalize_rows() -> optax.GradientTransformation:
-    """Divides each column of an (inputs, outputs) matrix, which is what makes one output, by its norm."""
-
-    def normalized(u: Float[Array, "i o"]) -> Float[Array, "i o"]:
-        norm = jnp.sqrt(jnp.sum(jnp.square(u.astype(jnp.float32)), axis=0, keepdims=True))
-        return u / jnp.maximum(norm, EPSILON).astype(u.dtype)
-
-    return optax.stateless_with_tree_map(lambda u, _: normalized(u))
+def rows_normalized(u: Float[Array, "... i o"]) -> Float[Array, "... i o"]:
+    """Each column of an (inputs, outputs) matrix, which is what makes one output, over its norm."""
+    norm = jnp.sqrt(jnp.sum(jnp.square(u.astype(jnp.float32)), axis=-2, keepdims=True))
+    return u / jnp.maximum(norm, EPSILON).astype(u.dtype)
 
 
 def normalize_neurons(decay: float | Array) -> optax.GradientTransformation:
@@ -182,7 +178,7 @@ def normalize_neurons(decay: float | Array) -> optax.GradientTransformation:
     more efficient and scalable", 2025, whose updates all have one norm instead). The state is v, [1, outputs].
 
     It follows `scale_by_muon`, whose last factor, one for a whole matrix, it leaves alone. It does not replace
-    `normalize_rows`, which comes before the orthogonalization: where there are more outputs than inputs, or only a few
+    `rows_normalized`, which comes before the orthogonalization: where there are more outputs than inputs, or only a few
     iterations, outputs leave that with other norms than they came with.
     """
 
@@ -243,14 +239,19 @@ def orthogonalize(
     steps: int | Int[Array, ""] = 5,
     dtype: str = "bfloat16",
     axis_name: str | None = None,
+    row_normalization: bool = False,
 ) -> optax.GradientTransformation:
-    """Replaces matrices by what `newton_schulz` makes of them; `axis_name` shares the work, inside `shard_map`.
+    """Replaces matrices by what `newton_schulz` makes of them, or of their `rows_normalized`.
+
+    `axis_name` shares the work, inside `shard_map`.
 
     Raises:
       ValueError: on `init`, for a parameter that is not a matrix.
     """
 
     def batched(matrices: Float[Array, "n a b"]) -> Float[Array, "n a b"]:
+        # Here, of all matrices of a shape at once: a GPU takes each alone as long as starting a kernel for it.
+        matrices = rows_normalized(matrices) if row_normalization else matrices
         return newton_schulz(matrices, steps, dtype, coefficients)
 
     shared = share_over_devices(batched, axis_name) if axis_name else batched
@@ -290,9 +291,9 @@ def scale_by_muon(
 ) -> optax.GradientTransformation:
     """Replaces gradients of (inputs, outputs) matrices by Muon's directions, of a learning rate of 1.
 
-    The chain of `nesterov`, `normalize_rows` where asked for, `orthogonalize` and `scale_by_shape`; its state
-    is the momentum's, whichever of the others are in it. The sign is the gradient's: chain it with
-    `optax.scale(-learning_rate)`, as any `scale_by_…` of Optax. Directions have their gradients' types.
+    The chain of `nesterov`, `orthogonalize` and `scale_by_shape`; its state is the momentum's. The sign is the
+    gradient's: chain it with `optax.scale(-learning_rate)`, as any `scale_by_…` of Optax. Directions have their
+    gradients' types.
 
     Args:
       momentum: μ, or a schedule of it over the steps taken.
@@ -307,8 +308,9 @@ def scale_by_muon(
     """
     trace = nesterov(momentum)
     direction = optax.chain(
-        *([normalize_rows()] if row_normalization else []),
-        orthogonalize(newton_schulz_coefficients, newton_schulz_steps, newton_schulz_dtype, axis_name),
+        orthogonalize(
+            newton_schulz_coefficients, newton_schulz_steps, newton_schulz_dtype, axis_name, row_normalization
+        ),
         scale_by_shape(),
     )
 

@@ -17,6 +17,8 @@ from jgolf.optim.schedule import is_on, momentum_schedule
 from jgolf.rules import rule_of
 
 CLIP_EPSILON = 1e-6
+SMALL = 16_384
+"""Values of an array up to which reading it takes a GPU no longer than starting a kernel for it."""
 
 
 class UpdateRule(NamedTuple):
@@ -75,7 +77,10 @@ def make_optimizer(
 
 def global_norm(tree: Params) -> Float[Array, ""]:
     """The norm of all values of a tree."""
-    return optax.tree.norm(tree)
+    leaves = jax.tree.leaves(tree)
+    small = [leaf.reshape(-1) for leaf in leaves if leaf.size <= SMALL]  # as one array
+    large = [leaf for leaf in leaves if leaf.size > SMALL]
+    return optax.tree.norm([*large, jnp.concatenate(small)] if small else large)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

@@ -12,8 +12,8 @@ from jgolf.optim.muon import (
     nesterov,
     newton_schulz,
     normalize_neurons,
-    normalize_rows,
     orthogonalize_tree,
+    rows_normalized,
     scale_by_muon,
     share_over_devices,
 )
@@ -162,11 +162,10 @@ def test_every_output_s_row_has_norm_one():
     kernel = np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32)
     kernel[:, 1] = 0.0
     for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 1e-2)):
-        found, _ = normalize_rows().update({"a": jnp.asarray(kernel, dtype)}, optax.EmptyState())
-        assert found["a"].dtype == dtype
-        np.testing.assert_allclose(
-            np.linalg.norm(np.asarray(found["a"], np.float32), axis=0), [1, 0, 1], atol=tolerance
-        )
+        found = rows_normalized(jnp.asarray([kernel, 2 * kernel], dtype))
+        assert found.dtype == dtype
+        norms = np.linalg.norm(np.asarray(found, np.float32), axis=1)
+        np.testing.assert_allclose(norms, [[1, 0, 1]] * 2, atol=tolerance)
 
 
 def test_shape_factor_is_of_outputs_over_inputs():
