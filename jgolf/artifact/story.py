@@ -17,9 +17,7 @@ _SCORERS = {
     "sliding": "sliding window",
     "adapted": "adapted: test-time training on documents after they are scored",
 }
-_README = """# {name}
-
-{blurb}
+_README = """{heading}
 
 **{val_bpb:.6f} bits per byte** ({val_loss:.6f} nats a token) by the scorer `{scorer}`, {sample}.
 
@@ -143,8 +141,7 @@ def readme(
     count = sum(other.result is not None for other in runs)
     text = _README.format(
         **{name: value for name, value in own.items() if name not in ("name", "val_loss", "val_bpb", "limit_bytes")},
-        name=submitter.name or "(no name)",
-        blurb=submitter.blurb,
+        heading="\n\n".join(filter(None, [f"# {submitter.name or '(no name)'}", submitter.blurb])),
         val_loss=mean_loss,
         val_bpb=mean_bpb,
         scorer=scorer,
