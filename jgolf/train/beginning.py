@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jgolf import programs
@@ -18,10 +19,11 @@ from jgolf.train.step import TrainState, abstract_state, new_state
 
 def random_state(config: Config, mesh: Mesh) -> TrainState:
     """The state of a run that starts from random parameters, whole on every device."""
-    key, sharding = jax.random.key(config.train.seed), replicated(mesh)
-    program = jax.jit(lambda key: new_state(config, key), out_shardings=sharding)
+    # The key is made in there: out here, that is a program more to be compiled.
+    program = jax.jit(lambda seed: new_state(config, jax.random.key(seed)), out_shardings=replicated(mesh))
+    seed = jax.device_put(np.uint32(config.train.seed))
     made_from = ("random state", config.model, config.optim, config.average)
-    return programs.compiled(lambda: program.lower(key), made_from, key, mesh, {})(key)
+    return programs.compiled(lambda: program.lower(seed), made_from, seed, mesh, {})(seed)
 
 
 @contextlib.contextmanager

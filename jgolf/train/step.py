@@ -81,7 +81,7 @@ def abstract_state(config: Config, sharding: NamedSharding | SingleDeviceShardin
     # Only the shapes matter: a drawn-out orthogonal start would be traced for nothing.
     model = dataclasses.replace(config.model, orthogonal_init=False)
     config = dataclasses.replace(config, model=model)
-    shapes = jax.eval_shape(lambda key: new_state(config, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: new_state(config, jax.random.key(0)))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
