@@ -1,6 +1,7 @@
-"""Muon as a chain of small transforms: Nesterov momentum, orthogonalization of normalized rows, scale by shape.
+"""Muon as a chain of small transforms: Nesterov momentum, orthogonalization, scale by shape.
 
-Beside the chain stand two that follow it: the normalization of neurons, and the look ahead.
+Rows are normalized before they are orthogonalized, where asked for. Beside the chain stand two
+that follow it: the normalization of neurons, and the look ahead.
 
 Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the table of
 coefficients, Amsel et al., "The Polar Express" (2025). With the standard coefficients it agrees with
