@@ -41,6 +41,8 @@ def joined(launch: Launch | None) -> Iterator[Peers]:
         client = jax._src.distributed.global_state.client
         with Peers(client, launch.coordinator, launch.process_id, launch.num_processes, output) as peers:
             yield peers
+        if launch.process_id == 0:  # no bars any more
+            stack.enter_context(output.held_back())
         jax.distributed.shutdown()
 
 

@@ -15,7 +15,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-_OF_RUNTIME = re.compile(rb"[IWEF]\d{4} [^]]*\bcoordination_(service|client)")
+_OF_RUNTIME = re.compile(rb"[IWEF]\d{4} [^]]*(\bcoordination_(service|client)|\] WatchTasksAsync failed)")
+_ITS_DETAILS = re.compile(rb"Additional GRPC error information|:[A-Z_]+:|=== Source Location Trace|external/|\s*$")
+"""Lines that may follow."""
 _FATAL = re.compile(rb"F\d{4} .*JAX distributed service")
 _STDERR = 2
 _DRAIN_S = 2.0
@@ -55,13 +57,14 @@ class RuntimeOutput:
             os.close(real)
 
     def _pass_on(self, reader: int) -> None:
-        is_fatal = False
+        is_fatal = of_runtime = False
         with open(reader, "rb") as lines:
             for line in lines:
                 if not is_fatal and _FATAL.match(line):
                     is_fatal = True  # what follows is its stack trace
                     threading.Thread(target=self.on_fatal, daemon=True).start()
-                if not is_fatal and not _OF_RUNTIME.match(line):
+                of_runtime = bool(_OF_RUNTIME.match(line) or (of_runtime and _ITS_DETAILS.match(line)))
+                if not is_fatal and not of_runtime:
                     with contextlib.suppress(OSError):
                         os.write(self._real, line)
 

@@ -15,6 +15,16 @@ errors. This most likely indicates that another task died.
     @     0x7f1206840634  absl::lts_20260107::log_internal::LogMessage::SendToLog()
 """
 
+CANCELLED = """\
+W1126 22:05:57.047618    6451 pjrt_client.cc:1605] WatchTasksAsync failed for task 0: CANCELLED: CANCELLED
+Additional GRPC error information from remote target coordination_service while calling /xla.coordination.\
+CoordinationService/WatchTasks:
+:CANCELLED:CANCELLED [type.googleapis.com/tensorflow.DerivedStatus='']
+=== Source Location Trace: ===
+external/xla+/xla/tsl/distributed_runtime/rpc/grpc_util.h:89
+
+"""
+
 HELD_BACK = """
 import os, sys, threading
 from jgolf.train.runtime import RuntimeOutput
@@ -41,6 +51,10 @@ def test_all_else_passes() -> None:
     assert _said(f"os.write(2, {FATAL.encode()!r}); told.wait(60)") == [
         *("before", "in Python", compiler),
         *("a sentence", "after"),
+    ]
+    assert _said(f"os.write(2, {CANCELLED.encode()!r} + b'and more\\n')") == [
+        *("before", "in Python", compiler),
+        *("and more", "after"),
     ]
 
 
