@@ -10,15 +10,18 @@ import gc
 import os
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 # Before JAX starts, here and in the processes that tests start: programs of tests run for milliseconds and compile for
 # seconds, many of them more than once, so they are compiled simply, each by the one thread that its worker has a core
 # for, and kept until the end.
 QUICK_COMPILATION = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1"
 )
+if metadata.version("jaxlib").startswith("0.10."):  # a flag that is not known ends the process
+    QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 OWN_PROGRAMS = Path(tempfile.gettempdir()) / f"jgolf-tests-{os.getpid()}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's and NumPy's: there are as many workers as cores
