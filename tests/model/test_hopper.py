@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.model.kernels import hopper, mlp
+from jgolf.model.kernels import door, hopper, mlp
 from jgolf.model.kernels.fp8 import FP8, rounded
 
 ROWS, DEPTH, COLUMNS = 2 * hopper.ROWS, 2 * hopper.SWIZZLE_BYTES, 3 * hopper.WARPGROUPS * hopper.COLUMNS
@@ -37,14 +37,14 @@ def assert_function_of_product(found, function, x, kernel, factor, *hidden):
 
 
 def on_hopper() -> bool:
-    return mlp._hopper_kernel() is not None
+    return door.is_hopper()
 
 
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("direction", FUNCTIONS)
 def test_lowers_for_a_gpu(direction, fp8, monkeypatch):
     monkeypatch.setattr(hopper, "_num_multiprocessors", lambda: 132)
-    monkeypatch.setattr(mlp, "_hopper_kernel", lambda: hopper)
+    monkeypatch.setattr(door, "is_hopper", lambda: True)
     function, others = FUNCTIONS[direction]
     traced = jax.jit(partial(mlp.product_then, function, fp8)).trace(*arguments(others))
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal
 
@@ -43,6 +44,24 @@ def triton() -> ModuleType | None:
 def is_hopper() -> bool:
     """Whether this process's GPUs have Hopper's matrix units."""
     return gpu() is not None and getattr(gpu(), "compute_capability", "") == "9.0"
+
+
+def hopper_module(name: str) -> ModuleType | None:
+    """That module of this package on a Hopper GPU; it takes most of a second to import, which others are spared."""
+    return import_module(f"jgolf.model.kernels.{name}") if is_hopper() else None
+
+
+def unless_batched(kernel: Callable, plain: Callable) -> Callable:
+    """`kernel`, which cannot be batched itself, as a function that is `plain` where it is."""
+    function = jax.custom_batching.custom_vmap(kernel)
+    function.def_vmap(partial(_each, plain))
+    return function
+
+
+def _each(function, axis_size, batched, *arguments):
+    """`function` for every one of a batch, as `custom_vmap` asks for it."""
+    results = jax.vmap(function, [0 if one else None for one in batched], axis_size=axis_size)(*arguments)
+    return results, jax.tree.map(lambda _: True, results)
 
 
 def choose(

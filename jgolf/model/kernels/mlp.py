@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jgolf.model.kernels.door import Choice, choose, is_hopper
+from jgolf.model.kernels.door import Choice, choose, hopper_module, unless_batched
 from jgolf.model.kernels.fp8 import product_with_rounded_gradient, rounded, rounded_product
 from jgolf.model.kernels.products import (
     input_gradient,
@@ -126,31 +125,16 @@ def product_then(
     if fp8:
         (x, row_scale), (kernel, scale) = rounded(x, axis=-1), rounded(kernel)
         factor = factor * (row_scale * scale)
-    hopper = _hopper_kernel()
+    hopper, plain = hopper_module("hopper"), partial(_unfused, function, dtype)
     if hopper is not None and hopper.fits(x, kernel):
-        multiply = jax.custom_batching.custom_vmap(partial(hopper.product_then, function, dtype))
-        multiply.def_vmap(partial(_each, partial(_unfused, function, dtype)))  # the kernel itself cannot be batched
-        return multiply(x, kernel, factor, *other)
-    return _unfused(function, dtype, x, kernel, factor, *other)
-
-
-def _hopper_kernel() -> ModuleType | None:
-    """The kernel's module on a Hopper GPU; it takes most of a second to import, which others are spared."""
-    if not is_hopper():
-        return None
-    from jgolf.model.kernels import hopper
-
-    return hopper
+        fused = unless_batched(partial(hopper.product_then, function, dtype), plain)
+        return fused(x, kernel, factor, *other)
+    return plain(x, kernel, factor, *other)
 
 
 def _unfused(function, dtype, x, kernel, *more):
     inner = matmul(x.astype(dtype), kernel).astype(jnp.float32)
     return function(inner, *(array.astype(jnp.float32) for array in more)).astype(dtype)
-
-
-def _each(function, axis_size, batched, *arguments):
-    """`function` for every one of a batch, as `custom_vmap` asks for it."""
-    return jax.vmap(function, [0 if one else None for one in batched], axis_size=axis_size)(*arguments), True
 
 
 @cache  # one function for each slope, so that layers share a kernel
