@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jgolf.config import ModelConfig
 from jgolf.model.context import Context
 from jgolf.model.kernels.attention import causal_attention
-from jgolf.model.kernels.heads import HeadShape, split_heads
+from jgolf.model.kernels.heads import HeadShape, projected_heads, split_heads
 from jgolf.model.kernels.products import matmul
 from jgolf.model.kernels.rowwise import rowwise
 from jgolf.model.layers import Linear
@@ -77,17 +77,19 @@ class Attention(nnx.Module):
         config, (x, norm, window) = self.config, read
         projections = (self.q_proj, self.k_proj, self.v_proj)
         # One product instead of three; a slice of the result costs less than reading x again.
-        qkv = matmul(x, jnp.concatenate([p.kernel[...] for p in projections], axis=1))
+        kernel = jnp.concatenate([p.kernel[...] for p in projections], axis=1)
+        gain = jnp.ones(config.num_heads) if self.q_gain is None else self.q_gain[...]
+        shape = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
+        more_of_heads = norm, gain, context.cos, context.sin, 2 if self.removes_own_value else 1
         # Linear in x, like the product, so norm multiplies them as well, afterwards.
         more = added_together(additions, "qkvo", x)
         if more.keys() & set("qkv"):
             widths = zip("qkv", (p.kernel.shape[1] for p in projections), strict=True)
             rest = {part: jnp.zeros((*x.shape[:2], width), x.dtype) for part, width in widths}
-            qkv = qkv + jnp.concatenate([more.get(part, rest[part]) for part in "qkv"], axis=2)
-        gain = jnp.ones(config.num_heads) if self.q_gain is None else self.q_gain[...]
-        shape = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
-        uses = 2 if self.removes_own_value else 1
-        q, k, *values = split_heads(config.kernels, shape, qkv, norm, gain, context.cos, context.sin, uses)
+            qkv = matmul(x, kernel) + jnp.concatenate([more.get(part, rest[part]) for part in "qkv"], axis=2)
+            q, k, *values = split_heads(config.kernels, shape, qkv, *more_of_heads)
+        else:
+            q, k, *values = projected_heads(config.kernels, shape, x, kernel, *more_of_heads)
         if value_embedding is not None:
             values = [v + value_embedding.reshape(v.shape) for v in values]
         documents = context.segments, context.longest_piece

@@ -4,6 +4,8 @@ What it computes is `plain_split_heads`; the kernel does it in one pass over mem
 normalising needs a reduction, its rotation the neighbouring half of the rotated dimensions, and cuDNN
 three separate arrays: cut up by the compiler, that is five passes forward and more backward.
 
+On a Hopper GPU the forward pass needs no pass of its own: the product's kernel writes the heads (`hopper_heads.py`).
+
 The backward pass starts from the results, which attention keeps anyway, so the product itself is not kept:
 a rotation can be undone, and one number for each head is all that else the norm's derivative needs.
 """
@@ -19,7 +21,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-from jgolf.model.kernels.door import Choice, choose, triton
+from jgolf.model.kernels.door import Choice, choose, hopper_module, triton, unless_batched
+from jgolf.model.kernels.products import input_gradient, instantiated, matmul, matmul_gradients
 from jgolf.model.norm import RMS_EPSILON, rms_norm
 
 TILE_ROWS = 8
@@ -37,6 +40,35 @@ class HeadShape(NamedTuple):
     def num_factors(self) -> int:
         """Of the heads of q and k that a program handles, rounded up to a power of two."""
         return 1 << (self.num_heads // self.num_kv_heads).bit_length()
+
+
+def projected_heads(
+    choice: Choice,
+    shape: HeadShape,
+    x: Float[Array, "B T D"],
+    kernel: Float[Array, "D E"],
+    scale: Float[Array, "B T 1"],
+    gain: Float[Array, " N"],
+    cos: Float[Array, "T r"],
+    sin: Float[Array, "T r"],
+    value_uses: int = 1,
+) -> tuple[Array, ...]:
+    """`split_heads` of x @ kernel; on a Hopper GPU the two are one kernel forward, if its tiles fit."""
+
+    def apart(choice, x, kernel, *arrays):
+        return split_heads(choice, shape, matmul(x, kernel), *arrays, value_uses)
+
+    hopper = hopper_module("hopper_heads") if choice == "auto" and triton() else None
+    if hopper is None or not hopper.fits(shape, x, kernel, cos):
+        return apart(choice, x, kernel, scale, gain, cos, sin)
+    return choose(
+        choice,
+        "projecting to heads",
+        partial(apart, "plain"),
+        lambda interpret, *arrays: _projected_heads(shape, value_uses, *arrays),
+        None,
+        *(x, kernel, scale, gain, cos, sin),
+    )
 
 
 def split_heads(
@@ -204,6 +236,42 @@ def _backward(interpret, shape, value_uses, residuals, gradients):
 
 
 _split_heads.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _projected_heads(shape: HeadShape, value_uses: int, x, kernel, scale, gain, cos, sin) -> tuple[Array, ...]:
+    q, k, v, _ = _project(shape, x, kernel, scale, gain, cos, sin)
+    return q, k, *[v] * value_uses
+
+
+def _project(shape, *arrays):
+    """q, k, v and the factors."""
+
+    def apart(x, kernel, *more):
+        heads, (_, _, factors, *_) = _forward(False, shape, 1, matmul(x, kernel), *more)
+        return *heads, factors
+
+    return unless_batched(partial(hopper_module("hopper_heads").product_heads, shape), apart)(*arrays)
+
+
+def _projected_forward(shape, value_uses, *primals):
+    x, kernel, *more = (primal.value for primal in primals)
+    q, k, v, factors = _project(shape, x, kernel, *more)
+    # As in `matmul`: x is for the kernel's gradient only.
+    kept = x if primals[1].perturbed else None
+    return (q, k, *[v] * value_uses), (kept, kernel, (q, k, factors, *more))
+
+
+def _projected_backward(shape, value_uses, residuals, gradients):
+    x, kernel, of_heads = residuals
+    gradients = tuple(instantiated(gradient) for gradient in gradients)
+    qkv_gradient, *more = _backward(False, shape, value_uses, of_heads, gradients)
+    if x is None:
+        return input_gradient(qkv_gradient, kernel), None, *more
+    return *matmul_gradients(x, kernel, qkv_gradient), *more
+
+
+_projected_heads.defvjp(_projected_forward, _projected_backward, symbolic_zeros=True)
 
 
 def _query_heads(group: Array, shape: HeadShape) -> list[Array]:
