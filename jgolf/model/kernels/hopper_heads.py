@@ -26,7 +26,7 @@ TILE_HEADS = COLUMNS // PART
 ROTATED_UNIT = 8
 """Columns of a part that a thread has two of, all in the same place in each such group."""
 FIRST_JAX = (0, 11)
-"""Earlier ones cannot put arrays in registers together."""
+"""Earlier ones have no `concatenate` in such kernels."""
 
 
 def fits(shape: HeadShape, x: Float[Array, "B T D"], kernel: Float[Array, "D E"], cos: Float[Array, "T r"]) -> bool:
