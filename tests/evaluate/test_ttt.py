@@ -267,6 +267,20 @@ def test_settings_that_do_not_fit_the_text_or_each_other(params, text):
         adapted(MODEL, params, text, 1, short)
 
 
+def test_a_second_evaluation_compiles_nothing(params, text, phased):
+    def heard(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    again = adapted(MODEL, params, text, 1, SETTINGS)
+    assert len(compiled) == 0
+    np.testing.assert_array_equal(again.nats, phased.nats)
+    jax.jit(lambda x: 2 * x + 41)(1.0)
+    assert len(compiled) > 0, "the event has another name now"
+
+
 @pytest.mark.parametrize("how", [{"additions": ()}, {"additions": ("head",)}, {"warm_start": False}])
 def test_parts_that_are_left_out(how, params, text, phased):
     found = adapted(MODEL, params, text, 1, dataclasses.replace(SETTINGS, **how))

@@ -58,20 +58,25 @@ class Stream(NamedTuple):
 
 def random_downs(config: ModelConfig, settings: AdaptedConfig, places: int, looped: bool) -> FreshDowns:
     """Fresh down-projections of a whole batch, each from the seed, its number, its kind and its place alone."""
-    names, bound = addition_names(config, settings.additions, looped), start_bound(config.model_dim)
+    names = addition_names(config, settings.additions, looped)
+    slots = tuple((kind, len(own)) for kind, own in names.items())
+    return lambda number, documents: _draw(slots, places, config.model_dim, settings.rank, settings.seed, number)
 
-    @jax.jit
-    def draw(number: Int[Array, ""]) -> Downs:
-        def one(key: Array, slots: int, place: Int[Array, ""]) -> Float[Array, "slots D r"]:
-            shape = (slots, config.model_dim, settings.rank)
-            return jax.random.uniform(jax.random.fold_in(key, place), shape, minval=-bound, maxval=bound)
 
-        key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        keys = {kind: jax.random.fold_in(key, zlib.crc32(kind.encode())) for kind in names}
-        every = jnp.arange(places)
-        return {kind: jax.vmap(partial(one, keys[kind], len(own)))(every) for kind, own in names.items()}
+# jit: every evaluation with these settings shares the program.
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _draw(
+    slots: tuple[tuple[str, int], ...], places: int, inputs: int, rank: int, seed: int, number: Int[Array, ""]
+) -> Downs:
+    """As many down-projections of each kind as it has slots, for every place; see `random_downs`."""
+    bound, key = start_bound(inputs), jax.random.fold_in(jax.random.key(seed), number)
 
-    return lambda number, documents: draw(number)
+    def one(key: Array, count: int, place: Int[Array, ""]) -> Float[Array, "slots D r"]:
+        shape = (count, inputs, rank)
+        return jax.random.uniform(jax.random.fold_in(key, place), shape, minval=-bound, maxval=bound)
+
+    keys = {kind: jax.random.fold_in(key, zlib.crc32(kind.encode())) for kind, _ in slots}
+    return {kind: jax.vmap(partial(one, keys[kind], count))(jnp.arange(places)) for kind, count in slots}
 
 
 class AdapterPrograms:

@@ -126,7 +126,12 @@ def described(array: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 def zeros_like(params: Params, sharding: NamedSharding) -> Params:
     """A momentum to begin with."""
-    return jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=sharding)(params)
+    return _zeros_like(sharding)(params)
+
+
+@cache  # a `jax.jit` anew is a compilation anew
+def _zeros_like(sharding: NamedSharding) -> Callable[[Params], Params]:
+    return jax.jit(partial(jax.tree.map, jnp.zeros_like), out_shardings=sharding)
 
 
 @cache
