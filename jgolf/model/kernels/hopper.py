@@ -98,6 +98,32 @@ def part_memory(dtype: jnp.dtype) -> plgpu.SMEM:
     return plgpu.SMEM((WARPGROUPS, len(PARTS), PART, PART), dtype, transforms=_layout(dtype))
 
 
+def part_barriers() -> plgpu.Barrier:
+    """For the arrival of every part of both tiles."""
+    return plgpu.Barrier(num_barriers=WARPGROUPS * len(PARTS))
+
+
+def fetch_parts(tile: Tile, ref, parts, part_ready) -> None:
+    """Starts the copies of this tile of an array [rows, columns] into `part_memory`."""
+    for index, part in enumerate(PARTS):
+        here, ready = ref.at[tile.rows(part), tile.columns(part)], part_ready.at[tile.warpgroup * len(PARTS) + index]
+        plgpu.copy_gmem_to_smem(here, parts.at[tile.warpgroup, index], ready)
+
+
+def fetched_part(tile: Tile, index: int, parts, part_ready) -> Float[Array, "PART PART"]:
+    """One of these parts in float32, as soon as it is there."""
+    plgpu.barrier_wait(part_ready.at[tile.warpgroup * len(PARTS) + index])
+    return plgpu.layout_cast(parts[tile.warpgroup, index], plgpu.Layout.WGMMA).astype(jnp.float32)
+
+
+def send_part(tile: Tile, index: int, values: Float[Array, "PART PART"], parts, ref) -> None:
+    """Starts the copy of a part of the result into an array [rows, columns], through `part_memory`."""
+    part = PARTS[index]
+    parts[tile.warpgroup, index] = values.astype(parts.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(parts.at[tile.warpgroup, index], ref.at[tile.rows(part), tile.columns(part)])
+
+
 def _layout(dtype: jnp.dtype) -> tuple[plgpu.Transform, ...]:
     return plgpu.TilingTransform((8, _depth(dtype))), plgpu.SwizzleTransform(SWIZZLE_BYTES)
 
@@ -130,37 +156,27 @@ class Elementwise(Epilogue):
     def memory(self) -> dict[str, Any]:
         return {
             "parts": part_memory(self.dtype),  # of the other array, then of the result
-            "part_ready": plgpu.Barrier(num_barriers=WARPGROUPS * len(PARTS)),
+            "part_ready": part_barriers(),
             "factors": plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
             "factor_ready": plgpu.Barrier(num_barriers=WARPGROUPS),
         }
 
     def fetch(self, tile, refs, memory):
         factor_ref, *other_refs, _ = refs
-        me, parts, part_ready = tile.warpgroup, memory["parts"], memory["part_ready"]
         copies_have_left()
-        factors, factor_ready = memory["factors"].at[me], memory["factor_ready"].at[me]
+        factors, factor_ready = (memory[name].at[tile.warpgroup] for name in ("factors", "factor_ready"))
         plgpu.copy_gmem_to_smem(factor_ref.at[pl.ds(tile.row, ROWS)], factors, factor_ready)
         for other_ref in other_refs:
-            for index, part in enumerate(PARTS):
-                here = other_ref.at[tile.rows(part), tile.columns(part)]
-                plgpu.copy_gmem_to_smem(here, parts.at[me, index], part_ready.at[me * len(PARTS) + index])
+            fetch_parts(tile, other_ref, memory["parts"], memory["part_ready"])
 
     def finish(self, tile, refs, memory, loaded, total):
         _, *other_refs, out_ref = refs
-        me, parts, part_ready = tile.warpgroup, memory["parts"], memory["part_ready"]
-        plgpu.barrier_wait(memory["factor_ready"].at[me])
-        for index, part in enumerate(PARTS):
-            row, column = part
-            arguments = [across(memory["factors"][me, pl.ds(row, PART)])]
-            for _ in other_refs:
-                plgpu.barrier_wait(part_ready.at[me * len(PARTS) + index])
-                other = plgpu.layout_cast(parts[me, index], plgpu.Layout.WGMMA)
-                arguments.append(other.astype(jnp.float32))
-            result = self.function(total[row : row + PART, column : column + PART], *arguments)
-            parts[me, index] = result.astype(self.dtype)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(parts.at[me, index], out_ref.at[tile.rows(part), tile.columns(part)])
+        plgpu.barrier_wait(memory["factor_ready"].at[tile.warpgroup])
+        for index, (row, column) in enumerate(PARTS):
+            factor = across(memory["factors"][tile.warpgroup, pl.ds(row, PART)])
+            others = (fetched_part(tile, index, memory["parts"], memory["part_ready"]) for _ in other_refs)
+            result = self.function(total[row : row + PART, column : column + PART], factor, *others)
+            send_part(tile, index, result, memory["parts"], out_ref)
 
 
 def product_then(
