@@ -50,6 +50,19 @@ class AttentionInput(NamedTuple):
     """The columns of x that the gate reads, where there is one."""
 
 
+class Update(NamedTuple):
+    """What attention adds to a stream: y @ kernel, and a low-rank addition where there is one."""
+
+    y: Float[Array, "B S N*H"]
+    kernel: Float[Array, "N*H D"]
+    addition: Float[Array, "B S D"] | None
+
+    def total(self) -> Float[Array, "B S D"]:
+        """As one array."""
+        y = matmul(self.y, self.kernel)
+        return y if self.addition is None else y + self.addition.astype(y.dtype)
+
+
 class Attention(nnx.Module):
     """Attention of one block."""
 
@@ -72,8 +85,8 @@ class Attention(nnx.Module):
         value_embedding: Float[Array, "B T K*H"] | None,
         additions: dict[str, LowRank],
         last: int,
-    ) -> Float[Array, "B S D"]:
-        """scale · Attention(norm · x) at the `last` positions."""
+    ) -> Update:
+        """scale · Attention(norm · x) at the `last` positions; the scale is in the kernel, where it costs little."""
         config, (x, norm, window) = self.config, read
         projections = (self.q_proj, self.k_proj, self.v_proj)
         # One product instead of three; a slice of the result costs less than reading x again.
@@ -95,8 +108,8 @@ class Attention(nnx.Module):
         documents = context.segments, context.longest_piece
         y = causal_attention(config.kernels, q[:, -last:], k, values[0], *documents, config.repeatable)
         y = self._after_heads(y, values[-1][:, -last:], None if window is None else (norm * window)[:, -last:])
-        y = self.out_proj(y.reshape(*y.shape[:2], -1), scale)
-        return y + (scale * norm * more["o"])[:, -last:].astype(y.dtype) if "o" in more else y
+        addition = (scale * norm * more["o"])[:, -last:] if "o" in more else None
+        return Update(y.reshape(*y.shape[:2], -1), self.out_proj.kernel[...] * scale, addition)
 
     def _after_heads(self, y: Array, v: Array, window: Array | None) -> Float[Array, "B S K G*H"]:
         """The heads' outputs without their own values and gated, as far as either is asked for."""

@@ -11,13 +11,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jgolf.config import ModelConfig
-from jgolf.model.attention import Attention, AttentionInput
+from jgolf.model.attention import Attention, AttentionInput, Update
 from jgolf.model.context import Context
 from jgolf.model.kernels.mlp import mlp
+from jgolf.model.kernels.residual import normalised_sum
 from jgolf.model.kernels.rowwise import Rows, rowwise
 from jgolf.model.layers import Linear
 from jgolf.model.lora import LowRank, added
-from jgolf.model.norm import factored_norm
+from jgolf.model.norm import factored_norm, normalised
 
 Row = Float[Array, "1 D"]
 
@@ -42,11 +43,6 @@ class Inputs(NamedTuple):
     """Additions to attention's values, by layer."""
     additions: dict[str, LowRank]
     """Low-rank additions of the block that runs now, by kind."""
-
-
-def normalised(x: Float[Array, "n D"]) -> tuple[Array, Array, Float[Array, "n 1"]]:
-    """x for the residual stream, and `factored_norm` of it for a layer."""
-    return x, *factored_norm(x)
 
 
 def mixed(x: Float[Array, "n D"], x0: Float[Array, "n D"], own: Row, first: Row) -> tuple[Array, ...]:
@@ -148,8 +144,7 @@ class Block(nnx.Module):
           Also the inputs of the next block, and x as one array, where it is to be kept.
         """
         x, read, inputs, kept = self._begin(ONE_STREAM, x, skip, inputs, keeps, second_is_first=True)
-        x = x[:, -last:], self._attention(read, inputs, last)
-        x, read, norm = self._normalised(x)
+        x, read, norm = self._updated(x[:, -last:], self._attention(read, inputs, last))
         return (x, self._mlp(read, self.norm_scale * norm, inputs)), inputs, kept
 
     def on_lanes(
@@ -168,7 +163,7 @@ class Block(nnx.Module):
         to each lane.
         """
         a, read, inputs, kept = self._begin(TWO_LANES, lanes[0], skip, inputs, keeps)
-        f = self._attention(read, inputs, last)
+        f = self._attention(read, inputs, last).total()
         m, read, norm = self._normalised(lanes[1])
         m = m[:, -last:]
         read, norm = read[:, -last:], self.norm_scale * norm[:, -last:]
@@ -193,12 +188,18 @@ class Block(nnx.Module):
         kept = more.pop(0) if keeps else None
         return x, AttentionInput(read, self.norm_scale * norm, *more), inputs._replace(x0=x0), kept
 
+    def _updated(self, x: Float[Array, "B S D"], update: Update) -> tuple[Array, ...]:
+        """`normalised` of the stream with attention's update."""
+        if update.addition is not None:
+            return self._normalised((x, update.total()))
+        return normalised_sum(self.config.kernels, x, update.y, update.kernel)
+
     def _normalised(self, x: Rows) -> tuple[Array, ...]:
         return rowwise(self.config.kernels, normalised, [x], second_is_first=True, first_is_input=True)
 
     def _mlp(self, read: Array, norm: Array, inputs: Inputs) -> Float[Array, "B S D"]:
         return self.mlp(read, norm, self.mlp_scale[...], inputs.additions, inputs.context.fp8)
 
-    def _attention(self, read: AttentionInput, inputs: Inputs, last: int) -> Float[Array, "B S D"]:
+    def _attention(self, read: AttentionInput, inputs: Inputs, last: int) -> Update:
         value_embedding = inputs.value_embeddings.get(self.layer)
         return self.attn(inputs.context, read, self.attn_scale[...], value_embedding, inputs.additions, last)

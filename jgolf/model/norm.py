@@ -28,3 +28,8 @@ def factored_norm(x: Float[Array, "n D"]) -> tuple[Float[Array, "n D"], Float[Ar
     factor = inverse_rms(x)
     constant = jax.lax.stop_gradient(factor)
     return x * (factor / constant), constant
+
+
+def normalised(x: Float[Array, "n D"]) -> tuple[Float[Array, "n D"], Float[Array, "n D"], Float[Array, "n 1"]]:
+    """x for the residual stream, and `factored_norm` of it for a layer."""
+    return x, *factored_norm(x)

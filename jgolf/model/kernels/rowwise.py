@@ -92,6 +92,27 @@ def rowwise(
     return tuple(result.reshape(*leading, result.shape[-1]) for result in results)
 
 
+def has_kernel(x: Array) -> bool:
+    """Whether there is a kernel for rows like those of x [..., width]."""
+    return x.dtype == jnp.bfloat16 and _tile_rows(((x.reshape(-1, x.shape[-1]),),), ())[1] is None
+
+
+def row_gradient(interpret: bool, function: Callable, x: Array, gradients: Sequence[Array]) -> Array:
+    """The derivative of function(x) as `rowwise` has it, where its results are known already and x `has_kernel`.
+
+    Args:
+      interpret: whether to run the kernel in an interpreter.
+      function: as there, of one row argument.
+      x: [..., width].
+      gradients: of the function's results.
+    """
+    rows, *flat = (array.reshape(-1, array.shape[-1]) for array in (x, *gradients))
+    tile, _ = _tile_rows(((rows,),), ())
+    call = _Call(interpret, function, tile, (1,), False, False, 0, None)
+    ((gradient,),), _ = _backward(call, (((rows,),), ()), tuple(flat))
+    return gradient.reshape(x.shape)
+
+
 def _with_copies(results: tuple, rows: tuple, window: int, handed_on: int | None) -> tuple[Array, ...]:
     """The function's results, and behind them those that `rowwise` returns once more."""
     if window:
