@@ -122,6 +122,7 @@ def test_agrees_with_the_sum_and_its_gradients():
 
 @pytest.mark.skipif("not door.is_hopper()")
 def test_is_not_batched_itself():
+    """But done in its plain form, which rounds the product before it is added, so the norm is another one, too."""
     stream, y, kernel = arguments()
 
     def one(stream, y, gradients):
@@ -130,4 +131,4 @@ def test_is_not_batched_itself():
 
     gradients = given_gradients()
     batched = jax.jit(jax.vmap(one))(stream, y, gradients)
-    assert_near(batched, one(stream, y, gradients), BFLOAT16, BFLOAT16, FLOAT32, 2 * BFLOAT16, 2 * BFLOAT16)
+    assert_near(batched, one(stream, y, gradients), *[BFLOAT16] * 3, *[2 * BFLOAT16] * 2)
