@@ -9,23 +9,32 @@ from pathlib import Path
 
 import jax
 
-GPU_OPTIONS: dict[str, bool | str] = {
+Options = dict[str, bool | int | str]
+GPU_OPTIONS: Options = {
     # cuBLAS has been as fast in every product of the network, and trying the alternatives takes 10 s.
     "xla_gpu_enable_triton_gemm": False,
 }
-NO_GRAPHS = {"xla_gpu_enable_command_buffer": ""}
+NO_GRAPHS: Options = {"xla_gpu_enable_command_buffer": ""}
 """Kernels are started one by one: where they are long, bringing CUDA graphs up to date takes longer than that."""
+OVERLAP: Options = {
+    "xla_gpu_enable_latency_hiding_scheduler": True,
+    # Less than a layer's gradients: combined, those of several layers would wait for the last of them.
+    "xla_gpu_all_reduce_combine_threshold_bytes": 1 << 20,
+    "xla_gpu_all_gather_combine_threshold_bytes": 1 << 20,
+}
+"""What devices exchange travels while they compute: the gradients of a layer, and Muon's updates of a shape."""
 
 
-def options(long_kernels: bool = False) -> dict[str, bool | str]:
+def options(long_kernels: bool = False, devices: int = 1) -> Options:
     """XLA's options for this machine, as `jax.jit` and `Lowered.compile` take them (`compiler_options`).
 
     Args:
       long_kernels: the device has more to do in most kernels than the host to start them.
+      devices: how many run the program together.
     """
     if jax.default_backend() != "gpu":
         return {}
-    return GPU_OPTIONS | NO_GRAPHS if long_kernels else GPU_OPTIONS
+    return GPU_OPTIONS | (NO_GRAPHS if long_kernels else {}) | (OVERLAP if devices > 1 else {})
 
 
 def keep_programs() -> None:

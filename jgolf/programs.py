@@ -48,7 +48,7 @@ def compiled(
     made_from: Any,
     arguments: Any,
     mesh: Mesh,
-    options: Mapping[str, bool | str],
+    options: Mapping[str, bool | int | str],
 ) -> jax.stages.Compiled:
     """The compiled program, from an earlier process where one has left it.
 
@@ -107,7 +107,7 @@ def _lowered(lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Lowered:
             gc.enable()
 
 
-def _compile(lowered: jax.stages.Lowered, options: Mapping[str, bool | str]) -> tuple[jax.stages.Compiled, bool]:
+def _compile(lowered: jax.stages.Lowered, options: Mapping[str, bool | int | str]) -> tuple[jax.stages.Compiled, bool]:
     """The program, and whether it has been compiled here rather than found in JAX's cache."""
     thread, hits = threading.get_ident(), []
 

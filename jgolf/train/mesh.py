@@ -148,7 +148,7 @@ class CompiledStep:
             ("training step", config.model, config.train, config.optim, config.average, config.quantize),
             (state, batch),
             mesh,
-            compiling.options(long_kernels=True),
+            compiling.options(long_kernels=True, devices=mesh.size),
         )
 
     def __call__(

@@ -18,6 +18,7 @@ from jgolf.model.initial import init
 from jgolf.optim.optimizer import global_norm, make_optimizer
 from jgolf.optim.schedule import ema_decay, fraction, is_on, learning_rate_multiplier, loop_is_on, momentum_schedule
 from jgolf.quantize.fake import fake_quantize
+from jgolf.train.exchange import averaged_in_backward
 from jgolf.train.rank_clip import mean_of_clipped_ranks
 
 
@@ -96,28 +97,48 @@ def mean_loss_and_grads(
     inputs: Int[Array, "A B T"],
     targets: Int[Array, "A B T"],
     looped: Bool[Array, ""] | bool = True,
+    axis_name: str | None = None,
     **how: bool | int,
 ) -> tuple[Float[Array, ""], Params]:
-    """Loss and gradients averaged over A micro-batches, one at a time; see `jgolf.model.functional` for the rest."""
+    """Loss and gradients averaged over A micro-batches, one at a time.
+
+    Args:
+      model: the network.
+      params: where the gradients are taken.
+      inputs: token ids.
+      targets: the next token at every position.
+      looped: see `jgolf.model.functional`, as for the rest.
+      axis_name: mesh axis that both are averaged over, too, inside `shard_map`; None for one device. A single
+        micro-batch's gradients are exchanged beside its backward pass, those of several after the last.
+      how: further arguments of the loss.
+    """
+    beside = axis_name is not None and len(inputs) == 1 and jax.lax.axis_size(axis_name) > 1
+
+    def of_params(looped: bool, params: Params, *tokens: Int[Array, "B T"]) -> Float[Array, ""]:
+        params = averaged_in_backward(params, axis_name) if beside else params
+        return loss(model, params, *tokens, looped=looped, **how)
 
     def value_and_grad(params: Params, x: Int[Array, "B T"], y: Int[Array, "B T"]) -> tuple[Float[Array, ""], Params]:
         def of(looped: bool):
-            return jax.value_and_grad(partial(loss, model, looped=looped, **how))
+            return jax.value_and_grad(partial(of_params, looped))
 
         if not model.loop_layers or isinstance(looped, bool):
             return of(looped is not False)(params, x, y)
         # Outside of the gradient: inside, either way would keep what both need.
         return jax.lax.cond(looped, of(True), of(False), params, x, y)
 
-    if len(inputs) == 1:
-        return value_and_grad(params, inputs[0], targets[0])
-
     def add(total, micro_batch):
         return jax.tree.map(jnp.add, total, value_and_grad(params, *micro_batch)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-    total, _ = jax.lax.scan(add, zeros, (inputs, targets))
-    return jax.tree.map(lambda value: value / len(inputs), total)
+    if len(inputs) == 1:
+        value, grads = value_and_grad(params, inputs[0], targets[0])
+    else:
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        total, _ = jax.lax.scan(add, zeros, (inputs, targets))
+        value, grads = jax.tree.map(lambda value: value / len(inputs), total)
+    if beside:
+        return jax.lax.pmean(value, axis_name), grads
+    return (value, grads) if axis_name is None else jax.lax.pmean((value, grads), axis_name)
 
 
 def train_step(
@@ -160,9 +181,7 @@ def train_step(
             loss_and_grads, weights, inputs, targets, config.optim.grad_clip, *ranks, axis_name
         )
     else:
-        value, grads = loss_and_grads(weights, inputs, targets)
-        if axis_name is not None:
-            value, grads = jax.lax.pmean((value, grads), axis_name)
+        value, grads = loss_and_grads(weights, inputs, targets, axis_name=axis_name)
         norm = global_norm(grads)
 
     updates, opt_state = make_optimizer(config.optim, axis_name).update(
