@@ -1,9 +1,13 @@
-"""Collective operations in the text of a program: which, how often, how many bytes."""
+"""Collective operations in the text of a program: which, how often, how many bytes.
+
+Of a conditional the first branch counts: a step runs one, and in whichever it is, devices exchange the same.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
@@ -11,7 +15,7 @@ _OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"([a-z]+\d+(?:e\d+m\d+\w*)?|pred)\[([\d,]*)\]")
 _TENSOR = re.compile(r"tensor<((?:\d+x)*)([a-z]\w*)>")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-_CALLED = re.compile(r"(body|condition|calls|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
+_CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|branch_computations)=\{?%([\w.\-]+)")
 _TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
 
@@ -41,19 +45,20 @@ def compiled_collectives(hlo: str) -> list[Collective]:
             entry = computation if line.startswith("ENTRY") else entry
             continue
         trips = int(found[1]) if (found := _TRIP_COUNT.search(line)) else 1
-        for role, names in _CALLED.findall(line):
-            for name in names.split(", "):
-                callers.setdefault(name.lstrip("%"), []).append((computation, trips if role == "body" else 1))
+        for role, name in _CALLED.findall(line):
+            callers.setdefault(name, []).append((computation, trips if role == "body" else 1))
         if operation := _OPERATION.search(line):
             arrays = _ARRAY.findall(operation[1])
-            if operation[3] and operation[2] != "all-reduce":
-                arrays = arrays[len(arrays) // 2 :]  # the result of a start operation: its operands, then its results
+            # A start operation's result: its operands, then its results; in older XLA, of a reduction these alone.
+            if operation[3] and (operation[2] != "all-reduce" or operation[1].startswith("((")):
+                arrays = arrays[len(arrays) // 2 :]
             operations.append((computation, _collective(operation[2], arrays)))
 
     def times(name: str) -> int:
         return 1 if name == entry else sum(trips * times(caller) for caller, trips in callers.get(name, []))
 
-    return [Collective(one.kind, one.dtype, one.num_bytes, times(where)) for where, one in operations]
+    found = [Collective(one.kind, one.dtype, one.num_bytes, times(where)) for where, one in operations]
+    return [one for one in found if one.times]
 
 
 def intended_collectives(stablehlo: str) -> list[Collective]:
@@ -62,7 +67,7 @@ def intended_collectives(stablehlo: str) -> list[Collective]:
     Loops are not multiplied out.
     """
     found = []
-    lines = stablehlo.splitlines()
+    lines = list(_first_branches(stablehlo.splitlines()))
     for index, line in enumerate(lines):
         operation = re.search(r"stablehlo\.(\w+)\"?\(", line)
         kind = operation[1].replace("_", "-") if operation else ""
@@ -74,6 +79,20 @@ def intended_collectives(stablehlo: str) -> list[Collective]:
         arrays = [(dtype, dims.replace("x", ",")) for dims, dtype in results]
         found.append(_collective(kind, arrays))
     return found
+
+
+def _first_branches(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a program before compilation but for those of further branches."""
+    branches_of = None  # indentation of the operation whose further branches these are
+    for line in lines:
+        text = line.lstrip()
+        indentation = len(line) - len(text)
+        if branches_of is None and text.startswith("}, {"):
+            branches_of = indentation
+        elif branches_of == indentation and text.startswith("})"):
+            branches_of = None
+        if branches_of is None:
+            yield line
 
 
 def _collective(kind: str, arrays: list[tuple[str, str]]) -> Collective:

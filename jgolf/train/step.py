@@ -18,7 +18,7 @@ from jgolf.model.initial import init
 from jgolf.optim.optimizer import global_norm, make_optimizer
 from jgolf.optim.schedule import ema_decay, fraction, is_on, learning_rate_multiplier, loop_is_on, momentum_schedule
 from jgolf.quantize.fake import fake_quantize
-from jgolf.train.exchange import averaged_in_backward
+from jgolf.train.exchange import Sums, means_of, no_sums, summed_in_backward
 from jgolf.train.rank_clip import mean_of_clipped_ranks
 
 
@@ -114,31 +114,35 @@ def mean_loss_and_grads(
     """
     beside = axis_name is not None and len(inputs) == 1 and jax.lax.axis_size(axis_name) > 1
 
-    def of_params(looped: bool, params: Params, *tokens: Int[Array, "B T"]) -> Float[Array, ""]:
-        params = averaged_in_backward(params, axis_name) if beside else params
-        return loss(model, params, *tokens, looped=looped, **how)
+    def loss_at(looped: bool, at: Params | Sums, *tokens: Int[Array, "B T"]) -> Float[Array, ""]:
+        weights = summed_in_backward(params, at, axis_name) if beside else at
+        return loss(model, weights, *tokens, looped=looped, **how)
 
-    def value_and_grad(params: Params, x: Int[Array, "B T"], y: Int[Array, "B T"]) -> tuple[Float[Array, ""], Params]:
+    def value_and_grad(
+        at: Params | Sums, x: Int[Array, "B T"], y: Int[Array, "B T"]
+    ) -> tuple[Float[Array, ""], Params | Sums]:
         def of(looped: bool):
-            return jax.value_and_grad(partial(of_params, looped))
+            return jax.value_and_grad(partial(loss_at, looped))
 
         if not model.loop_layers or isinstance(looped, bool):
-            return of(looped is not False)(params, x, y)
+            return of(looped is not False)(at, x, y)
         # Outside of the gradient: inside, either way would keep what both need.
-        return jax.lax.cond(looped, of(True), of(False), params, x, y)
+        return jax.lax.cond(looped, of(True), of(False), at, x, y)
+
+    if beside:
+        value, sums = value_and_grad(no_sums(params), inputs[0], targets[0])
+        return jax.lax.pmean(value, axis_name), means_of(sums, params, axis_name)
 
     def add(total, micro_batch):
         return jax.tree.map(jnp.add, total, value_and_grad(params, *micro_batch)), None
 
     if len(inputs) == 1:
-        value, grads = value_and_grad(params, inputs[0], targets[0])
+        mean = value_and_grad(params, inputs[0], targets[0])
     else:
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
         total, _ = jax.lax.scan(add, zeros, (inputs, targets))
-        value, grads = jax.tree.map(lambda value: value / len(inputs), total)
-    if beside:
-        return jax.lax.pmean(value, axis_name), grads
-    return (value, grads) if axis_name is None else jax.lax.pmean((value, grads), axis_name)
+        mean = jax.tree.map(lambda value: value / len(inputs), total)
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
 def train_step(

@@ -22,9 +22,9 @@ def config():
     model = replace(
         recipe.model, vocab_size=320, num_layers=4, model_dim=32, num_heads=2, num_kv_heads=1, bigram_buckets=64,
         bigram_dim=16, xsa_layers=(3,), rope_dims=8, value_embedding_layers=(3,), value_embedding_dim=8,
-        compute_dtype="float32",
+        loop_layers=(1,), num_loops=1, compute_dtype="float32",
     )
-    train = replace(recipe.train, batch_tokens=1024, seq_len=32, num_ranks=8, accumulation=2)
+    train = replace(recipe.train, batch_tokens=1024, seq_len=32, num_ranks=8, accumulation=1)
     return replace(recipe, name="nano", model=model, train=train)
 """
 # Matrices that Muon updates, by shape: four layers' q and out; k and v; up; down; and the projections of the bigram
@@ -47,11 +47,14 @@ def _of(counted: dict, program: str, kind: str) -> dict:
 
 
 def test_gradients_are_reduced_once_in_float32(counted: dict) -> None:
+    """In the branch with the loop or in the one without, of which a step runs one."""
     for program in ("compiled", "intended"):
         reduced = _of(counted, program, "all-reduce")
         assert reduced["dtype"] == "f32"
         # and three numbers: the loss, the clock's reading and the request to stop
         assert reduced["num_bytes"] == counted["gradient_bytes"] + 3 * 4
+    # As written: the four layers', all others', and the three numbers.
+    assert _of(counted, "intended", "all-reduce")["count"] == 4 + 1 + 3
 
 
 def test_muon_updates_are_gathered_once_in_bfloat16(counted: dict) -> None:
@@ -73,7 +76,7 @@ def test_within_the_bound(counted: dict) -> None:
     assert counted["total_bytes"] <= 1.5 * counted["gradient_bytes"] + muon_bytes
 
 
-def test_collectives_in_loops_count_as_often_as_they_run() -> None:
+def test_collectives_count_as_often_as_they_run() -> None:
     program = """HloModule jit_step
 %body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
   %reduced = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce(%a, %b), replica_groups={}, to_apply=%add
@@ -81,13 +84,21 @@ def test_collectives_in_loops_count_as_often_as_they_run() -> None:
 %fused.2 (p: f32[4]) -> f32[4] {
   %done = f32[8]{0} all-gather-done(%started)
 }
-ENTRY %main.3 (p: f32[4]) -> f32[4] {
+%off.3 (p: f32[16]) -> f32[16] {
+  %reducing = ((f32[16]{0}), f32[16]{0}) all-reduce-start(%g), to_apply=%add
+}
+%on.4 (p: f32[16]) -> f32[16] {
+  %reducing.2 = ((f32[16]{0}), f32[16]{0}) all-reduce-start(%g), to_apply=%add
+}
+ENTRY %main.5 (p: f32[4]) -> f32[4] {
   %loop = (s32[], f32[4]) while(%t), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"5"}}
   %started = (f32[4]{0}, f32[8]{0}) all-gather-start(%q), dimensions={0}
   %f = f32[4]{0} fusion(%x), kind=kLoop, calls=%fused.2
+  %c = f32[16]{0} conditional(%looped, %y, %z), branch_computations={%off.3, %on.4}
 }
 """
     assert compiled_collectives(program) == [
         Collective("all-reduce", "bf16+f32", 4 * 4 + 6 * 2, times=5),
+        Collective("all-reduce", "f32", 16 * 4, times=1),
         Collective("all-gather", "f32", 8 * 4, times=1),
     ]
