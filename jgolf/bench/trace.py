@@ -78,7 +78,7 @@ def own_kernels(hlo: str) -> frozenset[str]:
 
 def base_name(name: str) -> str:
     """A kernel's name without the number that the compiler puts behind it."""
-    return re.sub(r"([._]\d+)+$", "", name)
+    return re.sub(r"([._]+\d+)+$", "", name)
 
 
 def kind_of(name: str, own: Set[str] = frozenset()) -> str:

@@ -36,6 +36,7 @@ OWN = frozenset({"mixed_forward", "sum_sorted", "attention_backward"})
         "ncclDevKernel_AllReduce_Sum_f32_RING_LL": "collectives",
         "mixed_forward": "own: mixed_forward",
         "mixed_forward_4": "own: mixed_forward",
+        "mixed_forward__1": "own: mixed_forward",
         "sum_sorted.1": "own: sum_sorted",
         "attention_backward": "own: attention_backward",
         "product_then_relu_squared_mosaic_gpu_kernel": "own: product_then_relu_squared",
