@@ -49,6 +49,7 @@ def test_help_imports_nothing_slow():
 INTERRUPTED = """
 import os, runpy, signal, sys
 _, module, *sys.argv = sys.argv
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it may be ignored
 target = sys.argv[0]
 class Interrupting:
     def find_spec(name, *_):

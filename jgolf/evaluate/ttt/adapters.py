@@ -124,10 +124,10 @@ class AdapterPrograms:
         return {kind: np.asarray(array)[row] for kind, array in downs.items()}
 
     def additions(self, state: Adapters, place: int) -> Additions:
-        """What the document of a place is scored with, as the network takes it."""
-        row, scale = place % self._mesh.size * self._each + place // self._mesh.size, self._scale
-        own = jax.tree.map(lambda leaf: leaf[row : row + 1], state.values)
-        return {name: LowRank(down, scale * up) for name, (down, up) in _apart(own, self._names).items()}
+        """What the document of a place is scored with, as the network takes it, on the device that has it."""
+        device, row = self._mesh.devices.flat[place % self._mesh.size], place // self._mesh.size
+        shards = jax.tree.map(partial(_shard_on, device), state.values)
+        return _additions_of(tuple(self._names.items()), shards, row, self._scale)
 
     def begin(self, downs: Downs) -> Adapters:
         """The state of a batch at its start; the down-projections are given up."""
@@ -321,6 +321,20 @@ def _compiled(
     with _TRACING:
         lowered = program.lower(*jax.tree.unflatten(structure, flat))
     return lowered.compile(compiler_options=compiling.options())
+
+
+def _shard_on(device: jax.Device, array: Array) -> Array:
+    """The part of an array that this device has."""
+    return next(shard.data for shard in array.addressable_shards if shard.device == device)
+
+
+@partial(jax.jit, static_argnums=0)  # hundreds of small arrays by one program
+def _additions_of(
+    names: tuple[tuple[str, tuple[str, ...]], ...], values: dict[str, LowRank], row: Int[Array, ""], scale: float
+) -> Additions:
+    """Those of one row of a device's part of the state, by name."""
+    own = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1), values)
+    return {name: LowRank(down, scale * up) for name, (down, up) in _apart(own, dict(names)).items()}
 
 
 def _apart(stacks: dict[str, LowRank], names: dict[str, tuple[str, ...]]) -> dict[str, LowRank]:
