@@ -1,7 +1,7 @@
 """Loss and gradients on meshes of several sizes: a process of test_exchange.py.
 
-Arguments: an .npz file of parameters by path, `inputs` and `targets` [row, position], and of `looped`; what to write
-the results to; and what to try, DEVICES/MICRO-BATCHES joined by commas.
+Arguments: an .npz file of parameters by path, and of `inputs` and `targets` [row, position]; where to write results,
+without and with the loop; and what to try, DEVICES/MICRO-BATCHES joined by commas.
 """
 
 import sys
@@ -20,7 +20,7 @@ from tests.train.test_exchange import MODEL
 
 def main(given: str, results: str, tried: str) -> None:
     params = dict(np.load(given))
-    inputs, targets, looped = (params.pop(name) for name in ("inputs", "targets", "looped"))
+    inputs, targets = (params.pop(name) for name in ("inputs", "targets"))
     found = {}
     for size, micro_batches in (map(int, pair.split("/")) for pair in tried.split(",")):
         batch = [tokens.reshape(micro_batches, -1, tokens.shape[-1]) for tokens in (inputs, targets)]
@@ -31,11 +31,12 @@ def main(given: str, results: str, tried: str) -> None:
             out_specs=P(),
             check_vma=False,
         )
-        lowered = jax.jit(spread).lower(params, *batch, looped)
-        loss, grads = lowered.compile()(params, *batch, looped)
-        found |= {f"{size}/{micro_batches}/{path}": value for path, value in grads.items()}
-        found |= {f"{size}/{micro_batches}/loss": loss}
-        found |= {f"{size}/{micro_batches}/reduced": [one.num_bytes for one in intended_collectives(lowered.as_text())]}
+        lowered, name = jax.jit(spread).lower(params, *batch, False), f"{size}/{micro_batches}"
+        found[f"{name}/reduced"] = [one.num_bytes for one in intended_collectives(lowered.as_text())]
+        program = lowered.compile()
+        for looped in (False, True):
+            loss, grads = program(params, *batch, looped)
+            found |= {f"{name}/{looped}/{path}": value for path, value in {"loss": loss, **grads}.items()}
     np.savez(results, **found)
 
 
