@@ -25,16 +25,16 @@ OVERLAP: Options = {
 """What devices exchange travels while they compute: the gradients of a layer, and Muon's updates of a shape."""
 
 
-def options(long_kernels: bool = False, devices: int = 1) -> Options:
+def options(long_kernels: bool = False, overlap: bool = False) -> Options:
     """XLA's options for this machine, as `jax.jit` and `Lowered.compile` take them (`compiler_options`).
 
     Args:
       long_kernels: the device has more to do in most kernels than the host to start them.
-      devices: how many run the program together.
+      overlap: several devices exchange a layer's gradients at a time (`jgolf.train.exchange`).
     """
     if jax.default_backend() != "gpu":
         return {}
-    return GPU_OPTIONS | (NO_GRAPHS if long_kernels else {}) | (OVERLAP if devices > 1 else {})
+    return GPU_OPTIONS | (NO_GRAPHS if long_kernels else {}) | (OVERLAP if overlap else {})
 
 
 def keep_programs() -> None:

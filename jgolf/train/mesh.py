@@ -143,12 +143,14 @@ class CompiledStep:
         """Compiles for arguments shaped and placed like `state` and `batch`."""
         self._sharding = NamedSharding(mesh, P(AXIS))
         self._num_local = len(mesh.local_devices)
+        # Otherwise each parameter's gradients are a reduction of their own, which had better be combined.
+        overlap = mesh.size > 1 and batch.inputs.shape[0] == 1 and config.optim.clip != "rank"
         self.compiled = programs.compiled(
             partial(lower_step, config, mesh, state, batch),
             ("training step", config.model, config.train, config.optim, config.average, config.quantize),
             (state, batch),
             mesh,
-            compiling.options(long_kernels=True, devices=mesh.size),
+            compiling.options(long_kernels=True, overlap=overlap),
         )
 
     def __call__(
