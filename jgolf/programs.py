@@ -22,7 +22,7 @@ import re
 import stat
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from jax.sharding import Mesh
 
 import jgolf
 from jgolf import files
+from jgolf.compiling import Options
 from jgolf.errors import JgolfError
 
 FOLDER = "programs"
@@ -48,7 +49,7 @@ def compiled(
     made_from: Any,
     arguments: Any,
     mesh: Mesh,
-    options: Mapping[str, bool | int | str],
+    options: Options,
 ) -> jax.stages.Compiled:
     """The compiled program, from an earlier process where one has left it.
 
@@ -107,7 +108,7 @@ def _lowered(lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Lowered:
             gc.enable()
 
 
-def _compile(lowered: jax.stages.Lowered, options: Mapping[str, bool | int | str]) -> tuple[jax.stages.Compiled, bool]:
+def _compile(lowered: jax.stages.Lowered, options: Options) -> tuple[jax.stages.Compiled, bool]:
     """The program, and whether it has been compiled here rather than found in JAX's cache."""
     thread, hits = threading.get_ident(), []
 

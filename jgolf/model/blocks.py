@@ -14,7 +14,7 @@ from jgolf.config import ModelConfig
 from jgolf.model.attention import Attention, AttentionInput, Update
 from jgolf.model.context import Context
 from jgolf.model.kernels.mlp import mlp
-from jgolf.model.kernels.residual import normalised_sum
+from jgolf.model.kernels.residual import normalised_stream, normalised_sum
 from jgolf.model.kernels.rowwise import Rows, rowwise
 from jgolf.model.layers import Linear
 from jgolf.model.lora import LowRank, added
@@ -164,7 +164,7 @@ class Block(nnx.Module):
         """
         a, read, inputs, kept = self._begin(TWO_LANES, lanes[0], skip, inputs, keeps)
         f = self._attention(read, inputs, last).total()
-        m, read, norm = self._normalised(lanes[1])
+        m, read, norm = normalised_stream(self.config.kernels, lanes[1])
         m = m[:, -last:]
         read, norm = read[:, -last:], self.norm_scale * norm[:, -last:]
         h = self._mlp(read, norm, inputs)
@@ -191,11 +191,8 @@ class Block(nnx.Module):
     def _updated(self, x: Float[Array, "B S D"], update: Update) -> tuple[Array, ...]:
         """`normalised` of the stream with attention's update."""
         if update.addition is not None:
-            return self._normalised((x, update.total()))
+            return normalised_stream(self.config.kernels, (x, update.total()))
         return normalised_sum(self.config.kernels, x, update.y, update.kernel)
-
-    def _normalised(self, x: Rows) -> tuple[Array, ...]:
-        return rowwise(self.config.kernels, normalised, [x], second_is_first=True, first_is_input=True)
 
     def _mlp(self, read: Array, norm: Array, inputs: Inputs) -> Float[Array, "B S D"]:
         return self.mlp(read, norm, self.mlp_scale[...], inputs.additions, inputs.context.fp8)

@@ -21,6 +21,11 @@ Sums = list[Float[Array, " n"]]
 """An array for each of `layers_apart`, all of its parameters one after the other."""
 
 
+def is_beside(num_micro_batches: int, num_devices: int) -> bool:
+    """Whether a step exchanges its gradients in this way: several micro-batches' are exchanged once, after the last."""
+    return num_micro_batches == 1 and num_devices > 1
+
+
 def layers_apart(params: Params) -> list[Params]:
     """The parameters of each layer, and as one more part all others."""
     parts: dict[str | None, Params] = defaultdict(dict)

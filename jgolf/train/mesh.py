@@ -18,6 +18,7 @@ from jgolf.config import Config, TrainConfig
 from jgolf.data.batches import Batch, BatchOrder
 from jgolf.data.shards import TokenStream
 from jgolf.errors import ConfigError
+from jgolf.train.exchange import is_beside
 from jgolf.train.step import StepMetrics, TrainState, train_step
 
 AXIS = "data"
@@ -144,7 +145,7 @@ class CompiledStep:
         self._sharding = NamedSharding(mesh, P(AXIS))
         self._num_local = len(mesh.local_devices)
         # Otherwise each parameter's gradients are a reduction of their own, which had better be combined.
-        overlap = mesh.size > 1 and batch.inputs.shape[0] == 1 and config.optim.clip != "rank"
+        overlap = config.optim.clip != "rank" and is_beside(batch.inputs.shape[0], mesh.size)
         self.compiled = programs.compiled(
             partial(lower_step, config, mesh, state, batch),
             ("training step", config.model, config.train, config.optim, config.average, config.quantize),

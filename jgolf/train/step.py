@@ -18,7 +18,7 @@ from jgolf.model.initial import init
 from jgolf.optim.optimizer import global_norm, make_optimizer
 from jgolf.optim.schedule import ema_decay, fraction, is_on, learning_rate_multiplier, loop_is_on, momentum_schedule
 from jgolf.quantize.fake import fake_quantize
-from jgolf.train.exchange import Sums, means_of, no_sums, summed_in_backward
+from jgolf.train.exchange import Sums, is_beside, means_of, no_sums, summed_in_backward
 from jgolf.train.rank_clip import mean_of_clipped_ranks
 
 
@@ -112,7 +112,7 @@ def mean_loss_and_grads(
         micro-batch's gradients are exchanged beside its backward pass, those of several after the last.
       how: further arguments of the loss.
     """
-    beside = axis_name is not None and len(inputs) == 1 and jax.lax.axis_size(axis_name) > 1
+    beside = axis_name is not None and is_beside(len(inputs), jax.lax.axis_size(axis_name))
 
     def loss_at(looped: bool, at: Params | Sums, *tokens: Int[Array, "B T"]) -> Float[Array, ""]:
         weights = summed_in_backward(params, at, axis_name) if beside else at

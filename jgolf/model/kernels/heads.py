@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from jgolf.model.kernels.door import Choice, choose, hopper_module, triton, unless_batched
-from jgolf.model.kernels.products import input_gradient, instantiated, matmul, matmul_gradients
+from jgolf.model.kernels.products import instantiated, matmul, matmul_gradients
 from jgolf.model.norm import RMS_EPSILON, rms_norm
 
 TILE_ROWS = 8
@@ -65,7 +65,7 @@ def projected_heads(
         choice,
         "projecting to heads",
         partial(apart, "plain"),
-        lambda interpret, *arrays: _projected_heads(shape, value_uses, *arrays),
+        lambda interpret, *arrays: _projected_heads(interpret, shape, value_uses, *arrays),
         None,
         *(x, kernel, scale, gain, cos, sin),
     )
@@ -238,36 +238,34 @@ def _backward(interpret, shape, value_uses, residuals, gradients):
 _split_heads.defvjp(_forward, _backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _projected_heads(shape: HeadShape, value_uses: int, x, kernel, scale, gain, cos, sin) -> tuple[Array, ...]:
-    q, k, v, _ = _project(shape, x, kernel, scale, gain, cos, sin)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _projected_heads(interpret: bool, shape: HeadShape, value_uses: int, *arrays: Array) -> tuple[Array, ...]:
+    q, k, v, _ = _project(interpret, shape, *arrays)
     return q, k, *[v] * value_uses
 
 
-def _project(shape, *arrays):
+def _project(interpret, shape, *arrays):
     """q, k, v and the factors."""
 
     def apart(x, kernel, *more):
-        heads, (_, _, factors, *_) = _forward(False, shape, 1, matmul(x, kernel), *more)
+        heads, (_, _, factors, *_) = _forward(interpret, shape, 1, matmul(x, kernel), *more)
         return *heads, factors
 
     return unless_batched(partial(hopper_module("hopper_heads").product_heads, shape), apart)(*arrays)
 
 
-def _projected_forward(shape, value_uses, *primals):
+def _projected_forward(interpret, shape, value_uses, *primals):
     x, kernel, *more = (primal.value for primal in primals)
-    q, k, v, factors = _project(shape, x, kernel, *more)
+    q, k, v, factors = _project(interpret, shape, x, kernel, *more)
     # As in `matmul`: x is for the kernel's gradient only.
     kept = x if primals[1].perturbed else None
     return (q, k, *[v] * value_uses), (kept, kernel, (q, k, factors, *more))
 
 
-def _projected_backward(shape, value_uses, residuals, gradients):
+def _projected_backward(interpret, shape, value_uses, residuals, gradients):
     x, kernel, of_heads = residuals
     gradients = tuple(instantiated(gradient) for gradient in gradients)
-    qkv_gradient, *more = _backward(False, shape, value_uses, of_heads, gradients)
-    if x is None:
-        return input_gradient(qkv_gradient, kernel), None, *more
+    qkv_gradient, *more = _backward(interpret, shape, value_uses, of_heads, gradients)
     return *matmul_gradients(x, kernel, qkv_gradient), *more
 
 

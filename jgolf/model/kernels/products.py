@@ -25,9 +25,7 @@ def _matmul_forward(x, kernel):
 
 
 def _matmul_backward(residuals, gradient):
-    x, kernel = residuals
-    gradient = instantiated(gradient)
-    return (input_gradient(gradient, kernel), None) if x is None else matmul_gradients(x, kernel, gradient)
+    return matmul_gradients(*residuals, instantiated(gradient))
 
 
 def instantiated(gradient: Array | SymbolicZero) -> Array:
@@ -41,10 +39,12 @@ def input_gradient(gradient: Float[Array, "... o"], kernel: Float[Array, "i o"])
 
 
 def matmul_gradients(
-    x: Float[Array, "... i"], kernel: Float[Array, "i o"], gradient: Float[Array, "... o"]
-) -> tuple[Float[Array, "... i"], Float[Array, "i o"]]:
-    """Both parts of `matmul`'s derivative."""
+    x: Float[Array, "... i"] | None, kernel: Float[Array, "i o"], gradient: Float[Array, "... o"]
+) -> tuple[Float[Array, "... i"], Float[Array, "i o"] | None]:
+    """Both parts of `matmul`'s derivative; without x, the input's alone."""
     x_gradient = input_gradient(gradient, kernel)
+    if x is None:
+        return x_gradient, None
     # Both or neither: left alone, the compiler puts off all kernels' gradients to the end of the backward pass
     # and keeps the activations until then.
     return jax.lax.optimization_barrier((x_gradient, kernel_gradient(x, gradient, kernel)))

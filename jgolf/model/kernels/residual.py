@@ -13,9 +13,16 @@ import jax
 from jaxtyping import Array, Float
 
 from jgolf.model.kernels.door import Choice, choose, hopper_module, unless_batched
-from jgolf.model.kernels.products import input_gradient, instantiated, matmul, matmul_gradients
-from jgolf.model.kernels.rowwise import has_kernel, row_gradient, rowwise
+from jgolf.model.kernels.products import instantiated, matmul, matmul_gradients
+from jgolf.model.kernels.rowwise import Rows, has_kernel, row_gradient, rowwise
 from jgolf.model.norm import normalised
+
+
+def normalised_stream(
+    choice: Choice, stream: Rows
+) -> tuple[Float[Array, "... D"], Float[Array, "... D"], Float[Array, "... 1"]]:
+    """`normalised` of a stream, or of its addends, in one pass over rows."""
+    return rowwise(choice, normalised, [stream], second_is_first=True, first_is_input=True)
 
 
 def normalised_sum(
@@ -35,8 +42,7 @@ def normalised_sum(
 
 def _apart(choice: Choice, stream: Array, y: Array, kernel: Array) -> tuple[Array, ...]:
     """The product, then a pass over rows."""
-    update = matmul(y, kernel)
-    return rowwise(choice, normalised, [(stream, update)], second_is_first=True, first_is_input=True)
+    return normalised_stream(choice, (stream, matmul(y, kernel)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -65,8 +71,6 @@ def _forward(interpret, *primals):
 def _backward(interpret, residuals, gradients):
     x, y, kernel = residuals
     gradient = row_gradient(interpret, normalised, x, [instantiated(gradient) for gradient in gradients])
-    if y is None:
-        return gradient, input_gradient(gradient, kernel), None
     return gradient, *matmul_gradients(y, kernel, gradient)
 
 
