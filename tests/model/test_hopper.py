@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.model.kernels import door, hopper, mlp
+from jgolf.model.kernels import hopper, mlp
 from jgolf.model.kernels.fp8 import FP8, rounded
+from tests.model.hopper_checks import interpreted, pretend_a_gpu
 
 ROWS, DEPTH, COLUMNS = 2 * hopper.ROWS, 2 * hopper.SWIZZLE_BYTES, 3 * hopper.WARPGROUPS * hopper.COLUMNS
 FUNCTIONS = {
@@ -36,15 +37,10 @@ def assert_function_of_product(found, function, x, kernel, factor, *hidden):
     assert np.linalg.norm(np.asarray(found - expected)) < 4e-3 * np.linalg.norm(np.asarray(expected))  # bfloat16
 
 
-def on_hopper() -> bool:
-    return door.is_hopper()
-
-
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("direction", FUNCTIONS)
 def test_lowers_for_a_gpu(direction, fp8, monkeypatch):
-    monkeypatch.setattr(hopper, "_num_multiprocessors", lambda: 132)
-    monkeypatch.setattr(door, "is_hopper", lambda: True)
+    pretend_a_gpu(monkeypatch)
     function, others = FUNCTIONS[direction]
     traced = jax.jit(partial(mlp.product_then, function, fp8)).trace(*arguments(others))
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -59,19 +55,16 @@ def test_fits_what_its_tiles_cut_without_a_rest():
 
 
 def test_the_interpreter_finds_what_the_function_makes_of_the_product(monkeypatch):
-    interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
-    monkeypatch.setattr(hopper, "_num_multiprocessors", lambda: 1)
-    monkeypatch.setattr(hopper.plgpu, "layout_cast", lambda x, layout: x)  # it has no registers to lay out
     function, others = FUNCTIONS["leaky backward"]
     x, kernel, factor, hidden = arguments(others)
     columns = slice(hopper.WARPGROUPS * hopper.COLUMNS)
     own = x, kernel[:, columns], factor, hidden[..., columns]
-    with interpreter.force_gpu_interpret_mode():
+    with interpreted(monkeypatch):
         found = hopper.product_then(function, x.dtype, *own)
     assert_function_of_product(found, function, *own)
 
 
-@pytest.mark.skipif("not on_hopper()")
+@pytest.mark.usefixtures("hopper_gpu")
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("direction", FUNCTIONS)
 def test_agrees_with_the_function_after_the_product(direction, fp8):
@@ -85,7 +78,7 @@ def test_agrees_with_the_function_after_the_product(direction, fp8):
     assert_function_of_product(found, function, x, kernel, factor, *hidden)
 
 
-@pytest.mark.skipif("not on_hopper()")
+@pytest.mark.usefixtures("hopper_gpu")
 def test_is_not_batched_itself():
     x, kernel, factor = arguments(0)
     batched = jax.vmap(lambda x, factor: mlp.product_then(mlp._relu_squared, False, x, kernel, factor))(x, factor)

@@ -12,13 +12,13 @@ import pytest
 
 from jgolf.model.kernels import door, heads, hopper, hopper_heads
 from jgolf.model.kernels.fp8 import FP8
+from jgolf.model.kernels.products import matmul
+from tests.model.hopper_checks import BFLOAT16, assert_near, interpreted, pretend_a_gpu
 
 SHAPE = heads.HeadShape(num_heads=4, num_kv_heads=2, head_dim=hopper.PART)
 """Of its product, one tile is of queries, the other's halves are of keys and values."""
 WIDTH = (SHAPE.num_heads + 2 * SHAPE.num_kv_heads) * SHAPE.head_dim
 BATCH, LENGTH, DEPTH = 2, 2 * hopper.ROWS, hopper.SWIZZLE_BYTES
-BFLOAT16 = 4e-3
-"""Error of results that were rounded to it once, as a share of their norm."""
 
 concatenates = pytest.mark.skipif("jax.__version_info__ < hopper_heads.FIRST_JAX")
 
@@ -47,14 +47,6 @@ def expected_heads(x, kernel, scale, gain, cos, sin) -> list[np.ndarray]:
         return np.concatenate([pairs.real, pairs.imag, head[..., 2 * r :]], axis=-1)
 
     return [gain[:, None] * turned(q), turned(k), v]
-
-
-def assert_near(found, expected, tolerance: float) -> None:
-    """Every array, as a whole."""
-    for one, other in zip(found, expected, strict=True):
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        assert one.shape == other.shape
-        assert np.linalg.norm(one - other) < tolerance * np.linalg.norm(other)
 
 
 def as_float32(arrays) -> list[jax.Array]:
@@ -95,20 +87,16 @@ def test_fits_whole_heads_and_sequences(monkeypatch):
 @concatenates
 @pytest.mark.parametrize("rotated_pairs", [8, 32])
 def test_lowers_for_a_gpu(rotated_pairs, monkeypatch):
-    monkeypatch.setattr(door, "gpu", lambda: SimpleNamespace(device_kind="", compute_capability="9.0"))
-    monkeypatch.setattr(hopper, "_num_multiprocessors", lambda: 132)
+    pretend_a_gpu(monkeypatch)
     traced = jax.jit(partial(projected, "auto")).trace(*arguments(rotated_pairs))
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize("rotated_pairs", [8, pytest.param(32, marks=pytest.mark.slow)])
 def test_the_interpreter_finds_the_heads_and_what_their_gradient_needs(rotated_pairs, monkeypatch):
-    interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
-    monkeypatch.setattr(hopper, "_num_multiprocessors", lambda: 1)
-    monkeypatch.setattr(hopper.plgpu, "layout_cast", lambda x, layout: x)  # it has no registers to lay out
     monkeypatch.setattr(hopper.plgpu, "load", lambda ref, optimized: ref[...])
     x, kernel, *more = arrays = arguments(rotated_pairs)
-    with interpreter.force_gpu_interpret_mode():
+    with interpreted(monkeypatch):
         q, k, v, factors = hopper_heads.product_heads(SHAPE, *arrays)
     assert_near((q, k, v), expected_heads(*arrays), BFLOAT16)
     gradients = given_gradients()
@@ -118,7 +106,33 @@ def test_the_interpreter_finds_the_heads_and_what_their_gradient_needs(rotated_p
     assert_near(found, (expected[0], expected[3]), 2 * BFLOAT16)
 
 
-@pytest.mark.skipif("not door.is_hopper()")
+def test_the_derivative_starts_from_what_the_kernel_writes(monkeypatch):
+    """With passes over rows in the kernel's place; with and without a gradient of the weights, and batched."""
+
+    def product_heads(shape, x, kernel, *more):
+        found, (_, _, factors, *_) = heads._forward(True, shape, 1, matmul(x, kernel), *more)
+        return *found, factors
+
+    monkeypatch.setattr(heads, "hopper_module", lambda name: SimpleNamespace(product_heads=product_heads))
+    from_product = partial(heads._projected_heads, True, SHAPE, 2)
+    x, kernel, *more = arrays = arguments(8)
+    gradients = given_gradients()
+    (q, k, v, same_v), derivative = jax.vjp(from_product, *arrays)
+    np.testing.assert_array_equal(v, same_v)
+    assert_near((q, k, v), expected_heads(*arrays), 2 * BFLOAT16)
+    found, expected = derivative(gradients), expected_gradients(arrays, gradients)
+    assert_near([found[i] for i in (0, 1, 3)], [expected[i] for i in (0, 1, 3)], 2 * BFLOAT16)
+
+    def x_gradient(x, scale, gradients):
+        return jax.vjp(lambda x: from_product(x, kernel, scale, *more[1:]), x)[1](gradients)[0]
+
+    assert_near([x_gradient(x, more[0], gradients)], expected[:1], 2 * BFLOAT16)
+    one_each = tuple(gradient[:, None] for gradient in gradients)
+    batched = jax.vmap(x_gradient)(x[:, None], more[0][:, None], one_each)
+    assert_near([batched[:, 0]], expected[:1], 2 * BFLOAT16)
+
+
+@pytest.mark.usefixtures("hopper_gpu")
 @pytest.mark.parametrize("rotated_pairs", [8, 32])
 def test_agrees_with_the_heads_after_the_product(rotated_pairs):
     x, kernel, *more = arrays = arguments(rotated_pairs)
@@ -133,7 +147,7 @@ def test_agrees_with_the_heads_after_the_product(rotated_pairs):
     assert_near(found, expected, 2 * BFLOAT16)
 
 
-@pytest.mark.skipif("not door.is_hopper()")
+@pytest.mark.usefixtures("hopper_gpu")
 def test_is_not_batched_itself():
     x, kernel, *more = arguments(8)
 

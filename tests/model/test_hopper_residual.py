@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgolf.model.kernels import door, hopper, hopper_residual, residual
+from jgolf.model.kernels import hopper, hopper_residual, residual
 from jgolf.model.kernels.fp8 import FP8
+from tests.model.hopper_checks import BFLOAT16, assert_near, interpreted, pretend_a_gpu
 
 LENGTH, DEPTH, WIDTH = hopper.ROWS, hopper.SWIZZLE_BYTES, hopper.WARPGROUPS * hopper.COLUMNS
-BFLOAT16 = 4e-3
-"""Error of results that were rounded to it once, as a share of their norm."""
 FLOAT32 = 1e-5
 
 
@@ -57,14 +55,6 @@ def expected_gradients(arrays, gradients) -> list[np.ndarray]:
     return [gradient, gradient @ kernel.T, np.einsum("bti,btd->id", y, gradient)]
 
 
-def assert_near(found, expected, *tolerances: float) -> None:
-    """Every array, as a whole."""
-    for one, other, tolerance in zip(found, expected, tolerances, strict=True):
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        assert one.shape == other.shape
-        assert np.linalg.norm(one - other) < tolerance * np.linalg.norm(other)
-
-
 def values_and_gradients(arrays, gradients) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """Of the operation, with its kernel where there is such a GPU."""
     values, derivative = jax.vjp(partial(residual.normalised_sum, "auto"), *arrays)
@@ -80,18 +70,14 @@ def test_fits_what_its_tiles_cut_without_a_rest():
 
 
 def test_lowers_for_a_gpu(monkeypatch):
-    monkeypatch.setattr(door, "gpu", lambda: SimpleNamespace(device_kind="", compute_capability="9.0"))
-    monkeypatch.setattr(hopper, "_num_multiprocessors", lambda: 132)
+    pretend_a_gpu(monkeypatch)
     traced = jax.jit(partial(residual.normalised_sum, "auto")).trace(*arguments())
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_the_interpreter_finds_the_sum_and_its_norm(monkeypatch):
-    interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
-    monkeypatch.setattr(hopper, "_num_multiprocessors", lambda: 1)
-    monkeypatch.setattr(hopper.plgpu, "layout_cast", lambda x, layout: x)  # it has no registers to lay out
     arrays = arguments(batch=2)  # a shape of its own: what is traced here is not found by the other tests
-    with interpreter.force_gpu_interpret_mode():
+    with interpreted(monkeypatch):
         found = hopper_residual.product_added(*arrays)
     assert_near(found, expected_sum(arrays), BFLOAT16, FLOAT32)
 
@@ -110,7 +96,7 @@ def test_gradients_are_those_of_the_formula(monkeypatch):
     assert_near(derivative(gradients), expected_gradients(arrays, gradients)[:2], *[2 * BFLOAT16] * 2)
 
 
-@pytest.mark.skipif("not door.is_hopper()")
+@pytest.mark.usefixtures("hopper_gpu")
 def test_agrees_with_the_sum_and_its_gradients():
     arrays, gradients = arguments(), given_gradients()
     assert hopper_residual.fits(*arrays)
@@ -120,7 +106,7 @@ def test_agrees_with_the_sum_and_its_gradients():
     assert_near(found, expected_gradients(arrays, gradients), *[2 * BFLOAT16] * 3)
 
 
-@pytest.mark.skipif("not door.is_hopper()")
+@pytest.mark.usefixtures("hopper_gpu")
 def test_is_not_batched_itself():
     """But done in its plain form, which rounds the product before it is added, so the norm is another one, too."""
     stream, y, kernel = arguments()
