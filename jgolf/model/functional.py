@@ -139,10 +139,18 @@ def token_losses(
 
 
 def loss(
-    config: ModelConfig, params: Params, inputs: Int[Array, "B T"], targets: Int[Array, "B T"], **how: bool | int
+    config: ModelConfig,
+    params: Params,
+    inputs: Int[Array, "B T"],
+    targets: Int[Array, "B S"],
+    additions: Additions = NO_ADDITIONS,
+    **how: bool | int,
 ) -> Float[Array, ""]:
-    """Mean negative log likelihood in nats."""
-    return jnp.mean(token_losses(config, params, inputs, targets, **how))
+    """Mean of `token_losses` of the last targets of each row."""
+    x = hidden(config, params, inputs, last=targets.shape[1], additions=additions, **how)
+    if runs_as_written(config):
+        return jnp.mean(token_nll(plain.logits(config, params, x, additions), targets))
+    return merge(config, params).mean_loss(x, targets, additions)
 
 
 def block_outputs(

@@ -12,7 +12,7 @@ from jgolf.config.plan import Plan, Visit, kept, num_skips
 from jgolf.model.blocks import Block, Inputs, Skip
 from jgolf.model.context import Context
 from jgolf.model.embeddings import BigramHash, Embedding, GatedSmear, SmearGate, ValueEmbedding, shift_right
-from jgolf.model.kernels.loss import head_losses, logit_losses, softcap
+from jgolf.model.kernels.loss import head_losses, logit_losses, mean_head_loss, softcap
 from jgolf.model.kernels.products import matmul
 from jgolf.model.kernels.rowwise import Rows, rowwise
 from jgolf.model.layers import Linear
@@ -123,6 +123,15 @@ class GPT(nnx.Module):
             return logit_losses(choice, cap, logits, targets)
         each = [logit_losses(choice, cap, logits, targets[..., index]) for index in range(targets.shape[-1])]
         return jnp.stack(each, axis=-1)
+
+    def mean_loss(
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], additions: Additions
+    ) -> Float[Array, ""]:
+        """The mean of `losses`."""
+        if added(additions, HEAD, hidden) is not None:
+            return jnp.mean(self.losses(hidden, targets, additions))
+        config = self.config
+        return mean_head_loss(config.kernels, config.logit_softcap, hidden, self._head_kernel(), targets)
 
     def _head_kernel(self) -> Float[Array, "D V"]:
         return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]

@@ -53,7 +53,7 @@ def test_rowwise_functions_of_the_stream(width):
     weights = [random(seed, 1, width) for seed in range(3, 7)]
     assert_same_vjp(*both_ways(network.rms_normalised, 1), x)
     assert_same_vjp(*both_ways(network.rms_normalised_mean, 2), x, other)
-    assert_same_vjp(*both_ways(blocks.normalised, 1, second_is_first=True, first_is_input=True), x)
+    assert_same_vjp(*both_ways(blocks.normalised, 1, second_is_first=True, input_result=0), x)
     for functions, how in ((blocks.ONE_STREAM, {"second_is_first": True}), (blocks.TWO_LANES, {})):
         assert_same_vjp(*both_ways(functions["none"], 2, **how), x, x0, *weights[:2])
         assert_same_vjp(*both_ways(functions["added"], 3, **how), x, other, x0, *weights[:3])
@@ -61,7 +61,8 @@ def test_rowwise_functions_of_the_stream(width):
         assert_same_vjp(*both_ways(functions["kept"], 2, **how), x, x0, *weights[:2])
         assert_same_vjp(*both_ways(functions["own_added"], 2, **how), x, x0, *weights[:3])
         assert_same_vjp(*both_ways(functions["own_gated"], 2, **how), x, x0, *weights[:4])
-        assert_same_vjp(*both_ways(functions["kept"], 2, window=12, handed_on=1, **how), x, x0, *weights[:2])
+        how |= {"window": 12, "handed_on": 1, "input_result": blocks.KEPT}
+        assert_same_vjp(*both_ways(functions["kept"], 2, **how), x, x0, *weights[:2])
 
 
 def test_rowwise_update_of_two_lanes():
@@ -80,11 +81,26 @@ def test_rowwise_adds_up_addends():
     x, update = random(0, 4, NUM_ROWS // 4, 32), random(1, 4, NUM_ROWS // 4, 32)
 
     def run(choice):
-        how = {"second_is_first": True, "first_is_input": True}
+        how = {"second_is_first": True, "input_result": 0}
         return lambda x, update: rowwise.rowwise(choice, blocks.normalised, [(x, update)], **how)
 
     assert_same_vjp(run("interpret"), run("plain"), x, update)
     np.testing.assert_allclose(run("interpret")(x, update)[0], x + update, rtol=1e-6)
+
+
+def test_rowwise_keeps_a_sum_that_is_a_result_in_place_of_its_addends():
+    rows = [random(seed, NUM_ROWS, 32) for seed in range(3)]
+    weights = [random(seed, 1, 32) for seed in range(3, 5)]
+
+    def run(choice):
+        how = {"second_is_first": True, "input_result": blocks.KEPT}
+        function = blocks.ONE_STREAM["kept"]
+        return lambda x, update, x0, *whole: rowwise.rowwise(choice, function, [(x, update), x0], whole, **how)
+
+    assert_same_vjp(run("interpret"), run("plain"), *rows, *weights)
+    _, derivative = jax.vjp(run("interpret"), *rows, *weights)
+    sizes = [leaf.size for leaf in jax.tree.leaves(derivative)]
+    assert sizes.count(rows[0].size) == 2  # the sum and x0
 
 
 def test_split_heads_as_a_kernel():
@@ -168,6 +184,37 @@ def test_losses(cap):
             hidden,
             kernel,
         )
+
+
+@pytest.mark.parametrize("part_values", [loss.PART_VALUES, 1 << 11, 1])
+def test_mean_loss_part_by_part(monkeypatch, part_values):
+    monkeypatch.setattr(loss, "PART_VALUES", part_values)
+    hidden, kernel = random(0, 3, 256, 16), 4 * random(1, 16, 32)
+    targets = jnp.asarray(np.random.default_rng(2).integers(0, 32, (3, 256)))
+
+    def expected(hidden, kernel):
+        logits = 30 * jnp.tanh(hidden @ kernel / 30)
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1))
+
+    for choice in ("interpret", "plain"):
+        found = partial(loss.mean_head_loss, choice, 30.0)
+        assert_same_vjp(lambda *arrays, f=found: f(*arrays, targets), expected, hidden, kernel)
+
+
+@pytest.mark.parametrize(
+    ("positions", "vocab_size", "lengths"),
+    [
+        (98_304, 8192, [32_768] * 3),
+        (98_304, 1024, [98_304]),
+        (65_537, 8192, [21_846] * 2 + [21_845]),
+        (4 * 131_071, 2048, [131_072] * 3 + [131_068]),
+        (3, 1 << 30, [1] * 3),
+    ],
+)
+def test_parts_of_a_mean_loss_are_few_and_of_whole_tiles(positions, vocab_size, lengths):
+    parts = loss._parts(positions, vocab_size)
+    assert [part.stop - part.start for part in parts] == lengths
+    assert [part.start for part in parts] == [0, *np.cumsum(lengths)[:-1]]
 
 
 def test_losses_do_not_vanish_far_below_the_cap():

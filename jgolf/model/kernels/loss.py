@@ -20,6 +20,8 @@ from jgolf.model.kernels.products import matmul_gradients, product
 TILE_VALUES = 8192
 """Logits that a program holds at once."""
 NUM_WARPS = 8
+PART_VALUES = 1 << 28
+"""Logits of a mean loss that are in memory at once, where it is differentiated."""
 LARGEST_SHIFT = 40.0
 """A cap up to which no logit is so far below the cap that its exponential vanishes: the row's maximum is not needed."""
 
@@ -52,6 +54,23 @@ def head_losses(
         "loss",
         partial(plain_head_losses, cap),
         lambda interpret, *arrays: _head_losses(interpret, cap, *arrays),
+        _obstacle(choice, hidden.dtype, targets.size, kernel.shape[1]),
+        *(hidden, kernel, targets),
+    )
+
+
+def mean_head_loss(
+    choice: Choice, cap: float, hidden: Float[Array, "B T D"], kernel: Float[Array, "D V"], targets: Int[Array, "B T"]
+) -> Float[Array, ""]:
+    """The mean of `head_losses`, of whose logits only a part is in memory at once where it is differentiated.
+
+    All positions' losses have one factor there, so the products of a part's derivative need not wait for it.
+    """
+    return choose(
+        choice,
+        "loss",
+        lambda *arrays: jnp.mean(plain_head_losses(cap, *arrays)),
+        lambda interpret, *arrays: _mean_head_loss(interpret, cap, *arrays),
         _obstacle(choice, hidden.dtype, targets.size, kernel.shape[1]),
         *(hidden, kernel, targets),
     )
@@ -109,6 +128,42 @@ def _backward(interpret, cap, residuals, gradient):
 
 
 _head_losses.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _mean_head_loss(interpret: bool, cap: float, hidden: Array, kernel: Array, targets: Array) -> Array:
+    return jnp.mean(_head_losses(interpret, cap, hidden, kernel, targets))
+
+
+def _mean_forward(interpret, cap, hidden, kernel, targets):
+    flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    total, kernel_gradient, hidden_gradients = jnp.zeros(()), jnp.zeros_like(kernel), []
+    for here in _parts(targets.size, kernel.shape[1]):
+        # One after the other: left alone, the compiler may make all parts' logits first.
+        part, total, kernel_gradient = jax.lax.optimization_barrier((flat_hidden[here], total, kernel_gradient))
+        losses, logits_gradient = _pass_over_logits(interpret, cap, True, product(part, kernel), flat_targets[here])
+        hidden_gradient, of_part = matmul_gradients(part, kernel, logits_gradient)
+        hidden_gradients.append(hidden_gradient)
+        total, kernel_gradient = total + jnp.sum(losses), kernel_gradient + of_part
+    hidden_gradient = jnp.concatenate(hidden_gradients).reshape(hidden.shape)
+    return total / targets.size, (hidden_gradient, kernel_gradient, targets)
+
+
+def _mean_backward(interpret, cap, residuals, gradient):
+    hidden_gradient, kernel_gradient, targets = residuals
+    factor = gradient / targets.size
+    return (factor * hidden_gradient).astype(hidden_gradient.dtype), factor * kernel_gradient, None
+
+
+_mean_head_loss.defvjp(_mean_forward, _mean_backward)
+
+
+def _parts(positions: int, vocab_size: int) -> list[slice]:
+    """The fewest parts of whole tiles that have at most `PART_VALUES` logits, all as long but for the last."""
+    tile = _tile_rows(vocab_size)
+    count = -(-positions * vocab_size // PART_VALUES)
+    length = -(-positions // (count * tile)) * tile
+    return [slice(start, min(start + length, positions)) for start in range(0, positions, length)]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -22,7 +22,7 @@ def normalised_stream(
     choice: Choice, stream: Rows
 ) -> tuple[Float[Array, "... D"], Float[Array, "... D"], Float[Array, "... 1"]]:
     """`normalised` of a stream, or of its addends, in one pass over rows."""
-    return rowwise(choice, normalised, [stream], second_is_first=True, first_is_input=True)
+    return rowwise(choice, normalised, [stream], second_is_first=True, input_result=0)
 
 
 def normalised_sum(

@@ -38,7 +38,7 @@ class _Call(NamedTuple):
     tile: int
     num_addends: tuple[int, ...]
     second_is_first: bool
-    first_is_input: bool
+    input_result: int | None
     window: int
     handed_on: int | None
 
@@ -50,7 +50,7 @@ def rowwise(
     whole: Sequence[Array] = (),
     *,
     second_is_first: bool = False,
-    first_is_input: bool = False,
+    input_result: int | None = None,
     window: int = 0,
     handed_on: int | None = None,
 ) -> tuple[Array, ...]:
@@ -63,7 +63,8 @@ def rowwise(
       rows: arrays [..., width], or tuples of addends.
       whole: arrays [1, width].
       second_is_first: the first two results are equal and differ in their gradients: written once.
-      first_is_input: the first result is the first row argument: it is what is kept for the backward pass.
+      input_result: the number of a result that is the first row argument, or the sum of its addends: it is what is kept
+        for the backward pass, in their place.
       window: so many columns of the second result are returned once more; their gradient is added to the rest's as
         it is read.
       handed_on: the number of a row argument that is returned once more, last. Who reads it next reads that: the
@@ -82,7 +83,7 @@ def rowwise(
     def kernel(interpret: bool, rows: tuple, whole: tuple) -> tuple[Array, ...]:
         tile, _ = _tile_rows(rows, whole)
         num_addends = tuple(map(len, rows))
-        call = _Call(interpret, function, tile, num_addends, second_is_first, first_is_input, window, handed_on)
+        call = _Call(interpret, function, tile, num_addends, second_is_first, input_result, window, handed_on)
         return _rowwise(call, rows, whole)
 
     _, obstacle = _tile_rows(flat, whole)
@@ -108,7 +109,7 @@ def row_gradient(interpret: bool, function: Callable, x: Array, gradients: Seque
     """
     rows, *flat = (array.reshape(-1, array.shape[-1]) for array in (x, *gradients))
     tile, _ = _tile_rows(((rows,),), ())
-    call = _Call(interpret, function, tile, (1,), False, False, 0, None)
+    call = _Call(interpret, function, tile, (1,), False, None, 0, None)
     ((gradient,),), _ = _backward(call, (((rows,),), ()), tuple(flat))
     return gradient.reshape(x.shape)
 
@@ -157,8 +158,8 @@ def _forward(call, rows, whole):
     dtypes = [_result_dtype(shape, rows[0][0].dtype) for shape in shapes]
     out = [(len(rows[0][0]), shape.shape[1], dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     results, _ = _run(lambda inputs: (compute(*inputs), ()), call, "forward", rows, whole, (), out, [])
-    kept = ((results[0],), *rows[1:]) if call.first_is_input else rows
     results = (results[0], *results) if call.second_is_first else tuple(results)
+    kept = rows if call.input_result is None else ((results[call.input_result],), *rows[1:])
     return _with_copies(results, rows, call.window, call.handed_on), (kept, whole)
 
 
