@@ -18,6 +18,8 @@ START_TIMEOUT_S = 60
 """For JAX to join processes that have met."""
 SHUTDOWN_TIMEOUT_S = 10
 """For the others to say good-bye; all have reached the end by then, or one is lost."""
+LAST_WORDS_S = 2.0
+"""For a GPU's runtime to say that its calls are cancelled, which it does when the service in process 0 has ended."""
 
 
 @contextlib.contextmanager
@@ -44,6 +46,8 @@ def joined(launch: Launch | None) -> Iterator[Peers]:
         if launch.process_id == 0:  # no bars any more
             stack.enter_context(output.held_back())
         jax.distributed.shutdown()
+        if launch.process_id != 0 and jax.default_backend() == "gpu":
+            output.wait_for_last_words(LAST_WORDS_S)
 
 
 def _join(launch: Launch, output: RuntimeOutput) -> None:

@@ -69,11 +69,12 @@ def device_batch_order(train: TrainConfig, num_devices: int) -> BatchOrder:
     laid_out = order.for_devices(num_devices)
     if laid_out is not None:
         return laid_out
-    runs = order.num_ranks * order.accumulation
+    runs, rows = order.num_ranks * order.accumulation, "rows of documents" if train.documents else "sequences"
     raise ConfigError(
         f"{num_devices} devices cannot share a batch of {order.accumulation} micro-steps × {order.num_ranks} ranks × "
-        f"{order.rows_per_run} sequences evenly: expected a number of devices that divides {runs} runs, or "
-        f"{order.micro_batch_rows} sequences; change train.num_ranks, train.accumulation or train.batch_tokens"
+        f"{order.rows_per_run} {rows} evenly: expected a number of devices that divides {runs} runs, or "
+        f"{order.micro_batch_rows} {rows}; change train.num_ranks (to {num_devices}, say), train.accumulation or "
+        "train.batch_tokens"
     )
 
 

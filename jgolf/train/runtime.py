@@ -31,11 +31,16 @@ class RuntimeOutput:
         self.on_fatal: Callable[[], None] = lambda: None
         """Called, in a thread of its own, when the runtime is about to abort this process."""
         self._real = _STDERR
+        self._has_spoken = threading.Event()
 
     def tell(self, text: str) -> None:
         """Prints a line, whatever is held back."""
         with contextlib.suppress(OSError):
             os.write(self._real, f"{text}\n".encode(errors="backslashreplace"))
+
+    def wait_for_last_words(self, timeout_s: float) -> None:
+        """Until the runtime has begun to say something that is held back, or so many seconds are over."""
+        self._has_spoken.wait(timeout_s)
 
     @contextlib.contextmanager
     def held_back(self) -> Iterator[RuntimeOutput]:
@@ -64,6 +69,8 @@ class RuntimeOutput:
                     is_fatal = True  # what follows is its stack trace
                     threading.Thread(target=self.on_fatal, daemon=True).start()
                 of_runtime = bool(_OF_RUNTIME.match(line) or (of_runtime and _ITS_DETAILS.match(line)))
+                if of_runtime:
+                    self._has_spoken.set()
                 if not is_fatal and not of_runtime:
                     with contextlib.suppress(OSError):
                         os.write(self._real, line)

@@ -216,6 +216,17 @@ def test_bad_options(nano_path: str, options: list[str], text: str, capsys: pyte
     assert text in capsys.readouterr().err
 
 
+def test_ranks_that_devices_cannot_share_are_others() -> None:
+    subjects = [command.Subject(configs.load(name), None) for name in ("pr592", "best")]
+    (same, other), notes = command._shared_out(subjects, 4)
+    assert same == subjects[0]
+    assert other.config.train == dataclasses.replace(subjects[1].config.train, num_ranks=4)
+    assert device_batch_order(other.config.train, 4).rows_per_run == 1
+    assert notes == ["best: with --train.num-ranks 4, as 4 devices cannot share its own"]
+    with pytest.raises(ConfigError, match=r"train\.batch_tokens is 65536: expected a multiple of num_ranks 5"):
+        command._shared_out(subjects[1:], 5)
+
+
 def _run(nano_path: str, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *options) -> dict:
     monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count=2 {QUICK_COMPILATION}")
     assert main(["bench", "cluster", "--config", nano_path, "--out", str(out), "--runs", "1", "--json", *options]) == 0

@@ -25,6 +25,7 @@ external/xla+/xla/tsl/distributed_runtime/rpc/grpc_util.h:89
 
 """
 
+COMPILER = "W1125 20:29:06.886120 9006 hlo.cc:9] of the compiler"
 HELD_BACK = """
 import os, sys, threading
 from jgolf.train.runtime import RuntimeOutput
@@ -33,29 +34,34 @@ with RuntimeOutput().held_back() as output:
     told = threading.Event()
     output.on_fatal = lambda: (output.tell("a sentence"), told.set())
     print("in Python", file=sys.stderr, flush=True)
-    os.write(2, b"W1125 20:29:06.886120 9006 hlo.cc:9] of the compiler\\n")
+    os.write(2, b"{compiler}\\n")
     {rest}
 print("after", file=sys.stderr)
 """
 
 
 def _said(rest: str) -> list[str]:
-    command = [sys.executable, "-c", HELD_BACK.format(rest=rest)]
+    command = [sys.executable, "-c", HELD_BACK.format(compiler=COMPILER, rest=rest)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return done.stderr.splitlines()
 
 
 def test_all_else_passes() -> None:
-    compiler = "W1125 20:29:06.886120 9006 hlo.cc:9] of the compiler"
-    assert _said("pass") == ["before", "in Python", compiler, "after"]
+    assert _said("pass") == ["before", "in Python", COMPILER, "after"]
     assert _said(f"os.write(2, {FATAL.encode()!r}); told.wait(60)") == [
-        *("before", "in Python", compiler),
+        *("before", "in Python", COMPILER),
         *("a sentence", "after"),
     ]
     assert _said(f"os.write(2, {CANCELLED.encode()!r} + b'and more\\n')") == [
-        *("before", "in Python", compiler),
+        *("before", "in Python", COMPILER),
         *("and more", "after"),
     ]
+
+
+def test_last_words_are_waited_for() -> None:
+    late = f"threading.Timer(0.3, os.write, (2, {CANCELLED.encode()!r})).start()"
+    assert _said(f"{late}; output.wait_for_last_words(60)")[2:] == [COMPILER, "after"]
+    assert _said("output.wait_for_last_words(0.1)")[2:] == [COMPILER, "after"]  # none came
 
 
 def test_an_abort_is_put_off() -> None:

@@ -26,6 +26,7 @@ from jgolf.bench.cluster.tokens import write_random_shard
 from jgolf.bench.cluster.worker import Measured, Work
 from jgolf.bench.report import command_line
 from jgolf.config import Config, TrainConfig
+from jgolf.data.batches import BatchOrder
 from jgolf.data.shards import find_shards
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
@@ -99,13 +100,13 @@ def cluster(
         folder = Path(temporary)
         cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder / "programs")
         machine = _machine(devices, cache, budget)
-        for subject in subjects:
-            device_batch_order(subject.config.train, machine.devices)  # raises where they cannot share it
+        subjects, notes = _shared_out(subjects, machine.devices)
         outcome = Outcome(
             machine=machine,
             command=command,
             findings=[Findings(subject.config, machine.devices) for subject in subjects],
             tokens=["random tokens" if subject.data is None else f"tokens of {subject.data}" for subject in subjects],
+            notes=notes,
         )
         outcome.write(out)  # before anything is measured that could not be kept
         for job in Measurements(subjects, outcome, parts, losses, runs, folder).jobs():
@@ -322,6 +323,23 @@ def _subject(name: str, batch_tokens: int, data: Path | None) -> Subject:
     if data is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(data), tokenizer=""))
     return Subject(dataclasses.replace(config, model=resolved_for(config.data, config.model)), folder)
+
+
+def _shared_out(subjects: Sequence[Subject], devices: int) -> tuple[list[Subject], list[str]]:
+    """Subjects whose batches so many devices can share, where need be in as many ranks, and what to say of those.
+
+    Raises:
+      ConfigError: they cannot share a batch in that way, either.
+    """
+    shared, notes = [], []
+    for subject in subjects:
+        train = subject.config.train
+        if BatchOrder.from_config(train).for_devices(devices) is None:
+            notes.append(f"{subject.name}: with --train.num-ranks {devices}, as {devices} devices cannot share its own")
+            config = dataclasses.replace(subject.config, train=dataclasses.replace(train, num_ranks=devices))
+            subject = dataclasses.replace(subject, config=configs.validate(config))
+        shared.append(subject)
+    return shared, notes
 
 
 def _check_options(devices: int, losses: int, runs: int, parts: Sequence[Part], budget_s: float) -> None:
