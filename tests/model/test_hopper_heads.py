@@ -84,6 +84,16 @@ def test_fits_whole_heads_and_sequences(monkeypatch):
     assert not hopper_heads.fits(SHAPE, x.astype(FP8), kernel, cos)
 
 
+def test_says_where_jax_is_too_old(monkeypatch, caplog):
+    monkeypatch.setattr(hopper_heads, "FIRST_JAX", (99, 1))
+    door.note.cache_clear()
+    x, kernel, _, _, cos, _ = arguments(8)
+    assert not hopper_heads.fits(SHAPE, x, kernel, cos[:, :4]) and not caplog.messages  # no JAX would do
+    assert not hopper_heads.fits(SHAPE, x, kernel, cos)
+    reason = f"in two passes, since a kernel for both needs JAX 99.1, not {jax.__version__}"
+    assert caplog.messages == [f"projecting to heads: {reason}"]
+
+
 @concatenates
 @pytest.mark.parametrize("rotated_pairs", [8, 32])
 def test_lowers_for_a_gpu(rotated_pairs, monkeypatch):

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from jgolf.model.kernels import hopper
+from jgolf.model.kernels import door, hopper
 from jgolf.model.kernels.heads import HeadShape
 from jgolf.model.kernels.hopper import COLUMNS, PART, PARTS, ROWS, Epilogue, Tile, across
 from jgolf.model.norm import RMS_EPSILON
@@ -30,15 +30,24 @@ FIRST_JAX = (0, 11)
 
 
 def fits(shape: HeadShape, x: Float[Array, "B T D"], kernel: Float[Array, "D E"], cos: Float[Array, "T r"]) -> bool:
-    """Whether the tiles cut the product without a rest, into whole heads of one kind and rows of one sequence."""
-    return (
-        jax.__version_info__ >= FIRST_JAX
-        and x.dtype == jnp.bfloat16
+    """Whether the tiles cut the product without a rest, into whole heads of one kind and rows of one sequence.
+
+    Says so where they would, but for this JAX.
+    """
+    cut = (
+        x.dtype == jnp.bfloat16
         and hopper.fits(x, kernel)
         and shape.head_dim == PART
         and not (shape.num_heads % TILE_HEADS or shape.num_kv_heads % TILE_HEADS)
         and not (x.shape[1] % ROWS or cos.shape[1] % ROTATED_UNIT)
     )
+    if cut and jax.__version_info__ < FIRST_JAX:
+        first = ".".join(map(str, FIRST_JAX))
+        door.note(
+            f"projecting to heads: in two passes, since a kernel for both needs JAX {first}, not {jax.__version__}"
+        )
+        return False
+    return cut
 
 
 def product_heads(
