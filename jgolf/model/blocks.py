@@ -184,8 +184,16 @@ class Block(nnx.Module):
             blend, streams = (f"own_{blend}", []) if skip.stream is None else (blend, [skip.stream])
             rows, whole = rows + streams, weights + whole
         window = config.gate_window if config.attention_gate else 0
-        how |= {"window": window, "handed_on": len(rows), "input_result": KEPT if keeps else None}
-        x, read, norm, *more, x0 = rowwise(config.kernels, functions[blend], [*rows, inputs.x0], whole, **how)
+        x, read, norm, *more, x0 = rowwise(
+            config.kernels,
+            functions[blend],
+            [*rows, inputs.x0],
+            whole,
+            window=window,
+            handed_on=len(rows),
+            input_result=KEPT if keeps else None,
+            **how,
+        )
         kept = more.pop(0) if keeps else None
         return x, AttentionInput(read, self.norm_scale * norm, *more), inputs._replace(x0=x0), kept
 
