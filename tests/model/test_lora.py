@@ -12,7 +12,7 @@ import pytest
 
 from jgolf.config import ModelConfig
 from jgolf.config.plan import make_plan
-from jgolf.model.functional import apply, parameter_shapes, token_losses
+from jgolf.model.functional import apply, loss, parameter_shapes, token_losses
 from jgolf.model.lora import HEAD, LowRank, addition_name, addition_names, addition_outputs
 from tests.conftest import NANO
 
@@ -71,17 +71,35 @@ def test_both_networks_agree(name, positions):
 
     @jax.jit
     def losses_and_gradients(additions):
-        def loss(config, additions):
+        def loss_of(config, additions):
             nats = token_losses(config, params, inputs, targets, positions, additions)
             return jnp.sum(nats), nats
 
         forms = [dataclasses.replace(config, kernels=kernels) for kernels in ("plain", "interpret")]
-        return [jax.value_and_grad(partial(loss, form), has_aux=True)(additions) for form in forms]
+        return [jax.value_and_grad(partial(loss_of, form), has_aux=True)(additions) for form in forms]
 
     plain, modules = losses_and_gradients(additions)
     for expected, found in zip(*map(jax.tree.leaves, (plain, modules)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert all(np.abs(gradient).max() > 0 for gradient in jax.tree.leaves(plain[1]))
+
+
+@pytest.mark.parametrize("kernels", ["plain", "interpret"])
+@pytest.mark.parametrize("kinds", [(), ("q",), ("q", "head")])
+def test_the_loss_is_the_mean_of_all_targets(kernels, kinds):
+    config = dataclasses.replace(NETWORKS["untied"], kernels=kernels)
+    params, (inputs, _) = randoms(parameter_shapes(config), 0.3), tokens_and_targets()
+    additions = additions_for(config, kinds)
+
+    def mean(params, additions):
+        return jnp.mean(token_losses(config, params, inputs[:, :-1], inputs[:, 1:], additions=additions))
+
+    def whole(params, additions):
+        return loss(config, params, inputs[:, :-1], inputs[:, 1:], additions)
+
+    both = [jax.jit(jax.value_and_grad(function, (0, 1)))(params, additions) for function in (mean, whole)]
+    for expected, found in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_an_addition_is_what_it_would_be_in_the_matrix():
@@ -127,13 +145,18 @@ def test_every_run_of_a_layer_has_its_own():
     assert len(addition_names(LOOPED, ("q",), looped=False)["q"]) == 4
 
 
+@pytest.mark.parametrize("of_all_targets", [False, True])
 @pytest.mark.parametrize("kernels", ["plain", "interpret"])
-def test_weights_that_rest_get_no_gradient(kernels):
+def test_weights_that_rest_get_no_gradient(kernels, of_all_targets):
     """No product over all positions has the shape of a kernel."""
     config = dataclasses.replace(LOOPED, kernels=kernels)
     params, (inputs, targets) = randoms(parameter_shapes(config), 0.3), tokens_and_targets()
 
-    def loss(additions, params):
+    kinds = KINDS[:-1] if of_all_targets else KINDS  # one to the head has logits of its own made
+
+    def loss_of(additions, params):
+        if of_all_targets:
+            return loss(config, params, inputs, inputs, additions)
         return jnp.sum(token_losses(config, params, inputs, targets, POSITIONS, additions))
 
     def products(jaxpr):
@@ -146,9 +169,10 @@ def test_weights_that_rest_get_no_gradient(kernels):
                     yield from products(inner)
 
     kernel_shapes = {shape for path, shape in parameter_shapes(config).items() if path.endswith("kernel")}
+    kernel_shapes.add((config.model_dim, config.vocab_size))  # of the head, which is tied
 
     def found(argument):
-        jaxpr = jax.make_jaxpr(jax.grad(loss, argument))(additions_for(config), params)
+        jaxpr = jax.make_jaxpr(jax.grad(loss_of, argument))(additions_for(config, kinds), params)
         return kernel_shapes & {shape for shape in products(jaxpr.jaxpr) if len(shape) == 2}
 
     assert found(1), "the test sees gradients of kernels"

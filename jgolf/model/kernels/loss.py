@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from jgolf.model.kernels.door import Choice, choose, triton
-from jgolf.model.kernels.products import matmul_gradients, product
+from jgolf.model.kernels.products import instantiated, matmul_gradients, product
 
 TILE_VALUES = 8192
 """Logits that a program holds at once."""
@@ -135,27 +135,32 @@ def _mean_head_loss(interpret: bool, cap: float, hidden: Array, kernel: Array, t
     return jnp.mean(_head_losses(interpret, cap, hidden, kernel, targets))
 
 
-def _mean_forward(interpret, cap, hidden, kernel, targets):
+def _mean_forward(interpret, cap, *primals):
+    hidden, kernel, targets = (primal.value for primal in primals)
     flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    total, kernel_gradient, hidden_gradients = jnp.zeros(()), jnp.zeros_like(kernel), []
+    total, hidden_gradients = jnp.zeros(()), []
+    kernel_gradient = jnp.zeros_like(kernel) if primals[1].perturbed else None
     for here in _parts(targets.size, kernel.shape[1]):
         # One after the other: left alone, the compiler may make all parts' logits first.
         part, total, kernel_gradient = jax.lax.optimization_barrier((flat_hidden[here], total, kernel_gradient))
         losses, logits_gradient = _pass_over_logits(interpret, cap, True, product(part, kernel), flat_targets[here])
-        hidden_gradient, of_part = matmul_gradients(part, kernel, logits_gradient)
+        for_kernel = None if kernel_gradient is None else part
+        hidden_gradient, of_part = matmul_gradients(for_kernel, kernel, logits_gradient)
         hidden_gradients.append(hidden_gradient)
-        total, kernel_gradient = total + jnp.sum(losses), kernel_gradient + of_part
+        total += jnp.sum(losses)
+        kernel_gradient = None if kernel_gradient is None else kernel_gradient + of_part
     hidden_gradient = jnp.concatenate(hidden_gradients).reshape(hidden.shape)
     return total / targets.size, (hidden_gradient, kernel_gradient, targets)
 
 
 def _mean_backward(interpret, cap, residuals, gradient):
     hidden_gradient, kernel_gradient, targets = residuals
-    factor = gradient / targets.size
-    return (factor * hidden_gradient).astype(hidden_gradient.dtype), factor * kernel_gradient, None
+    factor = instantiated(gradient) / targets.size
+    kernel_gradient = None if kernel_gradient is None else factor * kernel_gradient
+    return (factor * hidden_gradient).astype(hidden_gradient.dtype), kernel_gradient, None
 
 
-_mean_head_loss.defvjp(_mean_forward, _mean_backward)
+_mean_head_loss.defvjp(_mean_forward, _mean_backward, symbolic_zeros=True)
 
 
 def _parts(positions: int, vocab_size: int) -> list[slice]:
