@@ -223,8 +223,11 @@ def test_ranks_that_devices_cannot_share_are_others() -> None:
     assert other.config.train == dataclasses.replace(subjects[1].config.train, num_ranks=4)
     assert device_batch_order(other.config.train, 4).rows_per_run == 1
     assert notes == ["best: with --train.num-ranks 4, as 4 devices cannot share its own"]
-    with pytest.raises(ConfigError, match=r"train\.batch_tokens is 65536: expected a multiple of num_ranks 5"):
+    with pytest.raises(ConfigError, match="5 devices cannot share a batch of 1 micro-steps × 1 ranks × 1 rows of doc"):
         command._shared_out(subjects[1:], 5)
+    for devices, advice in ((4, "change train.num_ranks to 4, train"), (5, "change train.num_ranks, train")):
+        with pytest.raises(ConfigError, match=advice):
+            device_batch_order(subjects[1].config.train, devices)
 
 
 def _run(nano_path: str, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *options) -> dict:

@@ -335,9 +335,13 @@ def _shared_out(subjects: Sequence[Subject], devices: int) -> tuple[list[Subject
     for subject in subjects:
         train = subject.config.train
         if BatchOrder.from_config(train).for_devices(devices) is None:
-            notes.append(f"{subject.name}: with --train.num-ranks {devices}, as {devices} devices cannot share its own")
             config = dataclasses.replace(subject.config, train=dataclasses.replace(train, num_ranks=devices))
-            subject = dataclasses.replace(subject, config=configs.validate(config))
+            try:
+                subject = dataclasses.replace(subject, config=configs.validate(config))
+            except ConfigError:
+                device_batch_order(train, devices)  # says why they cannot
+                raise
+            notes.append(f"{subject.name}: with --train.num-ranks {devices}, as {devices} devices cannot share its own")
         shared.append(subject)
     return shared, notes
 
