@@ -128,7 +128,7 @@ class GPT(nnx.Module):
         self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], additions: Additions
     ) -> Float[Array, ""]:
         """The mean of `losses`."""
-        if added(additions, HEAD, hidden) is not None:
+        if HEAD in additions:
             return jnp.mean(self.losses(hidden, targets, additions))
         config = self.config
         return mean_head_loss(config.kernels, config.logit_softcap, hidden, self._head_kernel(), targets)

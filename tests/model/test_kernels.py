@@ -168,8 +168,8 @@ def test_lookup():
 
 @pytest.mark.parametrize("cap", [0.0, 30.0, 100.0])
 def test_losses(cap):
-    hidden, kernel = random(0, 2, 64, 16), 4 * random(1, 16, 32)
-    targets = jnp.asarray(np.random.default_rng(2).integers(0, 32, (2, 64)))
+    hidden, kernel = random(0, 2, 128, 16), 4 * random(1, 16, 32)  # positions of a tile: the kernel takes no fewer
+    targets = jnp.asarray(np.random.default_rng(2).integers(0, 32, (2, 128)))
 
     def expected(hidden, kernel):
         logits = hidden @ kernel
@@ -199,6 +199,20 @@ def test_mean_loss_part_by_part(monkeypatch, part_values):
     for choice in ("interpret", "plain"):
         found = partial(loss.mean_head_loss, choice, 30.0)
         assert_same_vjp(lambda *arrays, f=found: f(*arrays, targets), expected, hidden, kernel)
+
+
+@pytest.mark.parametrize("of_losses", [loss.head_losses, loss.mean_head_loss])
+def test_a_head_that_rests_gets_no_gradient(of_losses):
+    hidden, kernel, targets = random(0, 1, 256, 16), random(1, 16, 32), jnp.zeros((1, 256), jnp.int32)
+
+    def total(hidden, kernel):
+        return jnp.sum(of_losses("interpret", 30.0, hidden, kernel, targets))
+
+    def has_kernel_s_gradient(argument):
+        equations = jax.make_jaxpr(jax.grad(total, argument))(hidden, kernel).eqns
+        return any(one.primitive.name == "dot_general" and one.outvars[0].aval.shape == (16, 32) for one in equations)
+
+    assert has_kernel_s_gradient(1) and not has_kernel_s_gradient(0)
 
 
 @pytest.mark.parametrize(

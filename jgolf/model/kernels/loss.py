@@ -114,20 +114,22 @@ def _head_losses(interpret: bool, cap: float, hidden: Array, kernel: Array, targ
     return _pass_over_logits(interpret, cap, False, product(hidden, kernel), targets)[0]
 
 
-def _forward(interpret, cap, hidden, kernel, targets):
+def _forward(interpret, cap, *primals):
+    hidden, kernel, targets = (primal.value for primal in primals)
     losses, logits_gradient = _pass_over_logits(interpret, cap, True, product(hidden, kernel), targets)
-    return losses, (hidden, kernel, logits_gradient)
+    # As in `matmul`: the hidden states are for the kernel's gradient only.
+    return losses, (hidden if primals[1].perturbed else None, kernel, logits_gradient)
 
 
 def _backward(interpret, cap, residuals, gradient):
     hidden, kernel, logits_gradient = residuals
-    factor = gradient[..., None].astype(jnp.float32)
-    scaled = (factor * hidden).astype(hidden.dtype)
+    factor = instantiated(gradient)[..., None].astype(jnp.float32)
+    scaled = None if hidden is None else (factor * hidden).astype(hidden.dtype)
     hidden_gradient, kernel_gradient = matmul_gradients(scaled, kernel, logits_gradient)
-    return (factor * hidden_gradient).astype(hidden.dtype), kernel_gradient, None
+    return (factor * hidden_gradient).astype(hidden_gradient.dtype), kernel_gradient, None
 
 
-_head_losses.defvjp(_forward, _backward)
+_head_losses.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
