@@ -100,14 +100,13 @@ def _run_problems(config: Config) -> Iterator[tuple[str, str]]:
     for kept, name in ((average.keeps_ema, "ema"), (average.swa_start, "swa")):
         if name in average.export and not kept:
             yield "average.export", f"an average that the run keeps; {name} is switched off"
-    row = 1 if train.documents else train.seq_len
-    unit = train.num_ranks * train.accumulation * row
+    unit = train.num_ranks * train.accumulation * train.run_multiple
     if train.batch_tokens % unit:
         nearest = max(unit, round(train.batch_tokens / unit) * unit)
         yield (
             "train.batch_tokens",
             f"a multiple of num_ranks {train.num_ranks} × accumulation {train.accumulation}"
-            f"{'' if train.documents else f' × seq_len {row}'} = {unit}, such as {nearest}",
+            f"{'' if train.documents else f' × seq_len {train.seq_len}'} = {unit}, such as {nearest}",
         )
 
 

@@ -304,6 +304,11 @@ class TrainConfig:
         """Inputs in one run of consecutive tokens, m in the definition of the batch order."""
         return self.batch_tokens // (self.num_ranks * self.accumulation)
 
+    @property
+    def run_multiple(self) -> int:
+        """What `run_tokens` is a multiple of: whole sequences, or where documents are kept apart any number."""
+        return 1 if self.documents else self.seq_len
+
 
 @dataclass(frozen=True)
 class AverageConfig:

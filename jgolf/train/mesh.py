@@ -70,7 +70,7 @@ def device_batch_order(train: TrainConfig, num_devices: int) -> BatchOrder:
     if laid_out is not None:
         return laid_out
     runs, rows = order.num_ranks * order.accumulation, "rows of documents" if train.documents else "sequences"
-    fits = train.batch_tokens % (num_devices * train.accumulation * (1 if train.documents else train.seq_len)) == 0
+    fits = train.batch_tokens % (num_devices * train.accumulation * train.run_multiple) == 0
     raise ConfigError(
         f"{num_devices} devices cannot share a batch of {order.accumulation} micro-steps × {order.num_ranks} ranks × "
         f"{order.rows_per_run} {rows} evenly: expected a number of devices that divides {runs} runs, or "

@@ -26,7 +26,6 @@ from jgolf.bench.cluster.tokens import write_random_shard
 from jgolf.bench.cluster.worker import Measured, Work
 from jgolf.bench.report import command_line
 from jgolf.config import Config, TrainConfig
-from jgolf.data.batches import BatchOrder
 from jgolf.data.shards import find_shards
 from jgolf.data.vocabulary import resolved_for
 from jgolf.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, JgolfError
@@ -334,13 +333,14 @@ def _shared_out(subjects: Sequence[Subject], devices: int) -> tuple[list[Subject
     shared, notes = [], []
     for subject in subjects:
         train = subject.config.train
-        if BatchOrder.from_config(train).for_devices(devices) is None:
+        try:
+            device_batch_order(train, devices)
+        except ConfigError as refused:
             config = dataclasses.replace(subject.config, train=dataclasses.replace(train, num_ranks=devices))
             try:
                 subject = dataclasses.replace(subject, config=configs.validate(config))
             except ConfigError:
-                device_batch_order(train, devices)  # says why they cannot
-                raise
+                raise refused from None
             notes.append(f"{subject.name}: with --train.num-ranks {devices}, as {devices} devices cannot share its own")
         shared.append(subject)
     return shared, notes
